@@ -1,0 +1,1 @@
+"""Measurements of a checkpoint, a tokenizer or samples: tables with provenance, no drawing."""

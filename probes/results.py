@@ -1,0 +1,70 @@
+"""Results are small tables with provenance: one long-form ``.csv`` and a ``.json`` beside it.
+
+Measuring code writes them, drawing code reads them, and nothing else passes between the two. One row
+is one measurement; the ``.json`` says what was measured, on what, how and with which versions.
+"""
+
+import json
+import platform
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+from star.errors import UserError
+from star.files import publish_file, write_json
+
+__all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
+
+PROBE_COLUMNS = (
+    "layer", "step", "protocol", "control", "split", "accuracy", "low", "high", "n",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A table of measurements and what they were made from."""
+
+    table: pd.DataFrame
+    info: dict = field(default_factory=dict)
+
+
+def provenance(**facts: object) -> dict:
+    """``facts`` (checkpoint hash, data hash, config, seed, ...) plus command, time and versions."""
+    packages = ("torch", "numpy", "scikit-learn", "star-autoregressive")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return {
+        **facts,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.platform(),
+        "versions": versions,
+    }
+
+
+def write_result(result: Result, path: Path | str) -> Path:
+    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns the csv's path."""
+    path = Path(path).with_suffix(".csv")
+    write_json(path.with_suffix(".json"), result.info)
+    with publish_file(path) as temporary:
+        result.table.to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def read_result(path: Path | str) -> Result:
+    """Read what ``write_result`` wrote; ``UserError`` if either file is missing or unreadable."""
+    path = Path(path).with_suffix(".csv")
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        info = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the result {path} and its .json: {error}") from error
+    return Result(table, info)

@@ -1,0 +1,30 @@
+"""ST-AR training and the models it trains: the public API, loaded lazily.
+
+``import star`` imports neither torch nor numpy; a name is imported on its first use.
+"""
+
+import importlib
+
+_EXPORTS = {
+    "load_model": "star.checkpoint",
+    "load_tokenizer": "star.tokenizer",
+    "generate": "star.sampler",
+    "open_source": "star.images",
+    "open_codes": "star.codes",
+    "UserError": "star.errors",
+    "preset": "star.config",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(
+            f"module 'star' has no attribute {name!r}; it has: {', '.join(__all__)}"
+        )
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

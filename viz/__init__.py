@@ -1,0 +1,1 @@
+"""Drawing: pictures from result tables and arrays, without torch and without a model."""
