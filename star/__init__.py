@@ -20,9 +20,7 @@ __all__ = list(_EXPORTS)
 
 def __getattr__(name: str):
     if name not in _EXPORTS:
-        raise AttributeError(
-            f"module 'star' has no attribute {name!r}; it has: {', '.join(__all__)}"
-        )
+        raise AttributeError(f"module 'star' has no attribute {name!r}; it has: {', '.join(__all__)}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 

@@ -115,9 +115,7 @@ class ObjectiveConfig:
         "infonce", "-log softmax over images, or the plain ratio as printed in Eqs. 6 and 7."
     )
     contrast_normalize: bool = _option(True, "L2-normalise both sides before the dot product.")
-    temperature: float = _option(
-        0.2, "Temperature of the contrastive softmax (the paper has none: 1)."
-    )
+    temperature: float = _option(0.2, "Temperature of the contrastive softmax (the paper has none: 1).")
     reduction: Literal["mean", "sum"] = _option(
         "mean", "Mean over all pairs, or 1/B times the sum over views and pairs as printed."
     )
@@ -127,9 +125,7 @@ class ObjectiveConfig:
     contrast_steps: int = _option(4, "K, steps drawn for the contrastive losses (one set a batch).")
     min_step: int = _option(1, "Smallest step that may be drawn; step 1 has seen the class only.")
     projector_layers: int = _option(3, "Layers of the projector MLP on the student side.")
-    projector_ratio: int = _option(
-        4, "Hidden width of the projector in units of the model's width."
-    )
+    projector_ratio: int = _option(4, "Hidden width of the projector in units of the model's width.")
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -154,9 +150,7 @@ class ObjectiveConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.contrast_layer < 0:
-            raise UserError(
-                f"contrast_layer is {self.contrast_layer}; expected 0 or a layer number"
-            )
+            raise UserError(f"contrast_layer is {self.contrast_layer}; expected 0 or a layer number")
         if self.contrast_weight and self.views < 2:
             raise UserError(
                 f"views is {self.views}; L_view needs at least 2 views (or --contrast-weight 0)"
@@ -180,9 +174,7 @@ class ObjectiveConfig:
         """The layer whose output is contrasted, checked against the model's depth."""
         layer = self.contrast_layer
         if layer == 0:
-            layer = {"B": 6, "L": 18, "XL": 18}.get(
-                model.size_name or "", max(1, model.layers // 2)
-            )
+            layer = {"B": 6, "L": 18, "XL": 18}.get(model.size_name or "", max(1, model.layers // 2))
         if layer > model.layers:
             raise UserError(f"contrast_layer is {layer}; the model has layers 1 to {model.layers}")
         return layer
@@ -218,18 +210,14 @@ class TrainConfig:
     beta1: float = _option(0.9, "First AdamW beta.")
     beta2: float = _option(0.95, "Second AdamW beta (LlamaGen's; the paper's 0.05 is a misprint).")
     weight_decay: float = _option(0.05, "Weight decay on tensors of two or more dimensions.")
-    clip: float = _option(
-        1.0, "Gradient norm above which gradients are scaled down; 0 turns it off."
-    )
+    clip: float = _option(1.0, "Gradient norm above which gradients are scaled down; 0 turns it off.")
     dropout: float = _option(0.1, "Dropout on token embeddings and on the two residual branches.")
     class_dropout: float = _option(0.1, "Chance that a sequence's class becomes the null class.")
     precision: Literal["auto", "fp32", "bf16"] = _option(
         "auto", "Autocast precision; auto takes what is fast here."
     )
     log_every: int = _option(10, "Steps between two lines of metrics.")
-    validate_every: int = _option(
-        100, "Steps between two validations; the last step always validates."
-    )
+    validate_every: int = _option(100, "Steps between two validations; the last step always validates.")
     save_every: int = _option(200, "Steps between two checkpoints; the end always saves.")
 
     def __post_init__(self) -> None:
