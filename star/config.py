@@ -240,6 +240,13 @@ class TrainConfig:
                 "the batch as negatives: at least 2 (or --contrast-weight 0)"
             )
 
+    def fitted_to(self, *, grid: int, vocab_size: int, num_classes: int) -> "TrainConfig":
+        """This configuration with the model's grid, vocabulary and classes set to those of the data."""
+        model = dataclasses.replace(
+            self.model, grid=grid, vocab_size=vocab_size, num_classes=num_classes
+        )
+        return dataclasses.replace(self, model=model)
+
 
 def preset(name: str) -> TrainConfig:
     """A whole configuration by size: ``tiny`` for two CPU cores, the others as LlamaGen and the paper.

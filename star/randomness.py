@@ -10,22 +10,23 @@ import zlib
 import numpy as np
 import torch
 
-__all__ = ["generator", "torch_generator"]
+__all__ = ["generator", "seed_sequence", "torch_generator"]
 
 
-def _entropy(seed: int, purpose: str, counters: tuple[int, ...]) -> np.random.SeedSequence:
+def seed_sequence(seed: int, purpose: str, counters: tuple[int, ...]) -> np.random.SeedSequence:
+    """Seed material of one purpose and its counters."""
     assert seed >= 0 and all(counter >= 0 for counter in counters), (seed, counters)
     return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *counters])
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """NumPy generator for one purpose, e.g. ``generator(seed, "mask", step)``."""
-    return np.random.Generator(np.random.PCG64(_entropy(seed, purpose, counters)))
+    return np.random.Generator(np.random.PCG64(seed_sequence(seed, purpose, counters)))
 
 
 def torch_generator(
     seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
     """Torch generator on ``device`` for one purpose (weight initialisation, dropout)."""
-    state = _entropy(seed, purpose, counters).generate_state(1, np.uint64)[0]
+    state = seed_sequence(seed, purpose, counters).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state) & (2**63 - 1))

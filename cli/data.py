@@ -1,0 +1,76 @@
+"""``star tokenize``: images to code stores, and their verification."""
+
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+
+def tokenize(
+    source: str = typer.Argument(
+        ..., help="digits, photos, or an image folder with train/CLASS/* and val/ or test/."
+    ),
+    out: Path = typer.Argument(None, help="Folder to write: train/, val/, test/ and the tokenizer."),
+    tokenizer: Path = typer.Option(None, help="Tokenizer file.  [default: the digits tokenizer]"),
+    size: int = typer.Option(None, help="Side of a view in pixels.  [default: the source's own]"),
+    views: str = typer.Option(
+        None, help="ten-crop, ten-crop-1.05, affine-N or plain.  [default: the source's own]"
+    ),
+    eval_views: Literal["test", "all"] = typer.Option("test", help="Views of val and test."),
+    batch_size: int = typer.Option(256, help="Views a tokenizer call."),
+    skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read (listed after)."),
+    seed: int = typer.Option(0, help="Seed of the random affine views."),
+    precision: Literal["auto", "fp32", "bf16"] = typer.Option("fp32", help="Tokenizer precision."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    verify: bool = typer.Option(
+        False, "--verify", help="Check the stores in SOURCE instead of writing."
+    ),
+) -> None:
+    """Turn images into codes once: one memory-mapped store a split, resumable, published whole.
+
+    star tokenize --verify DIR re-reads every array and compares hashes, shapes and ranges.
+    """
+    from cli.screen import Stages, console
+    from star.codes import open_splits
+    from star.errors import UserError
+    from star.images import open_source
+    from star.prepare import TOKENIZER_FILE, open_tokenizer
+    from star.tokenize import tokenize as run
+    from star.tokenizer import save_tokenizer
+
+    if verify:
+        for name, store in open_splits(source).items():
+            store.verify()
+            shape = " x ".join(str(size) for size in store.codes.shape)
+            console.print(f"{name}: {shape} codes are as their manifest says", highlight=False)
+        return
+    if out is None:
+        raise UserError("no OUT folder was given; expected: star tokenize SOURCE OUT")
+    opened = open_source(source)
+    with Stages() as stages:
+        model = open_tokenizer(tokenizer, on_progress=stages.report, on_message=stages.message)
+        stores = run(
+            opened,
+            model,
+            out,
+            size=size,
+            views=views,
+            eval_views=eval_views,
+            batch_size=batch_size,
+            skip_bad=skip_bad,
+            seed=seed,
+            device=device,
+            precision=precision,
+            on_progress=stages.report,
+            on_message=stages.message,
+        )
+    if not (out / TOKENIZER_FILE).exists():
+        save_tokenizer(model, out / TOKENIZER_FILE, model.card)
+    for name, store in stores.items():
+        skipped = store.manifest["skipped"]["names"]
+        console.print(
+            f"{name}: {len(store)} images x {store.views} views x {store.tokens} tokens, "
+            f"{store.num_classes} classes" + (f", skipped: {', '.join(skipped)}" if skipped else ""),
+            highlight=False,
+        )
+    console.print(f"written: {out}", highlight=False)

@@ -1,0 +1,48 @@
+"""What several commands need first: a checkpoint, the data it belongs to, and its tokenizer."""
+
+from pathlib import Path
+
+from star.errors import UserError
+
+RUNS = Path("runs")
+
+
+def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | None, grid: int | None):
+    """The checkpoint at ``path``, or of the newest run; says which one it took."""
+    from cli.screen import console
+    from star.checkpoint import newest_checkpoint, open_model
+    from star.device import resolve_device
+
+    chosen = path if path is not None else newest_checkpoint(RUNS)
+    loaded = open_model(chosen, weights=weights, device=resolve_device(device), heads=heads, grid=grid)
+    found = "" if path is not None else "newest run: "
+    console.print(f"{found}{loaded.path} ({loaded.description})", highlight=False, markup=False)
+    return loaded
+
+
+def tokenizer_path(loaded, given: Path | None) -> Path | None:
+    """``given``, else the copy in the checkpoint's run folder, else None."""
+    from star.prepare import TOKENIZER_FILE
+
+    beside = loaded.path.parent / TOKENIZER_FILE
+    return given or (beside if beside.exists() else None)
+
+
+def data_name(loaded, given: str | None) -> str:
+    """``given``, else the data the checkpoint was trained on."""
+    if given is not None:
+        return given
+    if loaded.config is None:
+        raise UserError(
+            f"{loaded.path} does not say what data it was trained on; give --data (a source, an image "
+            "folder or a folder of code stores)"
+        )
+    return loaded.config.data
+
+
+def output_folder(loaded, given: Path | None, name: str) -> Path:
+    """``given``, else ``name`` in the run folder, else (a foreign checkpoint) here."""
+    if given is not None:
+        return given
+    home = loaded.path.parent if loaded.config is not None else Path()
+    return home / name

@@ -1,0 +1,27 @@
+"""SIGINT and SIGTERM as a request to stop at the next step; a second one stops at once."""
+
+import signal
+
+__all__ = ["StopSignals"]
+
+
+class StopSignals:
+    """While active, remembers the first signal in ``received``; a repeated one raises."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number

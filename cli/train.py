@@ -1,0 +1,123 @@
+"""``star train``: ST-AR by default, ``--objective ar`` for the plain baseline."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from cli.options import with_options
+from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig
+
+SIZE_NAMES = ", ".join(SIZES)
+
+
+@with_options(
+    TrainConfig,
+    ObjectiveConfig,
+    ModelConfig,
+    skip=("grid", "vocab_size", "num_classes"),
+    panels={
+        TrainConfig: "Training",
+        ObjectiveConfig: "Objective (defaults of ST-AR; the help names the paper's equations)",
+        ModelConfig: "Model (grid, vocabulary and classes come from the data)",
+    },
+)
+def train(
+    objective: Literal["star", "ar"] = typer.Option(
+        "star", help="star: all losses of the paper; ar: next-token prediction on the same sequences."
+    ),
+    preset: str = typer.Option("tiny", help=f"Whole configuration by size: {SIZE_NAMES}."),
+    config: Path = typer.Option(
+        None, help="TOML or JSON file of settings (a run's config.json works)."
+    ),
+    tokenizer: Path = typer.Option(None, help="Tokenizer file for a source that is not tokenised yet."),
+    run: Path = typer.Option(None, "--run", help="Run folder.  [default: runs/DATE-OBJECTIVE]"),
+    resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
+    stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
+    skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    *,
+    given: dict,
+) -> None:
+    """Train an autoregressive image model; the defaults train ST-AR on the digits in minutes.
+
+    Writes config.json, metrics.jsonl, ckpt.pt and the tokenizer into the run folder. Ctrl-C saves and
+    leaves; star train --resume DIR goes on with identical results.
+    """
+    import sys
+
+    from cli.screen import Stages, TrainingView, console
+    from cli.stopping import StopSignals
+    from star.config import config_from_dict
+    from star.config import preset as named_preset
+    from star.device import resolve_device
+    from star.errors import UserError
+    from star.prepare import TOKENIZER_FILE, prepare_data
+    from star.settings import read_settings
+    from star.tokenizer import save_tokenizer
+    from star.trainer import Trainer
+
+    where = resolve_device(device)
+    if resume is not None:
+        if any(given.values()) or config or run or objective != "star":
+            raise UserError(
+                "--resume takes all settings from the run; give only --stop-after or --device"
+            )
+        folder, settings = resume, config_from_dict(read_settings(resume / "config.json"))
+    else:
+        settings = named_preset(preset)
+        if config is not None:
+            settings = config_from_dict(read_settings(config), settings)
+        if objective == "ar":
+            settings = _plain(settings, given[ObjectiveConfig])
+        changes = given[TrainConfig] | {
+            "objective": given[ObjectiveConfig],
+            "model": given[ModelConfig],
+        }
+        settings = config_from_dict(changes, settings)
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = run or Path("runs") / f"{stamp}-{objective}"
+        if (folder / "ckpt.pt").exists() or (folder / "metrics.jsonl").exists():
+            raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
+
+    with Stages() as stages:
+        data = prepare_data(
+            settings.data,
+            tokenizer=tokenizer,
+            skip_bad=skip_bad,
+            device=str(where),
+            on_progress=stages.report,
+            on_message=stages.message,
+        )
+    if resume is not None:
+        trainer = Trainer.resume(folder, data.stores, where)
+    else:
+        trainer = Trainer(settings, data.stores, folder, where)
+    if data.tokenizer is not None and not (folder / TOKENIZER_FILE).exists():
+        save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE, data.tokenizer.card)
+    precision = str(trainer.precision).removeprefix("torch.")
+    console.print(f"run {folder}  device {where}  precision {precision}", highlight=False)
+    view = TrainingView(trainer.step, trainer.config.max_steps, str(folder))
+    with view.shown(), StopSignals() as signals:
+        result = trainer.fit(
+            stop_after=stop_after, should_stop=lambda: signals.received is not None, callbacks=[view]
+        )
+    done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
+    console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
+    if signals.received is not None:
+        sys.exit(128 + signals.received)
+
+
+def _plain(settings: TrainConfig, given: dict) -> TrainConfig:
+    """The AR baseline of ``settings``; refuses options that would have no effect."""
+    import dataclasses
+
+    from star.errors import UserError
+
+    kept = ("views", "ema_decay", "ema_warmup")
+    idle = [name for name in given if name not in kept]
+    if idle:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise UserError(f"--objective ar uses none of: {flags}; leave them out or train with star")
+    return dataclasses.replace(settings, objective=settings.objective.baseline())

@@ -1,0 +1,132 @@
+"""Hidden states of chosen layers at chosen steps, and where the steps are.
+
+Step t (1..T) is the position that predicts token x_t: it has seen the class and x_1..x_{t-1}, and is
+input position t - 1. "K steps" are T/K, 2T/K, .., T. Probing conditions on the null class, so that no
+label reaches the features.
+
+Shapes: N images, T tokens, K steps, L layers asked for, D width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from star.batches import plain_batches
+from star.codes import CodeStore
+from star.device import autocast
+from star.errors import UserError
+from star.transformer import Transformer, check_layers
+
+__all__ = [
+    "StepFeatures",
+    "check_store",
+    "parse_layers",
+    "parse_steps",
+    "scattered_steps",
+    "step_features",
+    "uniform_steps",
+]
+
+
+def uniform_steps(tokens: int, count: int) -> list[int]:
+    """``count`` uniformly spaced steps that end at T; ``UserError`` unless 1 <= count <= T."""
+    if not 1 <= count <= tokens:
+        raise UserError(f"steps is {count}; expected 1 to {tokens}, the number of tokens of an image")
+    return [round(tokens * (k + 1) / count) for k in range(count)]
+
+
+def scattered_steps(tokens: int, count: int) -> list[int]:
+    """One step in each of ``count`` equal stretches of the image, at quasi-random places.
+
+    For pictures of attention: uniform steps all end a row of the grid, so that every current token
+    would lie at the right border.
+    """
+    if not 1 <= count <= tokens:
+        raise UserError(f"steps is {count}; expected 1 to {tokens}, the number of tokens of an image")
+    golden = 0.6180339887498949
+    places = [(k + 1 - (k + 1) * golden % 1) * tokens / count for k in range(count)]
+    steps = [max(1, round(place)) for place in places]
+    # With hardly more tokens than steps, rounding can give a step twice.
+    return steps if len(set(steps)) == count else uniform_steps(tokens, count)
+
+
+def parse_steps(text: str, tokens: int) -> list[int]:
+    """``"12,40,64"`` as ascending step numbers; ``UserError`` for anything else."""
+    try:
+        steps = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"steps are {text!r}; expected numbers such as 12,40,64") from None
+    for step in steps:
+        if not 1 <= step <= tokens:
+            raise UserError(f"step {step} does not exist; expected 1 to {tokens}")
+    return steps
+
+
+def parse_layers(text: str, layers: int) -> list[int]:
+    """``"6"``, ``"2,4,6"`` or ``"all"`` as layer numbers; ``UserError`` for anything else."""
+    if text == "all":
+        return list(range(1, layers + 1))
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"layer is {text!r}; expected all, a number or numbers such as 2,4,6") from None
+
+
+def check_store(model: Transformer, store: CodeStore) -> None:
+    """Raise ``UserError`` unless the codes fit the model's vocabulary, grid and classes."""
+    config = model.config
+    for what, given, expected in (
+        ("grid", store.grid, config.grid),
+        ("vocabulary", store.vocab_size, config.vocab_size),
+        ("number of classes", store.num_classes, config.num_classes),
+    ):
+        if given != expected:
+            raise UserError(
+                f"the codes in {store.path} have {what} {given}; the model was built for {expected}"
+            )
+
+
+@dataclass(frozen=True)
+class StepFeatures:
+    """``values`` (L, K, N, D) float32 of ``layers`` at ``steps``, with ``labels`` (N,)."""
+
+    values: np.ndarray
+    labels: np.ndarray
+    layers: list[int]
+    steps: list[int]
+
+
+@torch.no_grad()
+def step_features(
+    model: Transformer,
+    store: CodeStore,
+    *,
+    layers: list[int],
+    steps: list[int],
+    batch_size: int = 256,
+    precision: torch.dtype = torch.float32,
+) -> StepFeatures:
+    """Outputs of ``layers`` at ``steps`` for every image's test view, under the null class.
+
+    Raises ``UserError`` for a layer or step that does not exist and for codes that do not fit.
+    """
+    check_layers(model.config, layers)
+    check_store(model, store)
+    for step in steps:
+        if not 1 <= step <= model.config.tokens:
+            raise UserError(f"step {step} does not exist; expected 1 to {model.config.tokens}")
+    names = [f"layers.{layer}" for layer in layers]
+    positions = torch.tensor(steps) - 1
+    values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)
+    done = 0
+    for tokens_BT, labels_B in plain_batches(store, batch_size, model.output.weight.device):
+        null_B = torch.full_like(labels_B, model.config.num_classes)
+        with autocast(tokens_BT.device, precision):
+            # Nothing after the last step is needed: causal attention cannot see it.
+            out = model(tokens_BT[:, : max(steps) - 1], null_B, capture=names, with_logits=False)
+        for place, name in enumerate(names):
+            chosen_BKD = out.captured[name][:, positions].float().cpu().numpy()
+            values[place, :, done : done + len(labels_B)] = chosen_BKD.swapaxes(0, 1)
+        done += len(labels_B)
+    return StepFeatures(values, np.asarray(store.labels), list(layers), list(steps))

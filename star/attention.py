@@ -1,0 +1,67 @@
+"""Causal attention with ST-AR's token mask (Eq. 3): one place that chooses how it is computed.
+
+Two kernels give the same numbers: ``explicit`` (matmul, softmax, matmul) and ``fused`` (torch's
+scaled_dot_product_attention). ``choose_kernel`` picks by device, dtype and length. The pattern for
+pictures and measurements is always recomputed from queries and keys by ``attention_rows``, so that
+capturing it works with either kernel and never changes the result.
+
+Shapes: B batch, N query positions, S key positions, H heads, C channels of a head. Position 0 is the
+class token; S = N except when decoding with a cache.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["attend", "attention_rows", "choose_kernel", "visibility"]
+
+
+def visibility(
+    positions: int, masked_BS: Tensor | None, mask_self: bool, device: torch.device
+) -> Tensor:
+    """Boolean (1 or B, 1, N, N): may query n read key s? Causal, minus the masked tokens.
+
+    ``masked_BS`` marks the masked positions of each sequence (the class, position 0, never is). A
+    masked token is hidden from every query but its own position, or from that too with ``mask_self``.
+    The mask is the same in all heads and layers, so hidden means hidden: no deeper layer can route
+    around it through another position.
+    """
+    causal_NN = torch.ones(positions, positions, dtype=torch.bool, device=device).tril()
+    if masked_BS is None:
+        return causal_NN[None, None]
+    allowed_BNN = ~masked_BS[:, None, :]
+    if not mask_self:
+        allowed_BNN = allowed_BNN | torch.eye(positions, dtype=torch.bool, device=device)
+    return (causal_NN & allowed_BNN)[:, None]
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, keys: int) -> str:
+    """``explicit`` or ``fused``, by measurement.
+
+    On CPUs the fused kernel's bfloat16 backward is several times slower than plain matmuls at the
+    lengths of image grids (64 to 576 tokens); in float32 the two are close and fused saves memory.
+    """
+    if device.type == "cpu" and dtype is torch.bfloat16 and keys <= 1024:
+        return "explicit"
+    return "fused"
+
+
+def attend(q_BHNC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, visible: Tensor, kernel: str) -> Tensor:
+    """(B, H, N, C) attention output; ``visible`` (1 or B, 1, N, S) is True where a key may be read."""
+    if kernel == "fused":
+        return F.scaled_dot_product_attention(q_BHNC, k_BHSC, v_BHSC, attn_mask=visible)
+    assert kernel == "explicit", kernel
+    bias = torch.zeros_like(visible, dtype=q_BHNC.dtype).masked_fill_(~visible, float("-inf"))
+    logits_BHNS = q_BHNC @ (k_BHSC.transpose(-1, -2) * q_BHNC.shape[-1] ** -0.5) + bias
+    return logits_BHNS.softmax(-1) @ v_BHSC
+
+
+def attention_rows(q_BHNC: Tensor, k_BHSC: Tensor, visible: Tensor) -> Tensor:
+    """Softmax rows (B, H, N, S) in float32 from rotated queries and keys, whatever the kernel was.
+
+    Pass a subset of the queries (and the same rows of ``visible``) to get a few rows without the
+    memory of the whole pattern.
+    """
+    scale = q_BHNC.shape[-1] ** -0.5
+    logits_BHNS = q_BHNC.float() @ k_BHSC.float().transpose(-1, -2) * scale
+    return logits_BHNS.masked_fill(~visible, float("-inf")).softmax(-1)

@@ -1,0 +1,158 @@
+"""Checkpoints: one ``.pt`` that loads with ``weights_only=True``, published atomically.
+
+Content (format version 1): ``format``, ``version``, ``step``, ``config`` (a plain dictionary),
+``student``, ``teacher``, ``projector``, ``optimizer``, ``teacher_updates``, ``tokenizer`` (sha256,
+name, stride), ``class_names``, ``data`` (hashes of the code stores). ``load_model`` reads ours and
+LlamaGen's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from star.config import ModelConfig, TrainConfig, config_from_dict
+from star.errors import UserError, require_choice
+from star.files import publish_file
+from star.llamagen import is_llamagen, read_llamagen
+from star.safe_load import load_torch_file
+from star.transformer import Transformer, build_model
+
+__all__ = [
+    "Loaded",
+    "load_checkpoint",
+    "load_model",
+    "newest_checkpoint",
+    "open_model",
+    "save_checkpoint",
+]
+
+FORMAT, VERSION = "star", 1
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """Write one checkpoint; ``path`` keeps its old content until the new one is whole on disk."""
+    with publish_file(path) as temporary:
+        torch.save({"format": FORMAT, "version": VERSION, **content}, temporary)
+
+
+def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict:
+    """Our own checkpoint's content; ``UserError`` for any other file or a newer version."""
+    content = load_torch_file(path, device)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of star train; a LlamaGen file cannot be resumed")
+    if content["version"] > VERSION:
+        raise UserError(
+            f"{path} has checkpoint version {content['version']}; this release reads up to {VERSION}"
+        )
+    return content
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """``ckpt.pt`` of the newest run below ``runs``; ``UserError`` if there is none."""
+    found = sorted(runs.glob("**/ckpt.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(
+            f"no run with a ckpt.pt below {runs}; train one with star train, or name a file"
+        )
+    return found[-1]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and what its file says about it; fields are None where a file does not say."""
+
+    model: Transformer
+    path: Path
+    weights: str
+    description: str
+    step: int | None = None
+    config: TrainConfig | None = None
+    class_names: tuple[str, ...] | None = None
+    tokenizer: dict | None = None
+
+    @property
+    def objective_name(self) -> str:
+        """``AR`` or ``ST-AR`` for our own runs, ``LlamaGen`` for its checkpoints."""
+        if self.config is None:
+            return "LlamaGen"
+        return "ST-AR" if self.config.objective.uses_teacher else "AR"
+
+
+def open_model(
+    path: Path | str,
+    *,
+    weights: str = "teacher",
+    device: torch.device | str = "cpu",
+    heads: int | None = None,
+    grid: int | None = None,
+) -> Loaded:
+    """Load a model with everything its checkpoint says; see ``load_model``."""
+    require_choice("weights", weights, ("teacher", "student"))
+    path = Path(path)
+    if path.is_dir() and (path / "ckpt.pt").exists():
+        path = path / "ckpt.pt"
+    content = load_torch_file(path)
+    if content.get("format") == FORMAT:
+        content = load_checkpoint(path)
+        config = config_from_dict(content["config"])
+        model = _fill(config.model, content[weights], path, device)
+        said = f"{weights} weights of step {content['step']}"
+        return Loaded(
+            model,
+            path,
+            weights,
+            said,
+            step=content["step"],
+            config=config,
+            class_names=tuple(content["class_names"]),
+            tokenizer=content["tokenizer"],
+        )
+    if not is_llamagen(content):
+        keys = ", ".join(map(str, list(content)[:5]))
+        raise UserError(
+            f"{path} is neither a checkpoint of star train nor a LlamaGen one (it holds: {keys})"
+        )
+    model_config, state, said = read_llamagen(content, path, weights=weights, heads=heads, grid=grid)
+    return Loaded(_fill(model_config, state, path, device), path, weights, said)
+
+
+def load_model(
+    path: Path | str,
+    *,
+    weights: str = "teacher",
+    device: torch.device | str = "cpu",
+    heads: int | None = None,
+    grid: int | None = None,
+) -> Transformer:
+    """A transformer, without gradients, from a checkpoint of ours or of the public LlamaGen code.
+
+    weights: ``teacher`` (EMA) or ``student``. heads, grid: only for LlamaGen files that do not say.
+    Raises ``UserError`` if the file is missing, broken, unsafe or does not fit.
+    """
+    return open_model(path, weights=weights, device=device, heads=heads, grid=grid).model
+
+
+def _fill(config: ModelConfig, state: dict, path: Path, device: torch.device | str) -> Transformer:
+    model = build_model(config, device=device)
+    check_keys(model, state, path)
+    model.load_state_dict(state)
+    return model.requires_grad_(False).eval()
+
+
+def check_keys(module: torch.nn.Module, state: dict, path: Path) -> None:
+    """Raise ``UserError`` with the differences on both sides unless keys and shapes agree."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    differences = [
+        *(f"missing {key}" for key in expected if key not in given),
+        *(f"unexpected {key}" for key in given if key not in expected),
+        *(
+            f"{key} has shape {given[key]}, expected {shape}"
+            for key, shape in expected.items()
+            if key in given and given[key] != shape
+        ),
+    ]
+    if differences:
+        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise UserError(f"{path} does not fit the model: {'; '.join(differences[:4])}{more}")

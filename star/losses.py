@@ -1,0 +1,73 @@
+"""The four losses of ST-AR as pure functions (Eqs. 2, 4, 6 and 7), computed in float32.
+
+Shapes: B images of this process, G images of the global batch, M views, T steps, K sampled steps,
+D width, V codebook size, S = B * M sequences.
+"""
+
+from itertools import permutations
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ar_loss", "mim_loss", "step_loss", "view_loss"]
+
+
+def ar_loss(logits_STV: Tensor, tokens_ST: Tensor) -> Tensor:
+    """L_AR (Eq. 2): mean negative log-likelihood a token, in nats."""
+    return F.cross_entropy(logits_STV.flatten(0, 1).float(), tokens_ST.flatten())
+
+
+def mim_loss(
+    student_STD: Tensor, teacher_STD: Tensor, distance: Literal["cosine", "l2"] = "cosine"
+) -> Tensor:
+    """L_MIM (Eq. 4): mean over steps of D(h, h^), D = 1 - cosine, or the squared L2 distance / D."""
+    student, teacher = student_STD.float(), teacher_STD.detach().float()
+    if distance == "l2":
+        return F.mse_loss(student, teacher)
+    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+def step_loss(projected_BMKD: Tensor, teacher_GMKD: Tensor, **options) -> Tensor:
+    """L_step (Eq. 6): the positive is the teacher at another step of the same view.
+
+    Negatives are the other images at the positive's view and step. Options: see ``_contrast``.
+    """
+    return _contrast(projected_BMKD, teacher_GMKD, **options)
+
+
+def view_loss(projected_BMKD: Tensor, teacher_GMKD: Tensor, **options) -> Tensor:
+    """L_view (Eq. 7): the positive is the teacher at the same step of another view.
+
+    Eq. 6 with the roles of views and steps exchanged. Options: see ``_contrast``.
+    """
+    return _contrast(projected_BMKD.transpose(1, 2), teacher_GMKD.transpose(1, 2), **options)
+
+
+def _contrast(
+    z_BXYD: Tensor,
+    h_GXYD: Tensor,
+    *,
+    temperature: float,
+    form: Literal["infonce", "ratio"] = "infonce",
+    normalize: bool = True,
+    reduction: Literal["mean", "sum"] = "mean",
+    first_image: int = 0,
+) -> Tensor:
+    """Contrast along axis Y: (x, y) of the student against (x, y') of the teacher, y' != y.
+
+    ``first_image`` is the place of this process's images in the global batch. ``infonce``: -log of
+    the softmax over images; ``ratio``: minus that softmax, as printed. ``sum``: 1/B sum over b of the
+    sum over all pairs, as printed; ``mean``: the mean over b and pairs.
+    """
+    z, h = z_BXYD.float(), h_GXYD.detach().float()
+    if normalize:
+        z, h = F.normalize(z, dim=-1), F.normalize(h, dim=-1)
+    anchors, positives = zip(*permutations(range(z.shape[2]), 2), strict=True)
+    logits_XPBG = torch.einsum("bxpd,gxpd->xpbg", z[:, :, anchors], h[:, :, positives]) / temperature
+    own = torch.arange(z.shape[0], device=z.device) + first_image
+    log_softmax = F.log_softmax(logits_XPBG, dim=-1)
+    picked_XPB = log_softmax.gather(-1, own.expand(*logits_XPBG.shape[:2], -1)[..., None])[..., 0]
+    losses_XPB = -picked_XPB if form == "infonce" else -picked_XPB.exp()
+    return losses_XPB.mean() if reduction == "mean" else losses_XPB.sum() / z.shape[0]

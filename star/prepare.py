@@ -1,0 +1,102 @@
+"""From a ``data`` setting to code stores and the tokenizer that made them.
+
+A folder of code stores is opened as it is. A source (digits, photos, an image folder) is tokenised
+once into the cache folder; the same source, tokenizer and views find it there again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from star.codes import CodeStore, open_splits
+from star.errors import UserError
+from star.images import ImageSource, open_source
+from star.tokenize import tokenize
+from star.tokenizer import cache_folder, load_tokenizer, tokenizer_sha256
+from star.tokenizer_training import digits_tokenizer
+from star.vq import VQModel
+
+__all__ = ["TOKENIZER_FILE", "PreparedData", "is_code_folder", "open_tokenizer", "prepare_data"]
+
+# Name of the tokenizer's copy beside code stores and in run folders.
+TOKENIZER_FILE = "tokenizer.safetensors"
+
+Progress = Callable[[str, int, int], None]
+Message = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Code stores by split, the tokenizer (None if stores came without one) and the image source."""
+
+    stores: dict[str, CodeStore]
+    tokenizer: VQModel | None
+    source: ImageSource | None
+
+
+def is_code_folder(data: str | Path) -> bool:
+    """Whether ``data`` is a folder of code stores."""
+    return (Path(data) / "train" / "manifest.json").is_file()
+
+
+def open_tokenizer(
+    path: Path | str | None, *, on_progress: Progress | None = None, on_message: Message | None = None
+) -> VQModel:
+    """The tokenizer at ``path``; without one, the digits tokenizer, trained if it is not cached yet."""
+    if path is not None:
+        return load_tokenizer(path)
+
+    def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+        if on_progress is not None:
+            on_progress("tokenizer", step, steps)
+
+    tokenizer, file = digits_tokenizer(on_step=report)
+    if on_message is not None:
+        on_message(f"tokenizer: {tokenizer.name} ({file})")
+    return tokenizer
+
+
+def prepare_data(
+    data: str | Path,
+    *,
+    tokenizer: Path | str | None = None,
+    views: str | None = None,
+    size: int | None = None,
+    skip_bad: bool = False,
+    device: str = "cpu",
+    on_progress: Progress | None = None,
+    on_message: Message | None = None,
+) -> PreparedData:
+    """Open or make the code stores of ``data``; ``UserError`` where neither is possible."""
+    if is_code_folder(data):
+        stores = open_splits(data)
+        beside = Path(data) / TOKENIZER_FILE
+        path = tokenizer or (beside if beside.exists() else None)
+        model = load_tokenizer(path) if path else None
+        expected = stores["train"].tokenizer_sha256
+        if model is not None and tokenizer_sha256(model) != expected:
+            raise UserError(
+                f"{path} is not the tokenizer that made the codes in {data} (sha256 {expected[:12]})"
+            )
+        return PreparedData(stores, model, None)
+    source = open_source(data)
+    if tokenizer is None and source.name != "digits" and on_message is not None:
+        on_message(
+            f"no --tokenizer given: {source.name} is tokenised with the small one trained on digits"
+        )
+    model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)
+    parts = [tokenizer_sha256(model), str(views), str(size), str(skip_bad)]
+    parts += [split.fingerprint() for split in source.splits.values()]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    stores = tokenize(
+        source,
+        model,
+        cache_folder() / "codes" / f"{source.name}-{key}",
+        views=views,
+        size=size,
+        skip_bad=skip_bad,
+        device=device,
+        on_progress=on_progress,
+    )
+    return PreparedData(stores, model, source)

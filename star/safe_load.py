@@ -1,0 +1,64 @@
+"""Read ``.pt`` files without ever running code from them.
+
+Everything goes through ``torch.load(weights_only=True)``. Only one extra class is allowed,
+``argparse.Namespace`` (LlamaGen stores its arguments in one; rebuilding it sets attributes and calls
+nothing). A file that asks for anything else is refused by name.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from star.errors import UserError
+
+__all__ = ["load_torch_file", "strip_prefixes"]
+
+# torch.compile and DDP/FSDP wrappers leave these in front of every key
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+
+
+def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dict:
+    """The dictionary stored in a ``.pt`` or ``.pth`` file.
+
+    Raises ``UserError`` if the file is missing, empty, truncated, of another format, not a
+    dictionary, or holds objects that would run code.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such file: {path}")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected a .pt file (a run folder holds ckpt.pt)")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types here; all mean "not readable"
+        raise UserError(_explain(path, error)) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a dictionary of weights")
+    return content
+
+
+def _explain(path: Path, error: Exception) -> str:
+    text = str(error)
+    unsafe = re.search(
+        r"GLOBAL (\S+) was not an allowed global|Unsupported (?:global|class)\S* (\S+)", text
+    )
+    if unsafe:
+        name = (unsafe.group(1) or unsafe.group(2)).rstrip(".,")
+        return (
+            f"{path} is refused: it holds an object that could run code ({name}); only weights are read"
+        )
+    reason = re.sub(r"\s+", " ", text).split(". ")[0][:160] or type(error).__name__
+    return f"cannot read {path} as a checkpoint, it is truncated or of another format ({reason})"
+
+
+def strip_prefixes(weights: dict) -> dict:
+    """State dict with wrapper prefixes (``_orig_mod.``, ``module.``) taken off every key."""
+    stripped = {}
+    for key, value in weights.items():
+        while key.startswith(WRAPPER_PREFIXES):
+            key = key[len(next(p for p in WRAPPER_PREFIXES if key.startswith(p))) :]
+        stripped[key] = value
+    return stripped

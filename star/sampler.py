@@ -1,0 +1,135 @@
+"""Cached autoregressive sampling with classifier-free guidance, as LlamaGen does it.
+
+Each step: guidance ``uncond + s (cond - uncond)``, then temperature, top-k, top-p, then one draw. The
+cache is created here and handed to the model, which is left as it was. The randomness of an image
+depends on its own seed alone, so an image does not change with the batch it is sampled in.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from star.errors import UserError
+from star.randomness import generator
+from star.transformer import KVCache, Transformer
+
+__all__ = ["filter_logits", "generate", "guide"]
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    labels_B: Tensor | Sequence[int],
+    *,
+    seeds: Sequence[int],
+    cfg_scale: float = 2.0,
+    cfg_interval: int = -1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Sample (B, T) tokens, one image a label and a seed.
+
+    cfg_scale: 1 is no guidance. cfg_interval: guidance ends after this many decoded tokens beyond the
+    first two, -1 never (LlamaGen's convention). top_k 0 and top_p 1 keep the whole distribution.
+    greedy: take the most likely token. on_step(done, T) reports progress.
+
+    Raises ``UserError`` for a label outside the classes, a wrong number of seeds, or a sampling
+    parameter out of range.
+    """
+    config, device = model.config, model.output.weight.device
+    labels = torch.as_tensor(labels_B, dtype=torch.long, device=device)
+    _check(labels, seeds, config.num_classes, cfg_scale, temperature, top_k, top_p)
+    count, guided = len(labels), cfg_scale != 1.0
+    # Drawn up front, one row an image: inverse-CDF sampling needs one uniform number a token.
+    uniform_BT = torch.from_numpy(
+        np.stack([generator(int(seed), "sample").random(config.tokens) for seed in seeds])
+    ).to(device)
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
+    cache = KVCache(config, len(labels), device, model.output.weight.dtype)
+    tokens_BT = torch.empty(count, config.tokens, dtype=torch.long, device=device)
+    new_Bn = torch.empty(len(labels), 0, dtype=torch.long, device=device)
+    for t in range(config.tokens):
+        out = model(new_Bn, labels if t == 0 else None, cache=cache)
+        logits_BV = out.logits[:, -1].float()
+        if guided:
+            strength = cfg_scale if cfg_interval < 0 or t - 1 <= cfg_interval else 1.0
+            logits_BV = guide(*logits_BV.chunk(2), strength)
+        if greedy:
+            chosen_B = logits_BV.argmax(-1)
+        else:
+            logits_BV = filter_logits(logits_BV / temperature, top_k, top_p)
+            chosen_B = _draw(logits_BV, uniform_BT[:, t])
+        tokens_BT[:, t] = chosen_B
+        new_Bn = (chosen_B.repeat(2) if guided else chosen_B)[:, None]
+        if on_step is not None:
+            on_step(t + 1, config.tokens)
+    return tokens_BT
+
+
+def guide(cond_BV: Tensor, uncond_BV: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance on logits."""
+    return uncond_BV + scale * (cond_BV - uncond_BV)
+
+
+def filter_logits(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set what top-k, then top-p exclude to -inf.
+
+    Top-k keeps ties with the k-th logit; top-p keeps the smallest set whose probability exceeds
+    ``top_p`` (always at least the most likely token).
+    """
+    if 0 < top_k < logits_BV.shape[-1]:
+        threshold = logits_BV.topk(top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < threshold, float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits_BV.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        drop = (before > top_p).scatter(1, order, before > top_p)
+        drop.scatter_(1, order[:, :1], False)
+        logits_BV = logits_BV.masked_fill(drop, float("-inf"))
+    return logits_BV
+
+
+def _draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Inverse-CDF draw in float64; never an excluded token."""
+    cumulative = logits_BV.double().softmax(-1).cumsum(-1)
+    target = uniform_B[:, None] * cumulative[:, -1:]
+    # right=True: the first index whose cumulative sum exceeds the target has probability > 0.
+    chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    last_possible = (cumulative < cumulative[:, -1:]).sum(-1)
+    return torch.minimum(chosen, last_possible)
+
+
+def _check(
+    labels: Tensor,
+    seeds: Sequence[int],
+    classes: int,
+    cfg_scale: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> None:
+    if labels.ndim != 1 or len(labels) == 0:
+        raise UserError(f"labels have shape {tuple(labels.shape)}; expected (B,) with B at least 1")
+    if len(seeds) != len(labels):
+        raise UserError(f"{len(seeds)} seeds were given for {len(labels)} labels; expected one each")
+    outside = labels[(labels < 0) | (labels > classes)]
+    if len(outside):
+        raise UserError(
+            f"label {int(outside[0])} does not exist; expected 0 to {classes - 1}, "
+            f"or {classes} for the null class"
+        )
+    if not temperature > 0:
+        raise UserError(f"temperature is {temperature}; expected > 0 (or greedy decoding)")
+    if not cfg_scale >= 0:
+        raise UserError(f"cfg_scale is {cfg_scale}; expected >= 0 (1 is no guidance)")
+    if top_k < 0:
+        raise UserError(f"top_k is {top_k}; expected >= 0 (0 keeps all)")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; expected 0 < top_p <= 1")

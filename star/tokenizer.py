@@ -1,0 +1,214 @@
+"""Tokenizer files: load ours or LlamaGen's, save ours, and name a tokenizer by its content.
+
+Ours is one ``.safetensors`` file with the shape and a small card (data, steps, quality) as JSON in its
+metadata. LlamaGen's published ``vq_ds16_c2i.pt`` and ``vq_ds8_c2i.pt`` hold bare weights, so the shape
+is read off the tensors. Nothing from a file is ever run (``star.safe_load``).
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from star.errors import UserError
+from star.files import publish_file
+from star.safe_load import load_torch_file, strip_prefixes
+from star.vq import VQConfig, VQModel
+
+__all__ = [
+    "cache_folder",
+    "default_tokenizer_path",
+    "load_tokenizer",
+    "save_tokenizer",
+    "tokenizer_sha256",
+]
+
+FORMAT = "star-vq-1"
+CODEBOOK = "quantize.embedding.weight"
+USAGE = "quantize.codebook_used"
+# LlamaGen's sampling and code extraction read "model" where a file also has an "ema"
+CONTAINERS = ("model", "ema", "state_dict")
+
+
+def cache_folder() -> Path:
+    """Folder for what the program makes itself: ``$STAR_CACHE``, else ``~/.cache/star``."""
+    return Path(os.environ.get("STAR_CACHE") or Path.home() / ".cache" / "star")
+
+
+def default_tokenizer_path() -> Path:
+    """Where the digits tokenizer of the present recipe is kept, whether or not it exists yet."""
+    # imported here because training saves through this module
+    from star.tokenizer_training import digits_recipe
+
+    return cache_folder() / f"digits-{digits_recipe()}.safetensors"
+
+
+def load_tokenizer(path: Path | str | None = None, device: torch.device | str = "cpu") -> VQModel:
+    """Tokenizer in eval mode, float32 and without gradient; ``path=None`` is the cached digits one.
+
+    The model carries ``.config``, ``.card`` (a dictionary, empty for published weights) and ``.name``
+    (the one it was saved with, the file's for published weights).
+    Raises ``UserError`` if the file is missing, truncated, unsafe or not a VQ tokenizer.
+    """
+    if path is None:
+        path = default_tokenizer_path()
+        if not path.exists():
+            raise UserError(
+                f"there is no default tokenizer yet ({path}): run `star reproduce digits`, which "
+                "trains it, or give one with --tokenizer"
+            )
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        weights, config, card, name = _read_safetensors(path)
+    else:
+        weights, config, card, name = _weights_of(load_torch_file(path), path), None, {}, None
+    model = _build(weights, config or _infer_config(weights, path), path)
+    model.card = card
+    model.name = name or path.stem
+    # A quarter faster on a CPU, a half under bf16, as long as nothing is trained (see star.vq).
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def save_tokenizer(model: VQModel, path: Path | str, card: dict) -> None:
+    """Write the tokenizer as one ``.safetensors`` file, atomically, with its config and card.
+
+    Raises ``UserError`` for another file ending, ``ValueError`` if the card is not plain JSON.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} does not end in .safetensors, the format tokenizers are saved in")
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "card": json.dumps(card, allow_nan=False),
+        "name": str(card.get("name") or model.name),
+    }
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with publish_file(path) as temporary:
+        safetensors.torch.save_file(weights, temporary, metadata=metadata)
+
+
+def tokenizer_sha256(model: VQModel) -> str:
+    """Identity of a tokenizer: sha256 of its shape and of every weight as little-endian float32.
+
+    It does not depend on the file format, the device or the order of the keys. The usage buffer is
+    left out, since it changes no token and no pixel.
+    """
+    digest = hashlib.sha256()
+    digest.update(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
+    for key, value in sorted(model.state_dict().items()):
+        if key == USAGE:
+            continue
+        digest.update(f"\n{key} {tuple(value.shape)}\n".encode())
+        array = value.detach().float().cpu().contiguous().numpy()
+        digest.update(array.astype(np.dtype("<f4"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict, VQConfig | None, dict, str | None]:
+    if not path.is_file():
+        raise UserError(f"no such tokenizer file: {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path} as safetensors, it is truncated or of another format"
+        ) from error
+    weights = _weights_of(weights, path)
+    if "config" not in metadata:
+        return weights, None, {}, None
+    try:
+        config = VQConfig(**json.loads(metadata["config"]))
+        card = json.loads(metadata.get("card", "{}"))
+        if not isinstance(card, dict):
+            raise TypeError("the card is not an object")
+    except (json.JSONDecodeError, TypeError, UserError) as error:
+        raise UserError(f"the metadata of {path} is not a tokenizer's ({error})") from error
+    return weights, config, card, metadata.get("name")
+
+
+def _weights_of(content: dict, path: Path) -> dict[str, torch.Tensor]:
+    """State dict of a VQ tokenizer inside a checkpoint, without wrapper prefixes."""
+    candidates = [content.get(name) for name in CONTAINERS] + [content]
+    for candidate in candidates:
+        if not isinstance(candidate, dict) or not all(isinstance(key, str) for key in candidate):
+            continue
+        weights = strip_prefixes(candidate)
+        if isinstance(weights.get(CODEBOOK), torch.Tensor):
+            # a top-level dictionary may carry optimiser state and arguments beside the weights
+            return {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    found = ", ".join(str(key) for key in list(content)[:4]) or "nothing"
+    raise UserError(
+        f"{path} is not a VQ tokenizer: no {CODEBOOK} at the top level or under "
+        f"{', '.join(CONTAINERS)} (found: {found})"
+    )
+
+
+def _infer_config(weights: dict[str, torch.Tensor], path: Path) -> VQConfig:
+    """Shape of a tokenizer from the shapes of its tensors."""
+
+    def count(pattern: str) -> int:
+        found = (re.match(pattern, key) for key in weights)
+        return 1 + max((int(match.group(1)) for match in found if match), default=-1)
+
+    def shape(key: str, ndim: int) -> torch.Size:
+        if key not in weights or weights[key].ndim != ndim:
+            raise UserError(f"{path} is not a VQ tokenizer of LlamaGen's layout: it needs {key}")
+        return weights[key].shape
+
+    channels = shape("encoder.conv_in.weight", 4)[0]
+    widths = [
+        shape(f"encoder.conv_blocks.{level}.res.0.norm2.weight", 1)[0]
+        for level in range(count(r"encoder\.conv_blocks\.(\d+)\."))
+    ]
+    codebook_size, codebook_dim = shape(CODEBOOK, 2)
+    return VQConfig(
+        channels=channels,
+        multipliers=tuple(width // max(channels, 1) for width in widths),
+        encoder_blocks=count(r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        decoder_blocks=count(r"decoder\.conv_blocks\.0\.res\.(\d+)\."),
+        z_channels=shape("encoder.conv_out.weight", 4)[0],
+        codebook_size=codebook_size,
+        codebook_dim=codebook_dim,
+    )
+
+
+def _build(weights: dict[str, torch.Tensor], config: VQConfig, path: Path) -> VQModel:
+    with torch.device("meta"):  # no memory and no random initialisation for weights to be replaced
+        model = VQModel(config)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    # The buffer holds no knowledge: files without it, or with another window, are as good.
+    weights = {**weights, USAGE: torch.zeros(expected[USAGE])}
+    _check_keys(expected, {key: value.shape for key, value in weights.items()}, path)
+    weights = {key: value.detach().float() for key, value in weights.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _check_keys(expected: dict, given: dict, path: Path) -> None:
+    def some(keys: set[str]) -> str:
+        names = sorted(keys)
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    problems = []
+    if missing := expected.keys() - given.keys():
+        problems.append(f"missing: {some(missing)}")
+    if unknown := given.keys() - expected.keys():
+        problems.append(f"not expected: {some(unknown)}")
+    if wrong := {key for key in expected.keys() & given.keys() if expected[key] != given[key]}:
+        key = min(wrong)
+        problems.append(
+            f"other shape: {some(wrong)} ({key} is {tuple(given[key])}, expected "
+            f"{tuple(expected[key])})"
+        )
+    if problems:
+        raise UserError(f"{path} does not fit the VQ tokenizer's layout; {'; '.join(problems)}")

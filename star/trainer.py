@@ -1,0 +1,268 @@
+"""The training loop: plain AR and ST-AR by the same code, as a function of (config, step).
+
+The loop owns the optimiser, the teacher's updates, the metrics file and the checkpoints. It knows no
+probe and no picture: callbacks receive each row of metrics.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from star.batches import TrainLoader
+from star.checkpoint import check_keys, load_checkpoint, save_checkpoint
+from star.codes import CodeStore
+from star.config import TrainConfig, config_from_dict, config_to_dict
+from star.device import autocast, peak_memory_bytes, resolve_precision
+from star.dropout import Dropout
+from star.errors import UserError
+from star.files import publish_file, write_json
+from star.likelihood import image_nll
+from star.objective import TrainBatch, compute_losses
+from star.randomness import torch_generator
+from star.student import Student
+from star.teacher import Teacher
+from star.transformer import build_model
+
+__all__ = ["TrainResult", "Trainer", "learning_rate"]
+
+OnRow = Callable[[dict], None]
+
+
+@dataclass
+class TrainResult:
+    """Where a run ended: its folder, steps done, whether it finished, and the last row of metrics."""
+
+    run: Path
+    step: int
+    finished: bool
+    last_row: dict = field(default_factory=dict)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of step n (from 0): linear warm-up, then constant or cosine to 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Trainer:
+    """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
+
+    def __init__(
+        self, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
+    ):
+        train = stores["train"]
+        self.config = config.fitted_to(
+            grid=train.grid, vocab_size=train.vocab_size, num_classes=train.num_classes
+        )
+        objective, model_config = self.config.objective, self.config.model
+        objective.check_model(model_config)
+        self.stores, self.run, self.device = stores, run, device
+        self.loader = TrainLoader(train, self.config)
+        self.precision = resolve_precision(config.precision, device)
+        self.step = 0
+        model = build_model(model_config, torch_generator(config.seed, "init"))
+        self.student = Student(model, objective)
+        if self.student.projector is not None:
+            self.student.projector.initialize(torch_generator(config.seed, "projector"))
+        self.student.to(device)
+        self.teacher = Teacher(
+            self.student.model, decay=objective.ema_decay, warmup=objective.ema_warmup
+        )
+        self.optimizer = _adamw(self.student, self.config)
+
+    @classmethod
+    def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
+        """Go on from ``run/ckpt.pt``; ``UserError`` if it or any part of the state is missing."""
+        path = run / "ckpt.pt"
+        content = load_checkpoint(path)
+        trainer = cls(config_from_dict(content["config"]), stores, run, device)
+        trainer._check_data(content, path)
+        parts: dict[str, nn.Module | None] = {
+            "student": trainer.student.model,
+            "teacher": trainer.teacher.model,
+            "projector": trainer.student.projector,
+        }
+        for name, module in parts.items():
+            if module is not None:
+                check_keys(module, content[name] or {}, path)
+                module.load_state_dict(content[name])
+        trainer.optimizer.load_state_dict(content["optimizer"])
+        trainer.teacher.updates = content["teacher_updates"]
+        trainer.step = content["step"]
+        trainer._cut_metrics()
+        return trainer
+
+    @classmethod
+    def start_or_resume(
+        cls, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
+    ) -> "Trainer":
+        """Resume ``run`` if it holds a checkpoint of this very configuration, else start it."""
+        if not (run / "ckpt.pt").exists():
+            return cls(config, stores, run, device)
+        trainer = cls.resume(run, stores, device)
+        model = trainer.config.model
+        expected = config.fitted_to(
+            grid=model.grid, vocab_size=model.vocab_size, num_classes=model.num_classes
+        )
+        if trainer.config != expected:
+            raise UserError(f"{run} was trained with other settings; use another folder or delete it")
+        return trainer
+
+    def fit(
+        self,
+        *,
+        stop_after: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        callbacks: Sequence[OnRow] = (),
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> TrainResult:
+        """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
+
+        ``callbacks`` get each row of metrics, ``on_step`` the number of steps done.
+        Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
+        """
+        config = self.config
+        self.run.mkdir(parents=True, exist_ok=True)
+        write_json(self.run / "config.json", config_to_dict(config))
+        end = min(config.max_steps, stop_after or config.max_steps)
+        row: dict = {}
+        saved_at = -1
+        tick, ticked_step = time.perf_counter(), self.step
+        while self.step < end and not should_stop():
+            total, terms, norm, lr = self._update()
+            self.step += 1
+            log = self.step % config.log_every == 0 or self.step in (1, end)
+            validate = self.step % config.validate_every == 0 or self.step == config.max_steps
+            if log or validate:
+                now = time.perf_counter()
+                sequences = config.batch_size * config.objective.views * (self.step - ticked_step)
+                row = {
+                    "step": self.step,
+                    "loss": float(total),
+                    **{name: float(value) for name, value in terms.items()},
+                    "lr": lr,
+                    "grad_norm": norm,
+                    "sequences_per_second": round(sequences / (now - tick), 2),
+                    "peak_memory_bytes": peak_memory_bytes(self.device),
+                }
+                if validate:
+                    row |= self._validate()
+                self._append(row)
+                for callback in callbacks:
+                    callback(row)
+                tick, ticked_step = time.perf_counter(), self.step
+            if self.step % config.save_every == 0:
+                self.save()
+                saved_at = self.step
+            on_step(self.step)
+        if saved_at != self.step:
+            self.save()
+        return TrainResult(self.run, self.step, self.step >= config.max_steps, row)
+
+    def _update(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], float, float]:
+        """One optimiser step; returns the total, the terms, the gradient norm and the rate used."""
+        config = self.config
+        batch = _to_device(self.loader.batch(self.step), self.device)
+        dropout = Dropout(probability=config.dropout, seed=config.seed, step=self.step)
+        with autocast(self.device, self.precision):
+            total, terms = compute_losses(self.student, self.teacher, batch, config.objective, dropout)
+        for name, value in terms.items():
+            if not torch.isfinite(value):
+                raise self._not_finite(f"loss term {name!r}", float(value))
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
+        if not math.isfinite(norm):
+            raise self._not_finite("the gradient norm", norm)
+        lr = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.teacher.update(self.student.model)
+        return total.detach(), terms, norm, lr
+
+    def _not_finite(self, what: str, value: float) -> UserError:
+        return UserError(
+            f"{what} is {value} at step {self.step + 1}; stopped before the update, the last saved "
+            f"checkpoint in {self.run} is untouched (try a lower --lr)"
+        )
+
+    def _validate(self) -> dict[str, float]:
+        if "val" not in self.stores:
+            return {}
+        values = {}
+        for name, model in (("val_nll", self.teacher.model), ("val_nll_student", self.student.model)):
+            values[name] = float(image_nll(model, self.stores["val"], precision=self.precision).mean())
+        return values
+
+    def save(self) -> Path:
+        """Publish ``ckpt.pt`` with everything a resume, a probe or a sampler needs."""
+        path = self.run / "ckpt.pt"
+        train = self.stores["train"]
+        save_checkpoint(
+            path,
+            {
+                "step": self.step,
+                "config": config_to_dict(self.config),
+                "student": self.student.model.state_dict(),
+                "teacher": self.teacher.model.state_dict(),
+                "teacher_updates": self.teacher.updates,
+                "projector": self.student.projector and self.student.projector.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "tokenizer": {
+                    "sha256": train.tokenizer_sha256,
+                    "name": train.manifest.get("tokenizer_name"),
+                },
+                "class_names": list(train.class_names),
+                "data": {name: store.manifest["sha256"] for name, store in self.stores.items()},
+            },
+        )
+        return path
+
+    def _check_data(self, content: dict, path: Path) -> None:
+        for name, store in self.stores.items():
+            if content["data"].get(name) != store.manifest["sha256"]:
+                raise UserError(
+                    f"{path} was trained on other codes than {store.path} ({name} split); "
+                    "give the original --data"
+                )
+
+    def _append(self, row: dict) -> None:
+        with open(self.run / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _cut_metrics(self) -> None:
+        """Drop rows beyond the checkpoint: the steps after it are about to be done again."""
+        path = self.run / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        with publish_file(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+
+
+def _adamw(student: Student, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on tensors of two or more dimensions only (LlamaGen)."""
+    decayed = [p for p in student.parameters() if p.ndim >= 2]
+    others = [p for p in student.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
+    moved = {name: value.to(device, non_blocking=True) for name, value in vars(batch).items()}
+    return TrainBatch(**moved)

@@ -1,0 +1,299 @@
+"""LlamaGen's class-conditional transformer over VQ tokens in raster order, open for dissection.
+
+State-dict keys, numerics and sizes are those of the public LlamaGen code (RMSNorm in float32, SwiGLU,
+2-D rotary positions with a zero row for the class token, no biases), so its checkpoints load as they
+are. ``forward`` depends on its arguments alone: there is no train and eval mode, dropout, the token
+mask and the cache are passed in, and capturing an activation never changes the result.
+
+Shapes: B batch, n image tokens given, N = n + 1 positions (class first), T tokens of a whole image,
+D width, H heads, C channels of a head, V codebook size. Position p predicts token p + 1.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star.attention import attend, attention_rows, choose_kernel, visibility
+from star.config import ModelConfig
+from star.dropout import Dropout
+from star.errors import UserError
+from star.rotary import apply_rotary, rotary_table
+
+__all__ = ["KVCache", "Output", "Transformer", "build_model", "capture_names"]
+
+ATTENTION_SITES = ("queries", "keys", "values", "attention")
+
+
+@dataclass
+class Output:
+    """``logits`` (B, N, V), or None if not asked for, and the captured activations by name."""
+
+    logits: Tensor | None
+    captured: dict[str, Tensor] = field(default_factory=dict)
+
+
+def capture_names(config: ModelConfig) -> list[str]:
+    """Every name ``capture`` understands: ``embeddings``, ``layers.l``, ``layers.l.attention``, ...
+
+    ``layers.l`` (l from 1 to L) is the output of block l, (B, N, D); its state-dict keys start with
+    ``layers.{l-1}.``. ``layers.l.attention`` is (B, H, N, N); ``queries`` (after rotation) and
+    ``values`` are (B, H, N, C), ``keys`` too (after rotation; repeated if heads are grouped).
+    """
+    names = ["embeddings"]
+    for layer in range(1, config.layers + 1):
+        names += [f"layers.{layer}", *(f"layers.{layer}.{site}" for site in ATTENTION_SITES)]
+    return [*names, "norm"]
+
+
+class KVCache:
+    """Keys and values of the positions decoded so far; owned by the caller, not by the model."""
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
+        shape = (
+            config.layers,
+            2,
+            batch,
+            config.kv_heads or config.heads,
+            config.tokens,
+            config.head_dim,
+        )
+        self.store = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k_BHnC: Tensor, v_BHnC: Tensor) -> tuple[Tensor, Tensor]:
+        """Append to one layer; returns all keys and values of that layer so far."""
+        end = self.length + k_BHnC.shape[2]
+        self.store[layer, 0, :, :, self.length : end] = k_BHnC
+        self.store[layer, 1, :, :, self.length : end] = v_BHnC
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with float32 statistics."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention with rotary positions and grouped keys and values."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.kv_heads = config.kv_heads or config.heads
+        out = (config.heads + 2 * self.kv_heads) * config.head_dim
+        self.wqkv = nn.Linear(config.width, out, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x_BND: Tensor, context: "Context", layer: int) -> Tensor:
+        heads, kv_heads = self.config.heads, self.kv_heads
+        qkv = self.wqkv(x_BND).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
+        q_BNHC, k_BNHC, v_BNHC = qkv.split([heads, kv_heads, kv_heads], dim=2)
+        q = apply_rotary(q_BNHC, context.rotary).transpose(1, 2)
+        k = apply_rotary(k_BNHC, context.rotary).transpose(1, 2)
+        v = v_BNHC.transpose(1, 2)
+        if context.cache is not None:
+            k, v = context.cache.extend(layer, k, v)
+        if kv_heads != heads:
+            k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
+        kernel = choose_kernel(q.device, q.dtype, k.shape[2])
+        y_BHNC = attend(q, k, v, context.visible, kernel)
+        context.keep(f"layers.{layer + 1}.queries", q)
+        context.keep(f"layers.{layer + 1}.keys", k)
+        context.keep(f"layers.{layer + 1}.values", v)
+        if (name := f"layers.{layer + 1}.attention") in context.wanted:
+            context.keep(name, attention_rows(q, k, context.visible))
+        return self.wo(y_BHNC.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.w3 = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.w2 = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x_BND)) * self.w3(x_BND))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x_BND: Tensor, context: "Context", layer: int) -> Tensor:
+        attended = self.attention(self.attention_norm(x_BND), context, layer)
+        x_BND = x_BND + context.drop(attended, layer + 1, 0)
+        expanded = self.feed_forward(self.ffn_norm(x_BND))
+        return x_BND + context.drop(expanded, layer + 1, 1)
+
+
+class ClassEmbedding(nn.Module):
+    """One row a class and a last row for the null class."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.num_classes + 1, config.width)
+
+    def forward(self, labels_B: Tensor) -> Tensor:
+        return self.embedding_table(labels_B)
+
+
+@dataclass
+class Context:
+    """What one forward pass shares between its blocks."""
+
+    rotary: Tensor
+    visible: Tensor
+    wanted: frozenset[str]
+    captured: dict[str, Tensor]
+    dropout: Dropout | None = None
+    cache: KVCache | None = None
+
+    def drop(self, x: Tensor, layer: int, site: int) -> Tensor:
+        return x if self.dropout is None else self.dropout(x, layer, site)
+
+    def keep(self, name: str, value: Tensor) -> None:
+        if name in self.wanted:
+            self.captured[name] = value
+
+
+class Transformer(nn.Module):
+    """The model; build it with ``build_model`` or load it with ``star.load_model``."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.cls_embedding = ClassEmbedding(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.register_buffer("rotary", self._rotary(), persistent=False)
+
+    def _rotary(self) -> Tensor:
+        return rotary_table(self.config.grid, self.config.head_dim, self.config.rope_base)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """LlamaGen's initialisation: normal(0, 0.02), norms 1, output layer 0."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            elif name == "output.weight":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
+    def forward(
+        self,
+        tokens_Bn: Tensor,
+        labels_B: Tensor | None,
+        *,
+        capture: Iterable[str] = (),
+        masked_Bn: Tensor | None = None,
+        mask_self: bool = False,
+        dropout: Dropout | None = None,
+        cache: KVCache | None = None,
+        with_logits: bool = True,
+    ) -> Output:
+        """Predict the next token at every position.
+
+        tokens_Bn: (B, n) int64, the first n tokens of each image, 0 <= n <= T. labels_B: (B,) int64,
+        ``num_classes`` is the null class. capture: names to return (``capture_names``). masked_Bn:
+        True where an image token is hidden in attention (Eq. 3). cache: positions already decoded;
+        with a non-empty cache the tokens continue it and labels_B is None.
+
+        Raises ``UserError`` for an unknown capture name or more than T tokens.
+        """
+        wanted = self._check_capture(capture)
+        start = cache.length if cache is not None else 0
+        assert (labels_B is None) == (start > 0), "labels belong to position 0 and to it alone"
+        x_BND = self.tok_embeddings(tokens_Bn)
+        if start == 0:
+            x_BND = torch.cat([self.cls_embedding(labels_B)[:, None], x_BND], dim=1)
+        end = start + x_BND.shape[1]
+        if end > self.config.tokens + 1:
+            raise UserError(
+                f"{end - 1} tokens were given; the model's grid {self.config.grid} x "
+                f"{self.config.grid} holds {self.config.tokens}"
+            )
+        masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
+        visible = visibility(end, masked_BN, mask_self, x_BND.device)[:, :, start:]
+        context = Context(
+            rotary=self.rotary[start:end],
+            visible=visible,
+            wanted=wanted,
+            captured={},
+            dropout=dropout,
+            cache=cache,
+        )
+        x_BND = context.drop(x_BND, 0, 0)
+        context.keep("embeddings", x_BND)
+        for layer, block in enumerate(self.layers):
+            x_BND = block(x_BND, context, layer)
+            context.keep(f"layers.{layer + 1}", x_BND)
+        if cache is not None:
+            cache.length = end
+        logits = None
+        if with_logits or "norm" in wanted:
+            normed_BND = self.norm(x_BND)
+            context.keep("norm", normed_BND)
+            logits = self.output(normed_BND) if with_logits else None
+        return Output(logits, context.captured)
+
+    def _check_capture(self, capture: Iterable[str]) -> frozenset[str]:
+        wanted = frozenset([capture] if isinstance(capture, str) else capture)
+        unknown = sorted(wanted - set(capture_names(self.config)))
+        if unknown:
+            raise UserError(f"no activation {unknown[0]!r}; {describe_capture(self.config)}")
+        return wanted
+
+
+def describe_capture(config: ModelConfig) -> str:
+    """One line that lists the valid capture names."""
+    last = config.layers
+    sites = ", ".join(f"layers.l.{site}" for site in ATTENTION_SITES)
+    return (
+        f"valid names: embeddings, layers.l, {sites} for l = 1 to {last} "
+        f"(layers.{last} is the output of state-dict block layers.{last - 1}), norm"
+    )
+
+
+def check_layers(config: ModelConfig, layers: Sequence[int]) -> None:
+    """Raise ``UserError`` unless every layer number is between 1 and L."""
+    for layer in layers:
+        if not 1 <= layer <= config.layers:
+            raise UserError(
+                f"layer {layer} does not exist; the model has layers 1 to {config.layers} "
+                f"(layers.{config.layers} is state-dict block layers.{config.layers - 1})"
+            )
+
+
+def build_model(
+    config: ModelConfig, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Transformer:
+    """A model on ``device``; initialised from ``generator``, or with memory to be loaded into."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to_empty(device=device)
+    model.rotary = model._rotary().to(device)
+    if generator is not None:
+        model.initialize(generator)
+    return model

@@ -1,0 +1,248 @@
+"""Views of an image: the fixed crops that LlamaGen stores, random affine ones, or a single crop.
+
+The paper trains on stored codes of several augmentations of each image. Following LlamaGen, the
+default is ADM's centre crop to int(size x 1.1) pixels followed by ten-crop: four corners, the centre,
+and the same five of the mirrored image, in the order of torchvision's ``TenCrop``. Images that must not
+be mirrored (digits) get random rotations, scales and shifts instead.
+
+Shapes: uint8 images are (H, W, 3); views are (views, size, size, 3); a batch is N,H,W,3 or N,3,H,W.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from star.errors import UserError
+from star.randomness import generator
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["ViewSet", "center_crop", "inverse_affine", "to_model_range", "view_set"]
+
+_CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
+_TEN = (*_CORNERS, *(f"mirrored-{name}" for name in _CORNERS))
+DEFAULT_CROP_RANGE = 1.1
+DEFAULT_AFFINE = 16
+MAX_ROTATION = 12.0  # degrees
+SCALES = (0.85, 1.15)
+MAX_SHIFT = 0.14  # of the side
+MAX_RESIZED = 100_000_000  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSet:
+    """A function from an RGB image to its views. ``test_view`` is the row that tests use.
+
+    Calling it gives uint8 (views, size, size, 3). ``image_index`` is the image's place in its split;
+    it matters to random views only.
+    """
+
+    name: str
+    size: int
+    view_names: tuple[str, ...]
+    test_view: int = 0
+
+    def __len__(self) -> int:
+        return len(self.view_names)
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def describe(self) -> dict:
+        """Plain dictionary for manifests: everything that the pixels of the views depend on."""
+        return {"name": self.name, "size": self.size, **self._details()}
+
+    def test_only(self) -> "ViewSet":
+        """The same views without all but the test view."""
+        return replace(self, view_names=(self.view_names[self.test_view],), test_view=0)
+
+    def _details(self) -> dict:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainView(ViewSet):
+    """One ADM centre crop."""
+
+    view_names: tuple[str, ...] = ("centre",)
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        return np.asarray(center_crop(image, self.size))[None]
+
+    def _details(self) -> dict:
+        return {"crop": "ADM centre crop"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenCrop(ViewSet):
+    """ADM centre crop to ``crop_size``, then ten crops of ``size`` in torchvision's order.
+
+    The image is mirrored before it is cut, so view 5 is view 1 mirrored; and where ``crop_size - size``
+    is odd (281 - 256), view 9 is view 4 mirrored only up to a shift by one pixel, as in torchvision.
+    """
+
+    view_names: tuple[str, ...] = _TEN
+    test_view: int = _TEN.index("centre")
+    crop_range: float = DEFAULT_CROP_RANGE
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the centre crop that the ten crops are cut from, in pixels."""
+        return int(self.size * self.crop_range)
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        square = np.asarray(center_crop(image, self.crop_size))
+        return np.stack([self._cut(square, name) for name in self.view_names])
+
+    def _cut(self, square: np.ndarray, name: str) -> np.ndarray:
+        if name.startswith("mirrored-"):  # mirrored before the cut: its top left is from the right
+            square = square[:, ::-1]
+        name = name.removeprefix("mirrored-")
+        rest = self.crop_size - self.size
+        middle = round(rest / 2)  # rounds half to even, as torchvision does
+        top = middle if name == "centre" else rest * name.startswith("bottom")
+        left = middle if name == "centre" else rest * name.endswith("right")
+        return square[top : top + self.size, left : left + self.size]
+
+    def _details(self) -> dict:
+        return {
+            "crop": "ADM centre crop to crop_size, then torchvision's TenCrop",
+            "crop_range": self.crop_range,
+            "crop_size": self.crop_size,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(ViewSet):
+    """View 0 is the plain centre crop; the others are random rotations, scales and shifts of it.
+
+    The parameters of an image are a function of ``seed`` and ``image_index`` alone, and those of view v
+    do not depend on how many views there are. What the warp uncovers gets the median colour of the
+    crop's border.
+    """
+
+    seed: int = field(default=0)
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        from PIL import Image
+
+        crop = center_crop(image, self.size)
+        pixels = np.asarray(crop)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+        fill = tuple(int(value) for value in np.median(border, axis=0))
+        draws = generator(self.seed, "views", image_index).uniform(-1, 1, size=(len(self) - 1, 4))
+        views = [pixels]
+        for draw in draws:
+            view = crop.transform(
+                crop.size,
+                Image.Transform.AFFINE,
+                affine_coefficients(self.size, draw),
+                resample=Image.Resampling.BICUBIC,
+                fillcolor=fill,
+            )
+            views.append(np.asarray(view))
+        return np.stack(views)
+
+    def _details(self) -> dict:
+        return {
+            "crop": "ADM centre crop, then a random affine warp (bicubic, border median outside)",
+            "seed": self.seed,
+            "rotation_degrees": MAX_ROTATION,
+            "scale": list(SCALES),
+            "shift": MAX_SHIFT,
+        }
+
+
+def affine_coefficients(size: int, draw: np.ndarray) -> tuple[float, ...]:
+    """PIL's six numbers (output pixel -> input pixel) of one warp about the image's centre.
+
+    ``draw`` holds four numbers in [-1, 1]: rotation, scale, and shift in x and y. The determinant is
+    positive whatever they are: nothing is ever mirrored.
+    """
+    scale = (SCALES[0] + SCALES[1]) / 2 + (SCALES[1] - SCALES[0]) / 2 * draw[1]
+    shift = MAX_SHIFT * size
+    return inverse_affine(size, MAX_ROTATION * draw[0], scale, shift * draw[2], shift * draw[3])
+
+
+def inverse_affine(
+    size: int, degrees: float, scale: float, shift_x: float, shift_y: float
+) -> tuple[float, ...]:
+    """PIL's six numbers of a rotation, scale and shift (pixels) about the centre of a square image."""
+    angle = math.radians(degrees)
+    # out = centre + shift + scale R (in - centre), solved for in
+    cos, sin, centre = math.cos(angle) / scale, math.sin(angle) / scale, size / 2
+    x0, y0 = centre + shift_x, centre + shift_y
+    return (cos, sin, centre - cos * x0 - sin * y0, -sin, cos, centre + sin * x0 - cos * y0)
+
+
+def view_set(name: str, size: int, *, seed: int = 0) -> ViewSet:
+    """The view set called ``name`` for square views of ``size`` pixels.
+
+    Names: ``ten-crop`` or ``ten-crop-R`` (crop range R, 1.1 if not given; 1 to 2), ``affine`` or
+    ``affine-N`` (N views, 16 if not given), ``plain``. ``seed`` matters to ``affine`` only. Raises
+    ``UserError`` for any other name.
+    """
+    if size < 1:
+        raise UserError(f"image size is {size}; expected at least 1 pixel")
+    if name == "plain":
+        return PlainView(name=name, size=size)
+    if name == "ten-crop":
+        return TenCrop(name=name, size=size)
+    if name == "affine":
+        name = f"affine-{DEFAULT_AFFINE}"
+    kind, _, value = name.rpartition("-")
+    if kind == "ten-crop":
+        crop_range = _number(value)
+        if 1 <= crop_range <= 2:
+            name = "ten-crop" if crop_range == DEFAULT_CROP_RANGE else f"ten-crop-{crop_range:g}"
+            return TenCrop(name=name, size=size, crop_range=crop_range)
+        raise UserError(f"views are {name!r}; expected a crop range from 1 to 2, such as ten-crop-1.05")
+    if kind == "affine":
+        if value.isascii() and value.isdecimal() and 1 <= int(value) <= 1000:
+            names = ("plain", *(f"affine-{view}" for view in range(1, int(value))))
+            return Affine(name=name, size=size, view_names=names, seed=seed)
+        raise UserError(f"views are {name!r}; expected 1 to 1000 views, such as affine-16")
+    raise UserError(
+        f"views are {name!r}; expected one of: ten-crop, ten-crop-1.05, affine, affine-8, plain"
+    )
+
+
+def center_crop(image: "Image.Image", size: int) -> "Image.Image":
+    """ADM's centre crop to ``size`` x ``size`` pixels (guided-diffusion's ``center_crop_arr``).
+
+    Halve with a box filter while the short side is at least twice ``size``, resize bicubically until it
+    is ``size``, cut the middle of the long side (rounding down). Raises ``UserError`` for a strip so
+    narrow that its enlargement would not fit in memory.
+    """
+    from PIL import Image
+
+    while min(image.size) >= 2 * size:
+        halved = (image.width // 2, image.height // 2)
+        image = image.resize(halved, resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_RESIZED:
+        raise UserError(
+            f"an image of {image.width} x {image.height} pixels would have to be enlarged to "
+            f"{width} x {height}; crop it first"
+        )
+    image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_model_range(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on ``device``: x / 127.5 - 1."""
+    pixels = torch.from_numpy(np.require(images_NHWC, np.uint8, ["C", "W"])).to(device)
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,57 @@
+"""Small shared pieces for the tests: a tiny model, an in-memory code store, the golden arrays."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from star.config import ModelConfig
+from star.randomness import torch_generator
+from star.transformer import Transformer, build_model
+
+GOLDEN = Path(__file__).parent / "golden"
+
+SMALL = ModelConfig(layers=3, heads=2, width=16, grid=3, vocab_size=11, num_classes=4)
+
+
+def small_model(config: ModelConfig = SMALL, seed: int = 0) -> Transformer:
+    """A model whose output layer is not zero, so that logits carry information."""
+    model = build_model(config, torch_generator(seed, "init"))
+    model.output.weight.data.normal_(std=0.3, generator=torch_generator(seed, "output"))
+    return model
+
+
+class FakeStore(SimpleNamespace):
+    """What training reads of a code store, held in memory."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def fake_store(
+    *, images: int = 24, views: int = 4, grid: int = 3, vocab: int = 11, classes: int = 4, seed: int = 0
+) -> FakeStore:
+    """Learnable codes: every image is its class's pattern with one token in ten replaced."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % classes
+    patterns = np.random.default_rng(99).integers(0, vocab, (classes, grid**2))
+    codes = np.repeat(patterns[labels][:, None], views, axis=1)
+    noise = rng.random(codes.shape) < 0.1
+    codes[noise] = rng.integers(0, vocab, noise.sum())
+    return FakeStore(
+        path=Path("fake"),
+        codes=codes.astype(np.uint16),
+        labels=labels.astype(np.int64),
+        grid=grid,
+        tokens=grid**2,
+        vocab_size=vocab,
+        num_classes=classes,
+        views=views,
+        test_view=0,
+        class_names=tuple(f"class{c}" for c in range(classes)),
+        tokenizer_sha256="0" * 64,
+        manifest={
+            "sha256": {"codes.npy": f"codes-{seed}", "labels.npy": "l"},
+            "tokenizer_name": "fake",
+        },
+    )

@@ -1,0 +1,190 @@
+"""Views: ADM's crop against its definition, ten-crop against torchvision, affine views by seed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from star.errors import UserError
+from star.images import load_image
+from star.views import affine_coefficients, center_crop, to_model_range, view_set
+
+
+def _noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _bicubic_weights(source, target):
+    """(target, source) weights of antialiased Keys bicubic resampling, a = -0.5 (Pillow's)."""
+    scale = source / target
+    support = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale
+    x = np.abs((np.arange(source) + 0.5)[None] - centres[:, None]) / support
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _slow_center_crop(image, size):
+    """ADM's centre crop with matrices in float64: box halvings, bicubic resize, cut."""
+    pixels = np.asarray(image).astype(np.float64)
+    while min(pixels.shape[:2]) >= 2 * size:
+        height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+        assert pixels.shape[:2] == (2 * height, 2 * width), "the reference halves even sides only"
+        pixels = np.round(pixels.reshape(height, 2, width, 2, 3).mean(axis=(1, 3)))
+    scale = size / min(pixels.shape[:2])
+    height, width = (round(side * scale) for side in pixels.shape[:2])
+    rows, columns = _bicubic_weights(pixels.shape[0], height), _bicubic_weights(pixels.shape[1], width)
+    # Pillow resizes horizontally first and keeps 8 bits in between
+    pixels = np.clip(np.round(np.einsum("wW,HWc->Hwc", columns, pixels)), 0, 255)
+    pixels = np.clip(np.round(np.einsum("hH,HWc->hWc", rows, pixels)), 0, 255)
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(64, 48, 24), (48, 64, 23), (50, 40, 32), (33, 57, 40), (128, 96, 24), (32, 32, 32), (8, 8, 32)],
+)
+def test_center_crop_against_matrices(width, height, size):
+    image = _noise(width, height)
+    found = np.asarray(center_crop(image, size)).astype(float)
+    expected = _slow_center_crop(image, size)
+    assert found.shape == (size, size, 3)
+    # one level: Pillow's weights are fixed-point numbers, which turns a few roundings around
+    assert abs(found - expected).max() <= 1 and (found != expected).mean() < 0.05
+
+
+def test_center_crop_known_behaviour():
+    same = _noise(32, 32)
+    assert np.array_equal(np.asarray(center_crop(same, 32)), np.asarray(same))
+    # exactly twice: halved by the box filter, then nothing left to resize
+    twice = _noise(64, 64)
+    boxed = twice.resize((32, 32), Image.Resampling.BOX)
+    assert np.array_equal(np.asarray(center_crop(twice, 32)), np.asarray(boxed))
+    # one pixel less than twice: no halving
+    less = _noise(63, 63)
+    cubic = less.resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(center_crop(less, 32)), np.asarray(cubic))
+    # an odd rest of the long side is cut to the left
+    wide = _noise(37, 32)
+    assert np.array_equal(np.asarray(center_crop(wide, 32)), np.asarray(wide)[:, 2:34])
+
+
+def test_strips_too_narrow_to_enlarge_are_refused():
+    with pytest.raises(UserError, match="1 x 9000 pixels would have to be enlarged"):
+        center_crop(_noise(1, 9000), 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop_size"),
+    [("ten-crop", 256, 281), ("ten-crop-1.05", 256, 268), ("ten-crop", 32, 35)],
+)
+def test_ten_crop_is_torchvisions(name, size, crop_size):
+    from torchvision.transforms import TenCrop
+
+    image = load_image("china.jpg")
+    views = view_set(name, size)
+    found = views(image, 0)
+    expected = np.stack([np.asarray(crop) for crop in TenCrop(size)(center_crop(image, crop_size))])
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert len(views) == 10 and views.test_view == 4 and views.view_names[4] == "centre"
+    # mirrored before it is cut: the mirrored top left is the top right, mirrored
+    assert np.array_equal(found[5], found[1][:, ::-1])
+    assert views.describe()["crop_size"] == crop_size
+    only = views.test_only()
+    assert only.view_names == ("centre",) and only.test_view == 0
+    assert np.array_equal(only(image, 0), found[4:5])
+
+
+def test_affine_views_are_a_function_of_seed_and_index():
+    digit = load_image("digits/7")
+    views = view_set("affine", 32, seed=3)
+    found = views(digit, 11)
+    assert found.shape == (16, 32, 32, 3) and len(views) == 16 and views.name == "affine-16"
+    assert np.array_equal(found, view_set("affine", 32, seed=3)(digit, 11))
+    assert np.array_equal(found[0], np.asarray(digit))
+    # fewer views are the first of many; another seed or image has others
+    assert np.array_equal(found[:4], view_set("affine-4", 32, seed=3)(digit, 11))
+    for other in (view_set("affine", 32, seed=4)(digit, 11), views(digit, 12)):
+        assert np.array_equal(other[0], found[0])
+        assert all((other[i] != found[i]).any() for i in range(1, 16))
+    assert len({view.tobytes() for view in found}) == 16
+    only = views.test_only()(digit, 11)
+    assert np.array_equal(only, found[:1])
+
+
+def test_affine_never_mirrors_and_stays_in_its_bounds():
+    rng = np.random.default_rng(0)
+    for draw in [*rng.uniform(-1, 1, (200, 4)), np.ones(4), -np.ones(4)]:
+        a, b, c, d, e, f = affine_coefficients(32, draw)
+        forward = np.linalg.inv([[a, b], [d, e]])
+        determinant = np.linalg.det(forward)
+        assert 0.85**2 - 1e-9 <= determinant <= 1.15**2 + 1e-9
+        angle = np.degrees(np.arctan2(forward[1, 0], forward[0, 0]))
+        assert abs(angle) <= 12 + 1e-9
+        centre = forward @ (np.array([16.0, 16.0]) - [c, f])  # where the image's centre goes
+        assert abs(centre - 16).max() <= 0.14 * 32 + 1e-9
+
+
+def test_affine_moves_pixels_as_its_numbers_say():
+    spot = np.zeros((64, 64, 3), dtype=np.uint8)
+    spot[20:25, 38:43] = 255  # centre at x = 40.5, y = 22.5
+    views = view_set("affine-9", 64, seed=1)
+    from star.randomness import generator
+
+    draws = generator(1, "views", 5).uniform(-1, 1, size=(8, 4))
+    for draw, view in zip(draws, views(Image.fromarray(spot), 5)[1:], strict=True):
+        angle, scale = np.radians(12 * draw[0]), 1 + 0.15 * draw[1]
+        turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        expected = 32 + 0.14 * 64 * draw[2:] + turn @ (np.array([40.5, 22.5]) - 32)
+        weights = view[..., 0].astype(float)
+        y, x = np.mgrid[:64, :64] + 0.5
+        found = np.array([(x * weights).sum(), (y * weights).sum()]) / weights.sum()
+        assert abs(found - expected).max() < 0.15  # of a pixel
+
+
+def test_affine_fills_with_the_border_colour():
+    flat = Image.new("RGB", (32, 32), (12, 34, 56))
+    assert (view_set("affine", 32)(flat, 0) == (12, 34, 56)).all()
+
+
+def test_plain_is_the_centre_crop():
+    image = load_image("flower.jpg")
+    found = view_set("plain", 64)(image, 0)
+    assert np.array_equal(found, np.asarray(center_crop(image, 64))[None])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("five-crop", "expected one of: ten-crop"),
+        ("", "expected one of"),
+        ("ten-crop-0.9", "from 1 to 2"),
+        ("ten-crop-nan", "from 1 to 2"),
+        ("ten-crop-wide", "from 1 to 2"),
+        ("affine-0", "1 to 1000"),
+        ("affine-two", "1 to 1000"),
+    ],
+)
+def test_unknown_views(name, message):
+    with pytest.raises(UserError, match=message):
+        view_set(name, 32)
+
+
+def test_size_must_be_positive():
+    with pytest.raises(UserError, match="image size is 0"):
+        view_set("plain", 0)
+
+
+def test_to_model_range():
+    images = np.array([0, 255, 51], dtype=np.uint8).reshape(1, 1, 1, 3)
+    found = to_model_range(images)
+    assert found.dtype == torch.float32 and found.shape == (1, 3, 1, 1)
+    assert torch.allclose(found.flatten(), torch.tensor([-1.0, 1.0, -0.6]))
+    noise = np.asarray(_noise(5, 7))[None]
+    found = to_model_range(noise)
+    expected = torch.tensor(noise.astype(np.float64) / 127.5 - 1).permute(0, 3, 1, 2)
+    assert found.shape == (1, 3, 7, 5) and torch.allclose(found.double(), expected, atol=1e-6)

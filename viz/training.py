@@ -1,0 +1,97 @@
+"""Training curves from metrics rows: loss terms, validation loss, learning rate, gradient norm."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from viz.checks import check_columns, require
+from viz.style import model_styles, new_figure, styled
+
+__all__ = ["PANELS", "training_curves"]
+
+# metrics column: title of its panel
+PANELS = {
+    "loss": "total loss",
+    "ar": "L_AR: next token (nats)",
+    "mim": "L_MIM: masked modelling",
+    "step_contrast": "L_step: across steps",
+    "view_contrast": "L_view: across views",
+    "val_nll": "validation NLL (nats)",
+    "grad_norm": "gradient norm",
+    "lr": "learning rate",
+}
+_SMOOTH_FROM = 120  # rows: a longer, noisy curve is drawn faint under its running mean
+
+
+@styled
+def training_curves(metrics: Mapping[str, pd.DataFrame], *, title: str | None = None) -> Figure:
+    """Small multiples, one panel per column of ``PANELS`` that any run has, one line a run.
+
+    ``metrics`` maps a run's name to its rows: ``step`` and any columns of ``PANELS``; empty cells
+    (validation is measured seldom) are skipped. ``UserError`` if there is nothing to draw.
+    """
+    require(len(metrics) > 0, "metrics is empty; expected at least one run's table")
+    for name, table in metrics.items():
+        check_columns(f"the metrics of {name}", table, ["step"])
+    columns = [key for key in PANELS if any(_has(table, key) for table in metrics.values())]
+    require(bool(columns), f"the metrics have none of the columns: {', '.join(PANELS)}")
+    across = min(4, len(columns)) if len(columns) != 3 else 3
+    down = math.ceil(len(columns) / across)
+    figure = new_figure(max(2.75 * across, 5.5), 0.75 + 2.0 * down)
+    grid = figure.subplots(down, across, squeeze=False, sharex=True)
+    for spare in grid.flat[len(columns) :]:
+        spare.remove()
+    styles = model_styles(metrics)
+    for axes, key in zip(grid.flat, columns, strict=False):
+        _draw_metric(axes, key, metrics, styles)
+    for axes in grid.flat[max(len(columns) - across, 0) : len(columns)]:
+        axes.set_xlabel("training step")
+        axes.tick_params(labelbottom=True)
+    handles, names = _legend(grid.flat[: len(columns)])
+    figure.suptitle(title or "Training", x=0.01, ha="left")
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5))
+    return figure
+
+
+def _has(table: pd.DataFrame, key: str) -> bool:
+    return key in table.columns and bool(pd.to_numeric(table[key], errors="coerce").notna().any())
+
+
+def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styles: Mapping) -> None:
+    for name, table in metrics.items():
+        if not _has(table, key):
+            continue
+        style = {**styles[name], "marker": None, "label": name, "linewidth": 1.7}
+        rows = table[["step", key]].apply(pd.to_numeric, errors="coerce").dropna().sort_values("step")
+        x, y = rows["step"].to_numpy(), rows[key]
+        if len(rows) == 1:  # a line of one point would be invisible
+            style["marker"] = styles[name]["marker"]
+        if len(rows) >= _SMOOTH_FROM and key != "lr":
+            axes.plot(x, y, color=style["color"], alpha=0.22, linewidth=0.7)
+            y = y.rolling(max(len(rows) // 40, 5), center=True, min_periods=1).mean()
+        axes.plot(x, y, **style)
+    axes.set_title(PANELS[key], size=9.5, loc="left")
+    if key == "grad_norm" and np.all(np.concatenate([line.get_ydata() for line in axes.lines]) > 0):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if key == "lr":
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(axis="y")
+
+
+def _legend(panels) -> tuple[list, list[str]]:
+    """One handle per run over all panels (a run may lack some columns)."""
+    handles = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    return list(handles.values()), list(handles)
