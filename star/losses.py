@@ -65,7 +65,10 @@ def _contrast(
     if normalize:
         z, h = F.normalize(z, dim=-1), F.normalize(h, dim=-1)
     anchors, positives = zip(*permutations(range(z.shape[2]), 2), strict=True)
-    logits_XPBG = torch.einsum("bxpd,gxpd->xpbg", z[:, :, anchors], h[:, :, positives]) / temperature
+    # Autocast would do these products in bfloat16 and leave the loss three digits.
+    with torch.autocast(z.device.type, enabled=False):
+        similarity_XPBG = torch.einsum("bxpd,gxpd->xpbg", z[:, :, anchors], h[:, :, positives])
+    logits_XPBG = similarity_XPBG / temperature
     own = torch.arange(z.shape[0], device=z.device) + first_image
     log_softmax = F.log_softmax(logits_XPBG, dim=-1)
     picked_XPB = log_softmax.gather(-1, own.expand(*logits_XPBG.shape[:2], -1)[..., None])[..., 0]

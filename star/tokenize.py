@@ -124,7 +124,7 @@ def _size(source: ImageSource, tokenizer, size: int | None) -> int:
 def _facts(
     source: ImageSource, split: str, tokenizer, tokenizer_hash: str, views: ViewSet, dtype: torch.dtype
 ) -> dict:
-    """What the manifest of a split says before any work: also the identity of that work."""
+    """What the manifest of a split says before any work."""
     vocab_size = tokenizer.config.codebook_size
     if vocab_size > 1 << 16:
         raise UserError(f"the codebook has {vocab_size} entries; code stores hold at most 65536")
@@ -134,7 +134,7 @@ def _facts(
         "split": split,
         "grid": views.size // tokenizer.config.stride,
         "vocab_size": vocab_size,
-        "tokenizer": tokenizer.name,
+        "tokenizer_name": tokenizer.name,
         "tokenizer_sha256": tokenizer_hash,
         "precision": str(dtype).removeprefix("torch."),
         "view_set": views.describe(),
@@ -150,6 +150,13 @@ def _facts(
     }
 
 
+def _identity(facts: dict) -> dict:
+    """What of ``facts`` decides the arrays: not the names of tokenizer and source, but their hashes."""
+    fingerprint = facts.get("source", {}).get("fingerprint")
+    rest = {key: value for key, value in facts.items() if key not in ("source", "tokenizer_name")}
+    return {"source": fingerprint, **rest}
+
+
 def _reuse(out: Path, plan: dict, say: Callable[[str], None]) -> dict[str, CodeStore]:
     """The stores at ``out`` if they are what ``plan`` would give, else ``UserError``."""
     advice = "choose another folder or remove it"
@@ -159,8 +166,9 @@ def _reuse(out: Path, plan: dict, say: Callable[[str], None]) -> dict[str, CodeS
     if set(stores) != set(plan):
         raise UserError(f"{out} has the splits {', '.join(stores)}, not {', '.join(plan)}; {advice}")
     for split, facts in plan.items():
-        for key, value in facts.items():
-            if stores[split].manifest.get(key) != value:
+        found = _identity(stores[split].manifest)
+        for key, value in _identity(facts).items():
+            if found.get(key) != value:
                 raise UserError(f"{out} exists and was made with another {key} ({split}); {advice}")
     say(f"{out} is already complete")
     return stores
@@ -177,7 +185,7 @@ def _prepare(partial: Path, plan: dict, say: Callable[[str], None]) -> None:
                 # A kill at the very start leaves nothing, or the temporary file of work.json.
                 if not all(entry.name.startswith(".work.") for entry in partial.iterdir()):
                     raise UserError(f"{partial} is no work folder of star; remove it") from None
-            if known == plan:
+            if known is not None and _same_work(known, plan):
                 if _holds_work(partial):
                     say(f"going on with the work kept in {partial}")
                 return
@@ -192,6 +200,10 @@ def _prepare(partial: Path, plan: dict, say: Callable[[str], None]) -> None:
         ) from error
 
 
+def _same_work(known: dict, plan: dict) -> bool:
+    return list(known) == list(plan) and all(_identity(known[s]) == _identity(plan[s]) for s in plan)
+
+
 @contextlib.contextmanager
 def _kept_if_useful(partial: Path) -> Iterator[None]:
     """If the body fails: keep the work folder and say so, or remove it if no batch was finished."""
@@ -203,6 +215,8 @@ def _kept_if_useful(partial: Path) -> Iterator[None]:
         elif isinstance(error, UserError):
             message = f"{error}; the work so far is kept in {partial}: run the command again to go on"
             raise type(error)(message) from error
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write to {partial}: {error.strerror or error}") from error
         raise
 
 

@@ -178,7 +178,7 @@ class Trainer:
             total, terms = compute_losses(self.student, self.teacher, batch, config.objective, dropout)
         for name, value in terms.items():
             if not torch.isfinite(value):
-                raise self._not_finite(f"loss term {name!r}", float(value))
+                raise self._not_finite(f"loss term {name!r}", value.item())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
@@ -189,7 +189,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         self.teacher.update(self.student.model)
-        return total.detach(), terms, norm, lr
+        return total.detach(), {name: value.detach() for name, value in terms.items()}, norm, lr
 
     def _not_finite(self, what: str, value: float) -> UserError:
         return UserError(

@@ -45,7 +45,7 @@ def test_digits_split_is_fixed_disjoint_and_stratified():
     assert source.default_views == "affine" and source.native_size == 32
 
 
-PINNED_TEST = ("digits/0", "digits/6", "digits/13", "digits/14")
+PINNED_TEST = ("digits/1", "digits/6", "digits/11", "digits/14")
 
 
 def test_digits_are_enlarged_scans():
@@ -71,7 +71,7 @@ def test_photos_have_a_train_split_only():
     assert source.native_size == 256 and source.default_views == "ten-crop"
     assert list(source.splits) == ["train"]
     assert source.splits["train"].load(0).size == (640, 427)
-    with pytest.raises(UserError, match="photos has no test split; it has: train"):
+    with pytest.raises(UserError, match=r"photos has no test split; it has: train"):
         source.split("test")
 
 
@@ -204,7 +204,7 @@ def test_bad_images_are_named_with_the_way_out(tmp_path, make):
     index = split.names.index(f"train/ant/{bad.name}")
     with pytest.raises(BadImageError, match=r"bad\.(tif|jpg).*remove it or pass --skip-bad"):
         split.load(index)
-    with pytest.raises(BadImageError, match="give another file"):
+    with pytest.raises(BadImageError, match=r"give another file"):
         load_image(bad)
 
 
@@ -212,7 +212,7 @@ def test_a_file_that_is_gone_is_not_a_bad_image(tmp_path):
     root = _folder(tmp_path / "set", "train", "val", "test")
     split = open_source(root).splits["train"]
     (root / split.name(0)).unlink()
-    with pytest.raises(UserError, match="cannot read .*0.png: No such file") as caught:
+    with pytest.raises(UserError, match=r"cannot read .*0.png: No such file") as caught:
         split.load(0)
     assert not isinstance(caught.value, BadImageError)
 
@@ -233,25 +233,25 @@ def test_load_image_errors(tmp_path):
     for missing in ("digits/1797", "digits/-1", "digits/x", "nowhere.png"):
         with pytest.raises(UserError, match=f"no such image: {missing}; expected a file, digits/0"):
             load_image(missing)
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match=r"is a folder"):
         load_image(tmp_path)
 
 
 def test_unusable_folders(tmp_path):
-    with pytest.raises(UserError, match="no such file or folder: .*nowhere; expected digits, photos"):
+    with pytest.raises(UserError, match=r"no such file or folder: .*nowhere; expected digits, photos"):
         open_source(tmp_path / "nowhere")
     file = _picture(tmp_path / "one.png")
-    with pytest.raises(UserError, match="is a file; expected"):
+    with pytest.raises(UserError, match=r"is a file; expected"):
         open_source(file)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="is empty; expected train/<class>"):
+    with pytest.raises(UserError, match=r"is empty; expected train/<class>"):
         open_source(empty)
     flat = _folder(tmp_path / "flat", "cats", "dogs")
-    with pytest.raises(UserError, match="no folder train; expected train/<class>.*found: cats, dogs"):
+    with pytest.raises(UserError, match=r"no folder train; expected train/<class>.*found: cats, dogs"):
         open_source(flat)
     (tmp_path / "bare" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match="train has no class folders"):
+    with pytest.raises(UserError, match=r"train has no class folders"):
         open_source(tmp_path / "bare")
 
 
@@ -263,15 +263,15 @@ def test_unusable_classes(tmp_path):
             open_source(root)
     root = _folder(tmp_path / "hollow", "train")
     (root / "train" / "cow").mkdir()
-    with pytest.raises(UserError, match="cow holds no image"):
+    with pytest.raises(UserError, match=r"cow holds no image"):
         open_source(root)
     root = _folder(_folder(tmp_path / "more", "train"), "test", classes=("ant", "wasp"))
-    with pytest.raises(UserError, match="test has classes that train has not: wasp"):
+    with pytest.raises(UserError, match=r"test has classes that train has not: wasp"):
         open_source(root)
     root = _folder(tmp_path / "nothing", "train")
     for name in ("ant", "bee"):
         (root / "test" / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="test holds no images"):
+    with pytest.raises(UserError, match=r"test holds no images"):
         open_source(root)
 
 

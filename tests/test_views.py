@@ -27,19 +27,26 @@ def _bicubic_weights(source, target):
     return weights / weights.sum(1, keepdims=True)
 
 
+def _to_8_bits(pixels):
+    return np.clip(np.floor(pixels + 0.5), 0, 255)
+
+
 def _slow_center_crop(image, size):
-    """ADM's centre crop with matrices in float64: box halvings, bicubic resize, cut."""
+    """ADM's centre crop with matrices in float64: box halvings, bicubic resize, cut.
+
+    Like Pillow, each resize goes over the columns first and rounds to 8 bits after either pass.
+    """
     pixels = np.asarray(image).astype(np.float64)
     while min(pixels.shape[:2]) >= 2 * size:
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
         assert pixels.shape[:2] == (2 * height, 2 * width), "the reference halves even sides only"
-        pixels = np.round(pixels.reshape(height, 2, width, 2, 3).mean(axis=(1, 3)))
+        pixels = _to_8_bits(pixels.reshape(2 * height, width, 2, 3).mean(axis=2))
+        pixels = _to_8_bits(pixels.reshape(height, 2, width, 3).mean(axis=1))
     scale = size / min(pixels.shape[:2])
     height, width = (round(side * scale) for side in pixels.shape[:2])
     rows, columns = _bicubic_weights(pixels.shape[0], height), _bicubic_weights(pixels.shape[1], width)
-    # Pillow resizes horizontally first and keeps 8 bits in between
-    pixels = np.clip(np.round(np.einsum("wW,HWc->Hwc", columns, pixels)), 0, 255)
-    pixels = np.clip(np.round(np.einsum("hH,HWc->hWc", rows, pixels)), 0, 255)
+    pixels = _to_8_bits(np.einsum("wW,HWc->Hwc", columns, pixels))
+    pixels = _to_8_bits(np.einsum("hH,HWc->hWc", rows, pixels))
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]
 

@@ -1,0 +1,259 @@
+"""Probing: features, intervals, the batched logistic regression, attention numbers, token changes."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import SMALL, fake_store, small_model
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+
+from probes.attention import attention_at_steps, attention_maps, attention_stats
+from probes.features import (
+    StepFeatures,
+    parse_layers,
+    parse_steps,
+    scattered_steps,
+    step_features,
+    uniform_steps,
+)
+from probes.intervals import mean_interval, wilson_interval
+from probes.linear import probe_features
+from probes.logreg import fit_logreg, predict
+from probes.tokens import nudge
+from star.errors import UserError
+
+
+def test_uniform_and_scattered_steps():
+    assert uniform_steps(256, 8) == [32, 64, 96, 128, 160, 192, 224, 256]
+    assert uniform_steps(64, 7)[-1] == 64 and len(set(uniform_steps(64, 7))) == 7
+    for bad in (0, -1, 65, 1000):
+        with pytest.raises(UserError, match=f"steps is {bad}; expected 1 to 64"):
+            uniform_steps(64, bad)
+    for tokens, count in ((64, 8), (256, 8), (576, 12), (16, 16), (9, 4)):
+        steps = scattered_steps(tokens, count)
+        assert len(set(steps)) == count and steps == sorted(steps)
+        assert steps[0] >= 1 and steps[-1] <= tokens
+    columns = {(step - 2) % 8 for step in scattered_steps(64, 8)}
+    assert len(columns) > 3, "current tokens lie in different columns"
+
+
+def test_layer_and_step_lists():
+    assert parse_layers("all", 3) == [1, 2, 3]
+    assert parse_layers("2,3", 3) == [2, 3]
+    assert parse_steps("9,1,4", 9) == [1, 4, 9]
+    for text in ("six", "1,", ""):
+        with pytest.raises(UserError, match="expected all, a number"):
+            parse_layers(text, 3)
+    with pytest.raises(UserError, match="step 10 does not exist; expected 1 to 9"):
+        parse_steps("10", 9)
+
+
+def test_features_are_the_null_class_hidden_states_at_position_t_minus_1():
+    model, store = small_model(), fake_store(images=10)
+    found = step_features(model, store, layers=[1, 3], steps=[1, 4, 9], batch_size=4)
+    assert found.values.shape == (2, 3, 10, 16)
+    tokens = torch.from_numpy(store.codes[:, 0].astype(np.int64))
+    null = torch.full((10,), SMALL.num_classes)
+    out = model(tokens, null, capture=("layers.1", "layers.3")).captured
+    for a, layer in enumerate((1, 3)):
+        for b, step in enumerate((1, 4, 9)):
+            expected = out[f"layers.{layer}"][:, step - 1].detach().numpy()
+            np.testing.assert_allclose(found.values[a, b], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_sees_nothing_of_its_own_token_or_the_label():
+    model, store = small_model(), fake_store(images=6)
+    before = step_features(model, store, layers=[3], steps=[4]).values
+    changed = fake_store(images=6)
+    changed.codes = store.codes.copy()
+    changed.codes[:, :, 3:] = 0
+    changed.labels = store.labels[::-1].copy()
+    np.testing.assert_array_equal(step_features(model, changed, layers=[3], steps=[4]).values, before)
+    changed.codes[:, :, 2] = (changed.codes[:, :, 2] + 1) % 11
+    assert not np.allclose(step_features(model, changed, layers=[3], steps=[4]).values, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab": 12}, "have vocabulary 12; the model was built for 11"),
+        ({"grid": 4}, "have grid 4; the model was built for 3"),
+        ({"classes": 3}, "have number of classes 3"),
+    ],
+)
+def test_codes_that_do_not_fit_the_model(changes, message):
+    with pytest.raises(UserError, match=message):
+        step_features(small_model(), fake_store(**changes), layers=[1], steps=[1])
+
+
+def test_a_layer_that_does_not_exist():
+    with pytest.raises(UserError, match=r"layer 99 does not exist; the model has layers 1 to 3"):
+        step_features(small_model(), fake_store(), layers=[99], steps=[1])
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe (1998), table I: 81 of 263 and 15 of 148 and 0 of 20
+    for successes, trials, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+    ):
+        assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
+    assert wilson_interval(20, 20)[1] == 1.0
+
+
+def test_mean_interval():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    mean, low, high = mean_interval(values)
+    half = 1.959964 * np.std(values, ddof=1) / 2
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
+    assert np.isnan(mean_interval(np.array([1.0]))[1:]).all()
+
+
+def blobs(rng, images=300, width=12, classes=4, scales=True):
+    labels = rng.integers(0, classes, images)
+    centres = np.random.default_rng(0).normal(size=(classes, width))
+    x = centres[labels] + 1.5 * rng.normal(size=(images, width))
+    return x * (np.logspace(-1, 1, width) if scales else 1), labels
+
+
+@pytest.mark.parametrize("scales", [True, False])
+def test_batched_logistic_regression_finds_scikit_learns_minimum(scales):
+    rng = np.random.default_rng(1)
+    x, labels = blobs(rng, scales=scales)
+    mixing = rng.normal(size=(12, 12))
+    heads = np.stack([x, x @ mixing]).astype(np.float32)
+    heads = (heads - heads.mean(1, keepdims=True)) / heads.std(1, keepdims=True)
+    weight, bias = fit_logreg(torch.from_numpy(heads), torch.from_numpy(labels), 4, (0.01, 1.0))
+    for head in range(2):
+        for s, c in enumerate((0.01, 1.0)):
+            expected = LogisticRegression(C=c, tol=1e-10, max_iter=5000).fit(heads[head], labels)
+            # Both stop where the gradient is small in float32, not at the exact minimum.
+            np.testing.assert_allclose(weight[head, s].T, expected.coef_, atol=6e-3)
+            ours, theirs = bias[head, s].numpy(), expected.intercept_
+            np.testing.assert_allclose(ours - ours.mean(), theirs - theirs.mean(), atol=6e-3)
+            found = predict(torch.from_numpy(heads[head : head + 1]), weight[head : head + 1],
+                            bias[head : head + 1])[0, s]  # fmt: skip
+            agree = (found.numpy() == expected.predict(heads[head])).mean()
+            assert agree > 0.99
+
+
+def fake_features(rng, noise_step):
+    parts = {}
+    for name, images in (("train", 200), ("val", 60), ("test", 80)):
+        x, labels = blobs(rng, images)
+        values = np.stack([x, rng.normal(size=x.shape)]) if noise_step else np.stack([x, x])
+        parts[name] = StepFeatures(values[None].astype(np.float32), labels, [5], [10, 20])
+    return parts
+
+
+def test_the_probe_reads_classes_where_they_are_and_not_where_they_are_not():
+    table, hits = probe_features(fake_features(np.random.default_rng(2), noise_step=True))
+    assert list(table.columns[:9]) == [
+        "layer", "step", "protocol", "control", "split", "accuracy", "low", "high", "n",
+    ]  # fmt: skip
+    signal, noise = table.set_index("step").loc[10], table.set_index("step").loc[20]
+    assert signal.accuracy > 0.8 and signal.low < signal.accuracy < signal.high
+    assert noise.accuracy < 0.45
+    assert signal.layer == 5 and signal.n == 80
+    assert hits[0, 0].mean() == pytest.approx(signal.accuracy)
+
+
+def test_heads_fitted_in_groups_give_the_same_result(monkeypatch):
+    whole, _ = probe_features(fake_features(np.random.default_rng(3), noise_step=True))
+    monkeypatch.setattr("probes.linear.GROUP_FLOATS", 1)
+    split, _ = probe_features(fake_features(np.random.default_rng(3), noise_step=True))
+    # L-BFGS stops at slightly different points: at most one image may move.
+    assert np.abs(whole["accuracy"] - split["accuracy"]).max() <= 1 / 80 + 1e-9
+
+
+def test_broken_features_and_a_single_class_are_named():
+    parts = fake_features(np.random.default_rng(4), noise_step=False)
+    parts["test"].values[0, 1, 3, 2] = np.nan
+    with pytest.raises(UserError, match="layer 5 at step 20 are not finite"):
+        probe_features(parts)
+    parts = fake_features(np.random.default_rng(4), noise_step=False)
+    parts["train"].labels[:] = 2
+    with pytest.raises(UserError, match="one class"):
+        probe_features(parts)
+
+
+def test_attention_rows_at_steps_are_rows_of_the_whole_pattern():
+    model, store = small_model(), fake_store(images=5)
+    tokens = torch.from_numpy(store.codes[:, 0].astype(np.int64))
+    labels = torch.from_numpy(store.labels)
+    rows = attention_at_steps(model, tokens, labels, layers=[1, 3], steps=[1, 5, 9])
+    for a, layer in enumerate((1, 3)):
+        name = f"layers.{layer}.attention"
+        whole = model(tokens, labels, capture=[name]).captured[name]
+        for b, step in enumerate((1, 5, 9)):
+            torch.testing.assert_close(rows[a, :, :, b], whole[:, :, step - 1, :9])
+    assert not rows[:, :, :, 0, 1:].any(), "step 1 sees the class only"
+
+
+def test_attention_maps_heads_and_errors():
+    model, store = small_model(), fake_store(images=1)
+    tokens = torch.from_numpy(store.codes[0, 0].astype(np.int64))
+    options = {"layers": [2], "steps": [3, 9]}
+    each = [attention_maps(model, tokens, 1, **options, head=h).maps for h in (1, 2)]
+    np.testing.assert_allclose(
+        attention_maps(model, tokens, 1, **options).maps, np.mean(each, 0), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        attention_maps(model, tokens, 1, **options, head="max").maps, np.max(each, 0), rtol=1e-5
+    )
+    found = attention_maps(model, tokens, 1, **options)
+    np.testing.assert_allclose(found.maps.sum(-1) + found.class_weights, 1, rtol=1e-5)
+    assert not found.maps[0, 0, 2:].any(), "step 3 has seen two tokens"
+    for changes, message in (
+        ({"head": 3}, "head is 3; expected mean, max or 1 to 2"),
+        ({"layers": [4]}, "layer 4 does not exist"),
+        ({"steps": [10]}, "step 10 does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            attention_maps(model, tokens, 1, **{**options, **changes})
+    with pytest.raises(UserError, match="class 9 does not exist"):
+        attention_maps(model, tokens, 9, **options)
+    with pytest.raises(UserError, match="token 99 does not exist"):
+        attention_maps(model, torch.full((9,), 99), 1, **options)
+    with pytest.raises(UserError, match=r"has \(4,\) tokens; the model expects 9"):
+        attention_maps(model, tokens[:4], 1, **options)
+
+
+def test_attention_statistics_against_loops():
+    model, store = small_model(), fake_store(images=6)
+    table = attention_stats(model, store, layers=[1, 2], steps=[1, 4, 9], batch_size=4)
+    tokens = torch.from_numpy(store.codes[:, 0].astype(np.int64))
+    whole = model(tokens, torch.from_numpy(store.labels), capture=["layers.2.attention"])
+    rows = whole.captured["layers.2.attention"].detach().numpy()
+    for step in (4, 9):
+        current = divmod(step - 2, 3)
+        shares, distances = [], []
+        for image in range(6):
+            share, distance = [], []
+            for head in range(2):
+                row = rows[image, head, step - 1]
+                share.append(row[0])
+                far = [np.hypot(current[0] - k // 3, current[1] - k % 3) for k in range(step - 1)]
+                distance.append(np.dot(row[1:step], far) / row[1:step].sum())
+            shares.append(np.mean(share))
+            distances.append(np.mean(distance))
+        for measure, values in (("class_share", shares), ("distance", distances)):
+            found = table.query("layer == 2 and step == @step and measure == @measure").iloc[0]
+            assert (found.value, found.low, found.high) == pytest.approx(
+                mean_interval(np.array(values)), rel=1e-4
+            )
+            assert found.n == 6
+    uniform = table.query("layer == 1 and step == 4").set_index("measure")["uniform"]
+    assert uniform["class_share"] == pytest.approx(1 / 4)
+    # current token 3 at (0, 2); visible (0, 0), (0, 1), (0, 2)
+    assert uniform["distance"] == pytest.approx((2 + 1 + 0) / 3)
+
+
+def test_a_nudge_moves_the_picture_and_zero_does_not():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(np.asarray(nudge(image, shift=0)), pixels)
+    moved = np.asarray(nudge(image, shift=2))
+    np.testing.assert_array_equal(moved[:, 2:], pixels[:, :-2])
+    np.testing.assert_array_equal(moved[:, :2], pixels[:, :1].repeat(2, 1))

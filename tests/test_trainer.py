@@ -1,0 +1,227 @@
+"""The trainer: it learns, resumes exactly, shares data between objectives, and stops in time."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import fake_store
+
+from star.batches import TrainLoader, plain_batches
+from star.checkpoint import load_checkpoint
+from star.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.errors import UserError
+from star.likelihood import image_nll
+from star.trainer import Trainer, learning_rate
+
+CPU = torch.device("cpu")
+
+
+def tiny(**changes) -> TrainConfig:
+    values = {
+        "model": ModelConfig(layers=2, heads=2, width=16),
+        "objective": ObjectiveConfig(contrast_steps=3, ema_decay=0.9),
+        "batch_size": 8,
+        "max_steps": 12,
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "log_every": 1,
+        "validate_every": 6,
+        "save_every": 5,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def stores():
+    return {"train": fake_store(), "val": fake_store(images=8, views=1, seed=5)}
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(row):
+    return {k: v for k, v in row.items() if k not in ("sequences_per_second", "peak_memory_bytes")}
+
+
+def test_training_learns_and_reports_every_term(stores, tmp_path):
+    result = Trainer(tiny(max_steps=60), stores, tmp_path, CPU).fit()
+    found = rows(tmp_path)
+    assert result.finished and len(found) == 60
+    assert found[-1]["ar"] < 0.7 * found[0]["ar"]
+    expected = {
+        "step", "loss", "ar", "mim", "step_contrast", "view_contrast", "lr", "grad_norm",
+        "sequences_per_second", "peak_memory_bytes", "val_nll", "val_nll_student",
+    }  # fmt: skip
+    assert set(found[-1]) == expected
+    assert found[-1]["val_nll"] < math.log(11)
+    cfg = tiny().objective
+    total = found[7]["ar"] + cfg.mim_weight * found[7]["mim"] + cfg.contrast_weight / 2 * (
+        found[7]["step_contrast"] + found[7]["view_contrast"]
+    )  # fmt: skip
+    assert found[7]["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_tiny_set_is_overfitted(tmp_path):
+    store = fake_store(images=8, views=2, classes=4)
+    config = tiny(
+        objective=ObjectiveConfig(ema_decay=0.9).baseline(),
+        max_steps=250,
+        dropout=0.0,
+        class_dropout=0.0,
+        log_every=250,
+    )
+    Trainer(config, {"train": store}, tmp_path, CPU).fit()
+    assert rows(tmp_path)[-1]["ar"] < 0.5  # log 11 = 2.4 at the start; views differ by noise
+
+
+def test_resume_is_exact(stores, tmp_path):
+    config = tiny()
+    Trainer(config, stores, tmp_path / "straight", CPU).fit()
+    Trainer(config, stores, tmp_path / "parts", CPU).fit(stop_after=7)
+    assert load_checkpoint(tmp_path / "parts" / "ckpt.pt")["step"] == 7
+    result = Trainer.resume(tmp_path / "parts", stores, CPU).fit()
+    assert result.finished and result.step == 12
+    straight, parts = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("straight", "parts"))
+    for part in ("student", "teacher", "projector"):
+        for key, value in straight[part].items():
+            assert torch.equal(value, parts[part][key]), (part, key)
+    for index, state in straight["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, parts["optimizer"]["state"][index][key])
+    assert straight["teacher_updates"] == parts["teacher_updates"] == 12
+    assert [timeless(row) for row in rows(tmp_path / "parts")] == [
+        timeless(row) for row in rows(tmp_path / "straight")
+    ]
+
+
+def test_rows_beyond_the_checkpoint_are_cut_on_resume(stores, tmp_path):
+    Trainer(tiny(), stores, tmp_path, CPU).fit(stop_after=7)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "loss": 1.0}\n{"step": 9, "lo')
+    Trainer.resume(tmp_path, stores, CPU).fit(stop_after=8)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+
+
+def test_resume_refuses_other_data_and_missing_state(stores, tmp_path):
+    Trainer(tiny(), stores, tmp_path, CPU).fit(stop_after=2)
+    other = {"train": fake_store(seed=3), "val": stores["val"]}
+    with pytest.raises(UserError, match="trained on other codes"):
+        Trainer.resume(tmp_path, other, CPU)
+    content = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    content["projector"] = None
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="missing 0.weight"):
+        Trainer.resume(tmp_path, stores, CPU)
+
+
+def test_start_or_resume_refuses_other_settings(stores, tmp_path):
+    Trainer(tiny(), stores, tmp_path, CPU).fit(stop_after=2)
+    assert Trainer.start_or_resume(tiny(), stores, tmp_path, CPU).step == 2
+    with pytest.raises(UserError, match="other settings"):
+        Trainer.start_or_resume(tiny(lr=0.5), stores, tmp_path, CPU)
+
+
+def test_both_objectives_see_identical_sequences_and_start_from_the_same_weights(stores, tmp_path):
+    star, plain = tiny(), tiny(objective=tiny().objective.baseline())
+    a, b = (Trainer(config, stores, tmp_path, CPU) for config in (star, plain))
+    for key, value in a.student.model.state_dict().items():
+        assert torch.equal(value, b.student.model.state_dict()[key])
+    for step in (0, 1, 5):
+        first, second = a.loader.batch(step), b.loader.batch(step)
+        for name in ("tokens_BMT", "labels_B", "dropped_BM"):
+            assert torch.equal(getattr(first, name), getattr(second, name))
+        assert first.masked_BMn.any() and not second.masked_BMn.any()
+
+
+def test_an_epoch_visits_every_image_once_with_distinct_views():
+    store, config = fake_store(images=25, views=4), tiny()
+    loader = TrainLoader(store, config)
+    seen = np.concatenate([loader.image_indices(step) for step in range(3)])
+    assert len(seen) == len(set(seen)) == 24, "25 images, batches of 8: one is left out an epoch"
+    second = np.concatenate([loader.image_indices(step) for step in range(3, 6)])
+    assert not np.array_equal(seen, second)
+    marked = fake_store(images=25, views=4)
+    marked.codes = np.broadcast_to(np.arange(4)[None, :, None], (25, 4, 9)).astype(np.uint16)
+    views = TrainLoader(marked, config).batch(0).tokens_BMT[:, :, 0]
+    assert (views[:, 0] != views[:, 1]).all()
+    assert len(np.unique(views.numpy())) == 4
+
+
+def test_batches_do_not_depend_on_the_number_of_processes():
+    store, config = fake_store(), tiny()
+    whole = TrainLoader(store, config).batch(3)
+    halves = [TrainLoader(store, config, rank, 2).batch(3) for rank in range(2)]
+    for name in ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn"):
+        joined = torch.cat([getattr(half, name) for half in halves])
+        assert torch.equal(joined, getattr(whole, name)), name
+    assert torch.equal(halves[0].steps_K, whole.steps_K)
+
+
+def test_the_loader_says_what_does_not_fit():
+    with pytest.raises(UserError, match="has 1 views an image; 2 distinct ones"):
+        TrainLoader(fake_store(views=1), tiny())
+    with pytest.raises(UserError, match="batch_size is 30; .* only 24 images"):
+        TrainLoader(fake_store(), tiny(batch_size=30))
+    with pytest.raises(UserError, match="not a multiple of the 3 processes"):
+        TrainLoader(fake_store(), tiny(), 0, 3)
+
+
+def test_learning_rate_at_its_corners():
+    cosine = tiny(max_steps=102, warmup_steps=2, lr=1.0)
+    values = [learning_rate(cosine, step) for step in (0, 1, 2, 52, 102)]
+    assert values == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+    constant = dataclasses.replace(cosine, schedule="constant")
+    assert learning_rate(constant, 90) == 1.0
+
+
+def test_only_matrices_are_decayed(stores, tmp_path):
+    trainer = Trainer(tiny(), stores, tmp_path, CPU)
+    decayed, others = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.05 and others["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in others["params"])
+    count = len(decayed["params"]) + len(others["params"])
+    assert count == len(list(trainer.student.parameters()))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(stores, tmp_path):
+    trainer = Trainer(tiny(), stores, tmp_path, CPU)
+    trainer.fit(stop_after=5)
+    saved = (tmp_path / "ckpt.pt").read_bytes()
+    trainer.student.model.output.weight.data[0, 0] = float("nan")
+    before = trainer.student.model.tok_embeddings.weight.detach().clone()
+    with pytest.raises(UserError, match="loss term 'ar' is nan at step 6; stopped before the update"):
+        trainer.fit()
+    assert torch.equal(trainer.student.model.tok_embeddings.weight, before)
+    assert (tmp_path / "ckpt.pt").read_bytes() == saved
+
+
+def test_a_request_to_stop_saves_and_leaves(stores, tmp_path):
+    trainer = Trainer(tiny(), stores, tmp_path, CPU)
+    result = trainer.fit(should_stop=lambda: trainer.step >= 3)
+    assert not result.finished and result.step == 3
+    assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 3
+
+
+def test_validation_nll_against_a_loop(stores):
+    from helpers import small_model
+
+    model, store = small_model(), stores["val"]
+    found = image_nll(model, store, batch_size=3)
+    for i in range(len(store)):
+        tokens = torch.from_numpy(store.codes[i, 0].astype(np.int64))
+        logits = model(tokens[None, :-1], torch.tensor([store.labels[i]])).logits[0]
+        expected = -sum(logits[t].log_softmax(-1)[tokens[t]] for t in range(9)) / 9
+        assert found[i] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_plain_batches_cover_the_store_or_its_first_images(stores):
+    store = stores["train"]
+    tokens = torch.cat([tokens for tokens, _ in plain_batches(store, 7, "cpu")])
+    assert torch.equal(tokens, torch.from_numpy(store.codes[:, 0].astype(np.int64)))
+    assert sum(len(labels) for _, labels in plain_batches(store, 7, "cpu", limit=10)) == 10
