@@ -11,10 +11,10 @@ def tokenize(
         ..., help="digits, photos, or an image folder with train/CLASS/* and val/ or test/."
     ),
     out: Path = typer.Argument(None, help="Folder to write: train/, val/, test/ and the tokenizer."),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  [default: the digits tokenizer]"),
-    size: int = typer.Option(None, help="Side of a view in pixels.  [default: the source's own]"),
+    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the digits tokenizer]"),
+    size: int = typer.Option(None, help="Side of a view in pixels.  \\[default: the source's own]"),
     views: str = typer.Option(
-        None, help="ten-crop, ten-crop-1.05, affine-N or plain.  [default: the source's own]"
+        None, help="ten-crop, ten-crop-1.05, affine-N or plain.  \\[default: the source's own]"
     ),
     eval_views: Literal["test", "all"] = typer.Option("test", help="Views of val and test."),
     batch_size: int = typer.Option(256, help="Views a tokenizer call."),

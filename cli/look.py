@@ -7,10 +7,10 @@ import typer
 
 
 def attn_maps(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  [default: the newest run]"),
+    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
     image: str = typer.Argument(
         None,
-        help="Image file, digits/17, china.jpg or flower.jpg.  [default: the run's first test image]",
+        help="Image file, digits/17, china.jpg or flower.jpg.  \\[default: the run's first test image]",
     ),
     layers: str = typer.Option("all", help="Layers such as 2,4,6, or all."),
     steps: int = typer.Option(8, help="Number of steps, spread over the image."),
@@ -19,13 +19,13 @@ def attn_maps(
     label: int = typer.Option(
         None,
         "--class",
-        help="Class shown to the model.  [default: the image's own, else the null class]",
+        help="Class shown to the model.  \\[default: the image's own, else the null class]",
     ),
     codes: Path = typer.Option(None, help="Token indices (.npy, T integers) instead of an image."),
-    data: str = typer.Option(None, help="Source or code stores.  [default: the run's own]"),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  [default: the run's own]"),
+    data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
+    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
     weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
-    out: Path = typer.Option(None, help="Folder for the pictures.  [default: RUN/attn-maps]"),
+    out: Path = typer.Option(None, help="Folder for the pictures.  \\[default: RUN/attn-maps]"),
     heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
     grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
@@ -83,12 +83,12 @@ def attn_maps(
 def token_invariance(
     image: str = typer.Argument(..., help="Image file, digits/17, china.jpg or flower.jpg."),
     tokenizer: Path = typer.Option(
-        None, help="Tokenizer file.  [default: the digits tokenizer, trained if not cached]"
+        None, help="Tokenizer file.  \\[default: the digits tokenizer, trained if not cached]"
     ),
     shift: float = typer.Option(1.0, help="Shift to the right in pixels."),
     rotate: float = typer.Option(0.0, help="Rotation in degrees."),
     scale: float = typer.Option(1.0, help="Scale; 1.05 enlarges by 5 %."),
-    size: int = typer.Option(None, help="Centre crop in pixels.  [default: 8 tokens, VQ-8/16: 256]"),
+    size: int = typer.Option(None, help="Centre crop in pixels.  \\[default: 8 tokens, VQ-8/16: 256]"),
     out: Path = typer.Option(Path("token-invariance"), help="Folder for csv, json, PNG and PDF."),
 ) -> None:
     """Token indices of an image and of a slightly different view of it (Figure 1(c)).
@@ -129,10 +129,10 @@ def token_invariance(
 
 
 def sample(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  [default: the newest run]"),
+    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
     each: int = typer.Option(8, "--each", help="Images a class."),
     classes: str = typer.Option(
-        None, "--class", help="Classes such as 3 or 0,1,7.  [default: the first 10]"
+        None, "--class", help="Classes such as 3 or 0,1,7.  \\[default: the first 10]"
     ),
     cfg_scale: float = typer.Option(2.0, help="Classifier-free guidance; 1 is none."),
     cfg_interval: int = typer.Option(-1, help="Guidance ends after this decoded token; -1 never."),
@@ -140,9 +140,9 @@ def sample(
     top_k: int = typer.Option(0, help="Keep the k most likely tokens; 0 keeps all."),
     top_p: float = typer.Option(1.0, help="Keep the smallest set with this probability; 1 keeps all."),
     seed: int = typer.Option(0, help="Seed of the first image; image i uses seed + i."),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  [default: the run's own]"),
+    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
     weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
-    out: Path = typer.Option(None, help="Folder for picture and codes.  [default: RUN/samples]"),
+    out: Path = typer.Option(None, help="Folder for picture and codes.  \\[default: RUN/samples]"),
     heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
     grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),

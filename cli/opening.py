@@ -16,7 +16,13 @@ def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | N
     chosen = path if path is not None else newest_checkpoint(RUNS)
     loaded = open_model(chosen, weights=weights, device=resolve_device(device), heads=heads, grid=grid)
     found = "" if path is not None else "newest run: "
-    console.print(f"{found}{loaded.path} ({loaded.description})", highlight=False, markup=False)
+    model = loaded.model.config
+    millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    shape = (
+        f"{model.layers} layers, {model.heads} heads, width {model.width}, {millions:.1f}M parameters, "
+        f"{model.grid} x {model.grid} tokens of {model.vocab_size}, {model.num_classes} classes"
+    )
+    console.print(f"{found}{loaded.path}: {loaded.description}; {shape}", highlight=False, markup=False)
     return loaded
 
 

@@ -16,11 +16,12 @@ import typer
 __all__ = ["with_options"]
 
 
-def with_options(*classes: type, skip: tuple[str, ...] = (), panels: dict[type, str] | None = None):
-    """Decorate ``command(..., given: dict[type, dict])`` with the options of ``classes``.
+def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str]):
+    """Decorate ``command(..., given: dict[type, dict])`` with an option for every field.
 
-    ``given`` maps each class to the fields set on the command line. ``skip`` names fields that get no
-    option here; ``panels`` maps a class to its heading in ``--help``.
+    ``given`` maps each class to the fields set on the command line. ``defaults`` holds an instance of
+    each class, whose values ``--help`` shows; ``skip`` names fields that get no option here; ``panels``
+    maps a class to its heading.
     """
 
     def decorate(command: Callable) -> Callable:
@@ -28,7 +29,8 @@ def with_options(*classes: type, skip: tuple[str, ...] = (), panels: dict[type, 
         annotations = {p.name: p.annotation for p in own}
         owners: dict[str, type] = {}
         extra = []
-        for cls in classes:
+        for shown in defaults:
+            cls = type(shown)
             hints = typing.get_type_hints(cls)
             for field in dataclasses.fields(cls):
                 if field.name in skip or "help" not in field.metadata:
@@ -38,9 +40,9 @@ def with_options(*classes: type, skip: tuple[str, ...] = (), panels: dict[type, 
                 option = typer.Option(
                     None,
                     _flag(field.name, hints[field.name]),
-                    help=field.metadata["help"],
-                    rich_help_panel=(panels or {}).get(cls),
-                    show_default=str(field.default),
+                    help=f"{field.metadata['help']}  \\[default: {getattr(shown, field.name)}]",
+                    rich_help_panel=panels[cls],
+                    show_default=False,
                 )
                 annotations[field.name] = kind
                 extra.append(
@@ -51,7 +53,7 @@ def with_options(*classes: type, skip: tuple[str, ...] = (), panels: dict[type, 
 
         @functools.wraps(command)
         def run(**values):
-            given: dict[type, dict] = {cls: {} for cls in classes}
+            given: dict[type, dict] = {type(shown): {} for shown in defaults}
             for name, cls in owners.items():
                 value = values.pop(name)
                 if value is not None:

@@ -7,15 +7,15 @@ import typer
 
 
 def probe(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  [default: the newest run]"),
+    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
     layer: str = typer.Option(
         "6", help="Layer 1 to L (output of that block), several (2,4,6), or all."
     ),
     steps: int = typer.Option(8, help="Number of uniformly spaced steps, the last being T."),
-    data: str = typer.Option(None, help="Source or code stores.  [default: the run's own]"),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  [default: the run's own]"),
+    data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
+    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
     weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
-    out: Path = typer.Option(None, help="Folder for csv, json, PNG and PDF.  [default: RUN/probe]"),
+    out: Path = typer.Option(None, help="Folder for csv, json, PNG and PDF.  \\[default: RUN/probe]"),
     heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
     grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),

@@ -8,13 +8,15 @@ import typer
 def reproduce(
     source: str = typer.Argument("digits", help="digits, or an image folder (train/, val/ or test/)."),
     out: Path = typer.Option(
-        None, "--out", help="Folder for runs, results and figures.  [default: runs/reproduce-SOURCE]"
+        None, "--out", help="Folder for runs, results and figures.  \\[default: runs/reproduce-SOURCE]"
     ),
     tokenizer: Path = typer.Option(
-        None, help="Tokenizer file.  [default: the digits one, trained if not cached]"
+        None, help="Tokenizer file.  \\[default: the digits one, trained if not cached]"
     ),
-    max_steps: int = typer.Option(None, help="Training steps of each model.  [default: the recipe's]"),
-    batch_size: int = typer.Option(None, help="Images a step.  [default: the recipe's]"),
+    max_steps: int = typer.Option(
+        None, help="Training steps of each model.  \\[default: the recipe's]"
+    ),
+    batch_size: int = typer.Option(None, help="Images a step.  \\[default: the recipe's]"),
     seed: int = typer.Option(0, help="Seed of everything random."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
 ) -> None:

@@ -7,19 +7,20 @@ from typing import Literal
 import typer
 
 from cli.options import with_options
-from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig
+from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, preset
 
 SIZE_NAMES = ", ".join(SIZES)
+TINY = preset("tiny")
 
 
 @with_options(
-    TrainConfig,
-    ObjectiveConfig,
-    ModelConfig,
+    TINY,
+    TINY.objective,
+    TINY.model,
     skip=("grid", "vocab_size", "num_classes"),
     panels={
-        TrainConfig: "Training",
-        ObjectiveConfig: "Objective (defaults of ST-AR; the help names the paper's equations)",
+        TrainConfig: "Training (defaults of the tiny preset, here and below)",
+        ObjectiveConfig: "Objective (numbers of the paper's equations in brackets)",
         ModelConfig: "Model (grid, vocabulary and classes come from the data)",
     },
 )
@@ -27,12 +28,12 @@ def train(
     objective: Literal["star", "ar"] = typer.Option(
         "star", help="star: all losses of the paper; ar: next-token prediction on the same sequences."
     ),
-    preset: str = typer.Option("tiny", help=f"Whole configuration by size: {SIZE_NAMES}."),
+    size: str = typer.Option("tiny", "--preset", help=f"Whole configuration by size: {SIZE_NAMES}."),
     config: Path = typer.Option(
         None, help="TOML or JSON file of settings (a run's config.json works)."
     ),
     tokenizer: Path = typer.Option(None, help="Tokenizer file for a source that is not tokenised yet."),
-    run: Path = typer.Option(None, "--run", help="Run folder.  [default: runs/DATE-OBJECTIVE]"),
+    run: Path = typer.Option(None, "--run", help="Run folder.  \\[default: runs/DATE-OBJECTIVE]"),
     resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
     stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
@@ -50,7 +51,6 @@ def train(
     from cli.screen import Stages, TrainingView, console
     from cli.stopping import StopSignals
     from star.config import config_from_dict
-    from star.config import preset as named_preset
     from star.device import resolve_device
     from star.errors import UserError
     from star.prepare import TOKENIZER_FILE, prepare_data
@@ -66,7 +66,7 @@ def train(
             )
         folder, settings = resume, config_from_dict(read_settings(resume / "config.json"))
     else:
-        settings = named_preset(preset)
+        settings = preset(size)
         if config is not None:
             settings = config_from_dict(read_settings(config), settings)
         if objective == "ar":
@@ -84,7 +84,7 @@ def train(
     with Stages() as stages:
         data = prepare_data(
             settings.data,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer or _own_tokenizer(resume),
             skip_bad=skip_bad,
             device=str(where),
             on_progress=stages.report,
@@ -107,6 +107,14 @@ def train(
     console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
     if signals.received is not None:
         sys.exit(128 + signals.received)
+
+
+def _own_tokenizer(resumed: Path | None) -> Path | None:
+    """The tokenizer kept in a resumed run's folder."""
+    from star.prepare import TOKENIZER_FILE
+
+    kept = resumed / TOKENIZER_FILE if resumed is not None else None
+    return kept if kept is not None and kept.exists() else None
 
 
 def _plain(settings: TrainConfig, given: dict) -> TrainConfig:

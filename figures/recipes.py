@@ -119,8 +119,9 @@ def draw_all(
 
 
 def _spread(steps: list[int], count: int = 4) -> list[int]:
-    """``count`` of the steps, evenly spread, the last among them."""
-    return [steps[round((len(steps) - 1) * (k + 1) / count)] for k in range(count)]
+    """Up to ``count`` of the steps, evenly spread, the last among them."""
+    places = sorted({round((len(steps) - 1) * (k + 1) / count) for k in range(count)})
+    return [steps[place] for place in places]
 
 
 def _maps(maps: AttentionMaps, layer: int, steps: list[int]) -> np.ndarray:

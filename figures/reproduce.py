@@ -70,18 +70,20 @@ class Summary:
 def plan_for(
     data: str, *, seed: int = 0, max_steps: int | None = None, batch_size: int | None = None
 ) -> Plan:
-    """The recipe of ``star reproduce SOURCE``: the tiny preset, minutes on two CPU cores."""
-    steps = max_steps or 300
+    """The recipe of ``star reproduce SOURCE``: the tiny preset with four layers, for two CPU cores."""
+    base = preset("tiny")
+    steps = base.max_steps if max_steps is None else max_steps
     config = dataclasses.replace(
-        preset("tiny"),
+        base,
+        model=dataclasses.replace(base.model, layers=4),
         data=data,
         seed=seed,
-        batch_size=batch_size or 32,
+        batch_size=base.batch_size if batch_size is None else batch_size,
         max_steps=steps,
         validate_every=steps,
         save_every=100,
     )
-    return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(40, steps))
+    return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(80, steps))
 
 
 def reproduce(

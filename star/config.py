@@ -114,7 +114,7 @@ class ObjectiveConfig:
     contrast_form: Literal["infonce", "ratio"] = _option(
         "infonce", "-log softmax over images, or the plain ratio as printed in Eqs. 6 and 7."
     )
-    contrast_normalize: bool = _option(True, "L2-normalise both sides before the dot product.")
+    normalize: bool = _option(True, "L2-normalise both sides before the dot product.")
     temperature: float = _option(0.2, "Temperature of the contrastive softmax (the paper has none: 1).")
     reduction: Literal["mean", "sum"] = _option(
         "mean", "Mean over all pairs, or 1/B times the sum over views and pairs as printed."
@@ -259,6 +259,9 @@ def preset(name: str) -> TrainConfig:
         return TrainConfig(
             model=ModelConfig(layers=layers, heads=heads, width=width),
             objective=ObjectiveConfig(ema_decay=0.99),
+            batch_size=32,
+            max_steps=600,
+            lr=2e-3,
         )
     return TrainConfig(
         model=ModelConfig(

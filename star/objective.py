@@ -98,7 +98,7 @@ def _contrastive_terms(
     options = {
         "temperature": config.temperature,
         "form": config.contrast_form,
-        "normalize": config.contrast_normalize,
+        "normalize": config.normalize,
         "reduction": config.reduction,
         "first_image": rank() * images if everywhere else 0,
     }

@@ -98,5 +98,6 @@ def prepare_data(
         skip_bad=skip_bad,
         device=device,
         on_progress=on_progress,
+        on_message=on_message,
     )
     return PreparedData(stores, model, source)

@@ -67,7 +67,7 @@ CASES = [
     {"teacher_class": "always"},
     {"teacher_class": "never"},
     {"contrast_form": "ratio"},
-    {"contrast_normalize": False},
+    {"normalize": False},
     {"temperature": 1.0},
     {"reduction": "sum"},
     {"negatives": "local"},
@@ -109,7 +109,7 @@ def test_the_total_is_eq_8_of_terms_computed_by_loops(changes):
             kind=kind,
             temperature=cfg.temperature,
             form=cfg.contrast_form,
-            normalize=cfg.contrast_normalize,
+            normalize=cfg.normalize,
             reduction=cfg.reduction,
         )
     assert set(terms) == set(expected)

@@ -239,7 +239,8 @@ def test_attention_statistics_against_loops():
             shares.append(np.mean(share))
             distances.append(np.mean(distance))
         for measure, values in (("class_share", shares), ("distance", distances)):
-            found = table.query("layer == 2 and step == @step and measure == @measure").iloc[0]
+            place = (table["layer"] == 2) & (table["step"] == step) & (table["measure"] == measure)
+            found = table[place].iloc[0]
             assert (found.value, found.low, found.high) == pytest.approx(
                 mean_interval(np.array(values)), rel=1e-4
             )

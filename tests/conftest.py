@@ -1,0 +1,50 @@
+"""Shared fixtures: a cache of our own, a small folder of real images, an untrained tokenizer."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory):
+    """train/ and test/ with two classes of real scans: 48 + 16 PNG files of 32 x 32 pixels."""
+    from star.images import open_source
+
+    root = tmp_path_factory.mktemp("images")
+    source = open_source("digits")
+    for split, each in (("train", 24), ("test", 8)):
+        part = source.splits[split]
+        for label, name in ((0, "zero"), (1, "one")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            chosen = (part.labels == label).nonzero()[0][:each]
+            for index in chosen:
+                part.load(int(index)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory):
+    """A tokenizer of the small shape with random weights: real code, no training time."""
+    import torch
+
+    from star.randomness import torch_generator
+    from star.tokenizer import save_tokenizer
+    from star.vq import VQModel, vq_preset
+
+    model = VQModel(vq_preset("small"))
+    generator = torch_generator(0, "test tokenizer")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            fan_in = parameter[0].numel()
+            torch.nn.init.normal_(parameter, std=fan_in**-0.5, generator=generator)
+    path = tmp_path_factory.mktemp("tokenizer") / "random.safetensors"
+    save_tokenizer(model, path, {"name": "random"})
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache folder."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("STAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()

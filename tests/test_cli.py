@@ -1,0 +1,331 @@
+"""The command line as a user meets it: what it writes, what it prints, and how it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import GOLDEN
+
+from cli.main import main
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--layers", "2", "--width", "32", "--heads", "2", "--batch-size", "4", "--max-steps", "4",
+    "--log-every", "1", "--validate-every", "4", "--warmup-steps", "0", "--device", "cpu",
+    "--precision", "fp32",
+]  # fmt: skip
+
+
+@pytest.fixture
+def star(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["star", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digit_folder, tokenizer_file):
+    """A run folder made by the command line, shared by the tests that look at one."""
+    run = tmp_path_factory.mktemp("runs") / "star"
+    command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def cli(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def refused(result, *parts):
+    """One line on stderr, exit code 2, no traceback."""
+    code, out, err = result
+    assert code == 2, (code, out, err)
+    assert err.startswith("Error: ") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err, err
+    return True
+
+
+def test_help_names_every_command(star):
+    code, out, _ = star("--help")
+    assert code == 0
+    for name in ("reproduce", "train", "probe", "attn-maps", "token-invariance", "sample", "tokenize"):
+        assert name in out
+
+
+def test_train_help_has_an_option_for_every_field_of_the_objective(star, monkeypatch):
+    from dataclasses import fields
+
+    from star.config import ObjectiveConfig
+
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = star("train", "--help")
+    flat = out.replace("\n", " ")
+    for field in fields(ObjectiveConfig):
+        assert "--" + field.name.replace("_", "-") in flat, field.name
+
+
+def test_train_writes_a_run_that_says_what_it_is(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "metrics.jsonl", "ckpt.pt", "tokenizer.safetensors"} <= names
+    config = json.loads((trained / "config.json").read_text())
+    assert config["model"]["layers"] == 2 and config["model"]["num_classes"] == 2
+    assert config["objective"]["mask_ratio"] == 0.25
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4] and "val_nll" in rows[-1]
+
+
+def test_a_saved_config_reproduces_the_run(star, trained, tmp_path, tokenizer_file):
+    again = tmp_path / "again"
+    code, _out, err = star(
+        "train", "--config", trained / "config.json", "--tokenizer", tokenizer_file, "--run", again
+    )
+    assert code == 0, err
+    a, b = (torch.load(run / "ckpt.pt", weights_only=True) for run in (trained, again))
+    assert all(torch.equal(a["teacher"][key], b["teacher"][key]) for key in a["teacher"])
+
+
+def test_stop_and_resume_equal_one_run(star, trained, tmp_path, digit_folder, tokenizer_file):
+    run = tmp_path / "parts"
+    data = ("--data", digit_folder, "--tokenizer", tokenizer_file)
+    code, out, err = star("train", *data, "--run", run, *TINY, "--stop-after", 2)
+    assert code == 0 and f"star train --resume {run}" in out.replace("\n", ""), (out, err)
+    code, out, err = star("train", "--resume", run)
+    assert code == 0 and "finished" in out, (out, err)
+    a, b = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (trained, run))
+    assert all(torch.equal(a["student"][key], b["student"][key]) for key in a["student"])
+    assert refused(star("train", "--resume", run, "--lr", "1"), "--resume takes all settings")
+
+
+def test_the_baseline_trains_and_refuses_options_it_does_not_use(
+    star, tmp_path, digit_folder, tokenizer_file
+):
+    data = ("--data", digit_folder, "--tokenizer", tokenizer_file)
+    code, _out, err = star("train", "--objective", "ar", *data, "--run", tmp_path / "ar", *TINY)
+    assert code == 0, err
+    row = json.loads((tmp_path / "ar" / "metrics.jsonl").read_text().splitlines()[0])
+    assert "mim" not in row and row["loss"] == row["ar"]
+    assert refused(
+        star("train", "--objective", "ar", "--mask-ratio", "0.5"), "uses none of: --mask-ratio"
+    )
+
+
+def test_probe_writes_table_provenance_and_pictures(star, trained):
+    code, _, err = star("probe", trained, "--layer", "all", "--steps", "7")
+    assert code == 0, err
+    table = pd.read_csv(trained / "probe" / "probe-layer-all-teacher.csv")
+    assert list(table.columns[:9]) == [
+        "layer", "step", "protocol", "control", "split", "accuracy", "low", "high", "n",
+    ]  # fmt: skip
+    assert len(table) == 14 and (table["n"] == 16).all()
+    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+    info = json.loads((trained / "probe" / "probe-layer-all-teacher.json").read_text())
+    assert info["condition"] == "null class" and info["weights"] == "teacher"
+    code, _out, err = star("probe", trained / "ckpt.pt", "--layer", "2", "--weights", "student")
+    assert code == 0, err
+    for suffix in ("csv", "json", "png", "pdf"):
+        assert (trained / "probe" / f"probe-layer-2-student.{suffix}").stat().st_size > 100
+
+
+def test_probe_without_a_checkpoint_takes_the_newest_run_and_says_which(star, trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "runs" / "mine")
+    code, out, err = star("probe", "--layer", "1", "--steps", "2")
+    assert code == 0 and "newest run: runs/mine/ckpt.pt" in out.replace("\n", ""), (out, err)
+
+
+def test_probe_refusals(star, trained, tmp_path):
+    assert refused(star("probe"), "no run with a ckpt.pt below runs")
+    assert refused(star("probe", trained, "--layer", "99"), "layer 99 does not exist", "layers 1 to 2")
+    for steps in ("0", "1000"):
+        assert refused(star("probe", trained, "--layer", "1", "--steps", steps), f"steps is {steps}")
+    assert refused(star("probe", "nowhere.pt"), "no such file: nowhere.pt")
+    assert refused(star("probe", GOLDEN / "llamagen_gpt_tiny.pt", "--layer", "1"), "give --data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attention_maps_of_the_first_test_image_a_photograph_and_codes(star, trained, tmp_path):
+    code, out, err = star("attn-maps", trained)
+    assert code == 0 and "the model is shown the class" in out, (out, err)
+    code, out, err = star(
+        "attn-maps", trained, "flower.jpg", "--layers", "2", "--steps", "3", "--out", "maps"
+    )
+    assert code == 0 and "from 640 x 427" in out and "null class" in out, (out, err)
+    assert (tmp_path / "maps" / "attn-maps-flower-jpg-teacher.png").stat().st_size > 5000
+    np.save(tmp_path / "codes.npy", np.arange(16))
+    golden = GOLDEN / "llamagen_gpt_tiny.pt"
+    code, out, err = star("attn-maps", golden, "--codes", "codes.npy", "--class", "3", "--out", "g")
+    assert code == 0 and "no tokenizer: the picture is left grey" in out, (out, err)
+    assert (tmp_path / "g" / "attn-maps-codes-npy-teacher.pdf").exists()
+
+
+def test_attention_map_refusals(star, trained, tmp_path):
+    golden = GOLDEN / "llamagen_gpt_tiny.pt"
+    assert refused(star("attn-maps", golden), "name an image, or give --codes")
+    assert refused(star("attn-maps", golden, "flower.jpg"), "give --tokenizer")
+    assert refused(star("attn-maps", trained, "--layers", "3"), "layer 3 does not exist")
+    assert refused(star("attn-maps", trained, "--at", "65"), "step 65 does not exist")
+    assert refused(star("attn-maps", trained, "--head", "9"), "head is 9; expected mean, max or 1 to 2")
+    assert refused(star("attn-maps", trained, "missing.png"), "no such image")
+    assert refused(star("attn-maps", trained, "--class", "5"), "class 5 does not exist")
+    np.save(tmp_path / "short.npy", np.arange(3))
+    assert refused(star("attn-maps", trained, "--codes", "short.npy"), "does not hold 64 integers")
+    (tmp_path / "text.npy").write_text("no array")
+    assert refused(star("attn-maps", trained, "--codes", "text.npy"), "cannot read text.npy")
+
+
+def test_token_invariance_on_a_photograph(star, tmp_path, tokenizer_file):
+    code, out, err = star("token-invariance", "china.jpg", "--tokenizer", tokenizer_file)
+    assert code == 0 and "of 64 indices change when shifted by 1 px" in out, (out, err)
+    table = pd.read_csv(tmp_path / "token-invariance" / "tokens-china.csv")
+    assert len(table) == 64
+    assert (table["changed"] == (table["index"] != table["view_index"])).all()
+    code, out, _ = star("token-invariance", "china.jpg", "--tokenizer", tokenizer_file, "--shift", "0")
+    assert "0 of 64 indices change" in out and "100.0 % unchanged" in out
+
+
+def test_token_invariance_refusals(star, tmp_path, tokenizer_file):
+    options = ("--tokenizer", tokenizer_file)
+    (tmp_path / "text.jpg").write_text("I am no picture")
+    assert refused(star("token-invariance", "text.jpg", *options), "text.jpg")
+    (tmp_path / "empty.png").touch()
+    assert refused(star("token-invariance", "empty.png", *options), "empty.png")
+    assert refused(star("token-invariance", "nothing.png", *options), "no such image")
+    assert refused(star("token-invariance", "china.jpg", *options, "--size", "33"), "multiple of")
+    assert not (tmp_path / "token-invariance").exists()
+
+
+def test_sample_writes_a_grid_and_the_codes(star, trained, tmp_path):
+    options = ("--each", "2", "--class", "0,1,2", "--seed", "5", "--out", "s")
+    code, _out, err = star("sample", trained, *options)
+    assert code == 0, err
+    with np.load(tmp_path / "s" / "samples-teacher.npz") as first:
+        assert first["arr_0"].shape == (6, 32, 32, 3) and first["arr_0"].dtype == np.uint8
+        assert first["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+        tokens = first["tokens"]
+    star("sample", trained, *options)
+    with np.load(tmp_path / "s" / "samples-teacher.npz") as again:
+        assert np.array_equal(again["tokens"], tokens)
+    assert refused(star("sample", trained, "--class", "7"), "class 7 does not exist")
+    assert refused(star("sample", trained, "--temperature", "0"), "temperature is 0.0")
+
+
+def test_tokenize_verify_and_train_from_the_stores(star, digit_folder, tokenizer_file, tmp_path):
+    code, out, err = star("tokenize", digit_folder, "codes", "--tokenizer", tokenizer_file)
+    assert code == 0 and "test: 16 images x 1 views x 64 tokens, 2 classes" in out, (out, err)
+    code, out, err = star("tokenize", "--verify", "codes")
+    assert code == 0 and out.count("as their manifest says") == 3, (out, err)
+    code, out, err = star("train", "--data", "codes", "--run", "r", *TINY)
+    assert code == 0, err
+    assert (tmp_path / "r" / "tokenizer.safetensors").exists()
+    code, out, err = star("attn-maps", "r", "--layers", "1", "--steps", "2")
+    assert code == 0 and "decoded from the codes" in out, (out, err)
+    raw = bytearray((tmp_path / "codes" / "train" / "codes.npy").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "codes" / "train" / "codes.npy").write_bytes(raw)
+    assert refused(star("tokenize", "--verify", "codes"), "codes.npy has sha256")
+
+
+def test_codes_that_do_not_fit_the_model(star, trained, digit_folder, tokenizer_file, tmp_path):
+    code, _, err = star(
+        "tokenize", digit_folder, "small", "--tokenizer", tokenizer_file, "--size", "16"
+    )
+    assert code == 0, err
+    result = star("probe", trained, "--layer", "1", "--data", "small")
+    assert refused(result, "have grid 4; the model was built for 8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "nowhere"], "no such file or folder: nowhere"),
+        (["--mask-ratio", "1"], "mask ratio is 1.0"),
+        (["--mask-ratio", "-0.1"], "mask ratio is -0.1"),
+        (["--batch-size", "1"], "batch_size is 1; the contrastive losses need"),
+        (["--preset", "huge"], "preset is 'huge'"),
+        (["--device", "cuda:99"], "CUDA devices"),
+        (["--device", "toaster"], "device is 'toaster'"),
+        (["--config", "none.toml"], "cannot read settings from none.toml"),
+        (["--resume", "none"], "cannot read settings from none/config.json"),
+    ],
+)
+def test_train_refusals_leave_nothing_behind(star, tmp_path, options, message):
+    assert refused(star("train", *options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_refusals_that_need_data(star, tmp_path, digit_folder, tokenizer_file):
+    data = ("--data", digit_folder, "--tokenizer", tokenizer_file, "--run", "r")
+    assert refused(
+        star("train", *data, "--contrast-steps", "65"), "contrast_steps is 65; only 64 steps"
+    )
+    assert refused(star("train", *data, "--batch-size", "1000"), "training split has only")
+    assert refused(star("train", *data, "--contrast-layer", "7"), "layers 1 to 6")
+    (tmp_path / "empty").mkdir()
+    assert refused(star("train", "--data", "empty"), "empty")
+    (tmp_path / "one" / "train" / "only").mkdir(parents=True)
+    (tmp_path / "one" / "train" / "only" / "a.png").touch()
+    assert refused(star("train", "--data", "one", "--tokenizer", tokenizer_file), "one class")
+    assert not (tmp_path / "r").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_bad_image_is_named_and_can_be_skipped(star, tmp_path, digit_folder, tokenizer_file):
+    import shutil
+
+    shutil.copytree(digit_folder, tmp_path / "images")
+    (tmp_path / "images" / "train" / "one" / "text.jpg").write_text("I am no picture")
+    whole = next((tmp_path / "images" / "train" / "zero").glob("*.png"))
+    (tmp_path / "images" / "train" / "zero" / "cut.png").write_bytes(whole.read_bytes()[:60])
+    options = ("tokenize", "images", "codes", "--tokenizer", tokenizer_file)
+    assert refused(star(*options), "--skip-bad")
+    assert not (tmp_path / "codes").exists()
+    code, out, err = star(*options, "--skip-bad")
+    assert code == 0 and "text.jpg" in out and "cut.png" in out, (out, err)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_leaves(tmp_path, digit_folder, tokenizer_file, number, code):
+    run = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "cli.main", "train", "--data", str(digit_folder), "--tokenizer",
+        str(tokenizer_file), "--run", str(run), *TINY, "--max-steps", "100000",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    step = torch.load(run / "ckpt.pt", weights_only=True)["step"]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert step == last["step"] >= 1
