@@ -66,18 +66,8 @@ def train(
             )
         folder, settings = resume, config_from_dict(read_settings(resume / "config.json"))
     else:
-        settings = preset(size)
-        if config is not None:
-            settings = config_from_dict(read_settings(config), settings)
-        if objective == "ar":
-            settings = _plain(settings, given[ObjectiveConfig])
-        changes = given[TrainConfig] | {
-            "objective": given[ObjectiveConfig],
-            "model": given[ModelConfig],
-        }
-        settings = config_from_dict(changes, settings)
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = run or Path("runs") / f"{stamp}-{objective}"
+        settings = _settings(objective, size, config, given)
+        folder = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective}"
         if (folder / "ckpt.pt").exists() or (folder / "metrics.jsonl").exists():
             raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
 
@@ -115,6 +105,20 @@ def _own_tokenizer(resumed: Path | None) -> Path | None:
 
     kept = resumed / TOKENIZER_FILE if resumed is not None else None
     return kept if kept is not None and kept.exists() else None
+
+
+def _settings(objective: str, size: str, config: Path | None, given: dict) -> TrainConfig:
+    """Preset, then the file, then the command line."""
+    from star.config import config_from_dict
+    from star.settings import read_settings
+
+    settings = preset(size)
+    if config is not None:
+        settings = config_from_dict(read_settings(config), settings)
+    if objective == "ar":
+        settings = _plain(settings, given[ObjectiveConfig])
+    changes = given[TrainConfig] | {"objective": given[ObjectiveConfig], "model": given[ModelConfig]}
+    return config_from_dict(changes, settings)
 
 
 def _plain(settings: TrainConfig, given: dict) -> TrainConfig:

@@ -6,10 +6,12 @@ against step, 1(c) token indices of two views, 2 and 5 attention across layers a
 curves of several models.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from probes.attention import AttentionMaps
 from probes.tokens import ViewChange
@@ -20,102 +22,110 @@ from viz.samples import sample_compare
 from viz.style import save
 from viz.tokens import token_views
 
-__all__ = ["draw_all"]
+__all__ = ["Material", "draw_all"]
 
 
-def draw_all(
-    folder: Path,
-    *,
-    probe_tables: dict[str, pd.DataFrame],
-    layer: int,
-    total_steps: int,
-    chance: float,
-    image: np.ndarray,
-    attention: dict[str, AttentionMaps],
-    grid: int,
-    change: ViewChange,
-    unchanged: tuple[float, float],
-    samples: dict[str, np.ndarray],
-    real: np.ndarray,
-    columns: int,
-) -> list[Path]:
-    """Draw every figure for two models, plain AR first; returns the files written.
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Everything measured on two models, plain AR first, that the figures are drawn from.
 
     ``image`` (H, W, 3) uint8 is the one the attention maps belong to; ``unchanged`` holds the mean
     share of unchanged indices over many images and its chance level; ``samples`` and ``real`` are
     (N, H, W, 3), drawn in rows of ``columns``.
     """
-    plain, improved = list(attention)
-    last = attention[plain].layers[-1]
-    few = _spread(attention[plain].steps)
+
+    probe_tables: dict[str, pd.DataFrame]
+    layer: int
+    total_steps: int
+    chance: float
+    image: np.ndarray
+    attention: dict[str, AttentionMaps]
+    grid: int
+    change: ViewChange
+    unchanged: tuple[float, float]
+    samples: dict[str, np.ndarray]
+    real: np.ndarray
+    columns: int
+
+
+def draw_all(material: Material, folder: Path) -> list[Path]:
+    """Draw every figure; returns the files written."""
+    figures = _probe_figures(material) | _attention_figures(material) | _other_figures(material)
+    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+
+
+def _probe_figures(m: Material) -> dict[str, Figure]:
+    plain = next(iter(m.probe_tables))
+    common = {"total_steps": m.total_steps, "chance": m.chance}
+    title = f"class read from layer {m.layer}"
     figures = {
-        "figure1a": attention_row(
-            image,
-            _maps(attention[plain], last, few),
-            layer=last,
-            steps=few,
-            grid=grid,
-            class_weights=_class_weights(attention[plain], last, few),
-            title=f"Figure 1(a): where {plain} looks, layer {last}",
-        ),
         "figure1b": probe_curves(
-            {plain: probe_tables[plain]},
-            layer,
-            total_steps=total_steps,
-            chance=chance,
-            title=f"Figure 1(b): class read from layer {layer} of {plain}",
+            {plain: m.probe_tables[plain]}, m.layer, **common, title=f"Figure 1(b): {title} of {plain}"
         ),
-        "figure1c": token_views(
-            change.image,
-            change.view,
-            change.indices,
-            change.view_indices,
-            labels=("image", change.label),
-            share=unchanged[0],
-            chance=unchanged[1],
-        ),
-        "figure4": probe_curves(
-            probe_tables,
-            layer,
-            total_steps=total_steps,
-            chance=chance,
-            title=f"Figure 4: class read from layer {layer}",
-        ),
-        "samples": sample_compare(
-            samples, reference=real, columns=columns, title="Samples, one row a class"
-        ),
-        "overview": overview(
-            probe_tables,
-            layer=layer,
-            total_steps=total_steps,
-            chance=chance,
-            image=image,
-            maps_by_model={name: _maps(maps, last, few) for name, maps in attention.items()},
-            class_weights={name: _class_weights(maps, last, few) for name, maps in attention.items()},
-            attention_layer=last,
-            steps=few,
-            grid=grid,
-            views=(change.image, change.view),
-            indices=(change.indices, change.view_indices),
-            view_labels=("image", change.label),
-            share=unchanged[0],
-        ),
+        "figure4": probe_curves(m.probe_tables, m.layer, **common, title=f"Figure 4: {title}"),
     }
-    for number, name in (("2", plain), ("5", improved)):
-        figures[f"figure{number}"] = attention_grid(
-            image,
-            attention[name].maps,
-            layers=attention[name].layers,
-            steps=attention[name].steps,
-            grid=grid,
-            class_weights=attention[name].class_weights,
-            title=f"Figure {number}: attention of {name} by layer and step",
-        )
-    for name, table in probe_tables.items():
+    for name, table in m.probe_tables.items():
         figures[f"probe-heatmap-{name.lower()}"] = probe_heatmap(
             table, title=f"Probe accuracy (%) by layer and step: {name}"
         )
-    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+    return figures
+
+
+def _attention_figures(m: Material) -> dict[str, Figure]:
+    plain = next(iter(m.attention))
+    last, few = m.attention[plain].layers[-1], _spread(m.attention[plain].steps)
+    figures = {
+        "figure1a": attention_row(
+            m.image,
+            _maps(m.attention[plain], last, few),
+            layer=last,
+            steps=few,
+            grid=m.grid,
+            class_weights=_class_weights(m.attention[plain], last, few),
+            title=f"Figure 1(a): where {plain} looks, layer {last}",
+        )
+    }
+    for number, (name, found) in zip(("2", "5"), m.attention.items(), strict=True):
+        figures[f"figure{number}"] = attention_grid(
+            m.image,
+            found.maps,
+            layers=found.layers,
+            steps=found.steps,
+            grid=m.grid,
+            class_weights=found.class_weights,
+            title=f"Figure {number}: attention of {name} by layer and step",
+        )
+    return figures
+
+
+def _other_figures(m: Material) -> dict[str, Figure]:
+    first = next(iter(m.attention.values()))
+    last, few = first.layers[-1], _spread(first.steps)
+    views, indices = (m.change.image, m.change.view), (m.change.indices, m.change.view_indices)
+    labels = ("image", m.change.label)
+    share, chance = m.unchanged
+    return {
+        "figure1c": token_views(*views, *indices, labels=labels, share=share, chance=chance),
+        "samples": sample_compare(
+            m.samples, reference=m.real, columns=m.columns, title="Samples, one row a class"
+        ),
+        "overview": overview(
+            m.probe_tables,
+            layer=m.layer,
+            total_steps=m.total_steps,
+            chance=m.chance,
+            image=m.image,
+            maps_by_model={name: _maps(maps, last, few) for name, maps in m.attention.items()},
+            class_weights={name: _class_weights(maps, last, few) for name, maps in m.attention.items()},
+            attention_layer=last,
+            steps=few,
+            grid=m.grid,
+            views=views,
+            indices=indices,
+            view_labels=labels,
+            share=share,
+        ),
+    }
 
 
 def _spread(steps: list[int], count: int = 4) -> list[int]:

@@ -17,7 +17,7 @@ import torch
 
 from figures.compare import Measured, comparison, training_seconds, verdict
 from figures.paper import LINEAR_PROBE
-from figures.recipes import draw_all
+from figures.recipes import Material, draw_all
 from probes.attention import AttentionMaps, attention_maps, attention_stats
 from probes.features import scattered_steps, uniform_steps
 from probes.linear import probe
@@ -83,7 +83,7 @@ def plan_for(
         validate_every=steps,
         save_every=100,
     )
-    return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(80, steps))
+    return Plan(config=config, learning_rates=(2e-3, 4e-3, 8e-3), pilot_steps=min(60, steps))
 
 
 def reproduce(
@@ -253,8 +253,7 @@ def _draw(
     samples = {name: _sampled(item, tokenizer, plan) for name, item in loaded.items()}
     on_progress(stage, 3, total)
     model = loaded[PLAIN].model.config
-    paths = draw_all(
-        out / "figures",
+    material = Material(
         probe_tables=probed,
         layer=layer,
         total_steps=model.tokens,
@@ -268,6 +267,7 @@ def _draw(
         real=_real(source, size, plan.samples_a_class),
         columns=plan.samples_a_class,
     )
+    paths = draw_all(material, out / "figures")
     on_progress(stage, total, total)
     return paths
 

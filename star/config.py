@@ -260,8 +260,8 @@ def preset(name: str) -> TrainConfig:
             model=ModelConfig(layers=layers, heads=heads, width=width),
             objective=ObjectiveConfig(ema_decay=0.99),
             batch_size=32,
-            max_steps=600,
-            lr=2e-3,
+            max_steps=500,
+            lr=4e-3,
         )
     return TrainConfig(
         model=ModelConfig(

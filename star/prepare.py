@@ -89,6 +89,11 @@ def prepare_data(
     parts = [tokenizer_sha256(model), str(views), str(size), str(skip_bad)]
     parts += [split.fingerprint() for split in source.splits.values()]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def report_split(split: str, done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(f"tokenise {split}", done, total)
+
     stores = tokenize(
         source,
         model,
@@ -97,7 +102,7 @@ def prepare_data(
         size=size,
         skip_bad=skip_bad,
         device=device,
-        on_progress=on_progress,
+        on_progress=report_split,
         on_message=on_message,
     )
     return PreparedData(stores, model, source)
