@@ -1,7 +1,8 @@
 """Image sources: splits that are fixed and disjoint, and one clear error for every unusable input."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
-import numpy as np
 import pytest
 from PIL import Image
 
