@@ -83,7 +83,7 @@ def plan_for(
         validate_every=steps,
         save_every=100,
     )
-    return Plan(config=config, learning_rates=(2e-3, 4e-3, 8e-3), pilot_steps=min(60, steps))
+    return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(60, steps))
 
 
 def reproduce(
