@@ -70,6 +70,7 @@ class Trainer:
         self.loader = TrainLoader(train, self.config)
         self.precision = resolve_precision(config.precision, device)
         self.step = 0
+        self.saved_step = -1  # of the checkpoint in the run folder; -1: none
         model = build_model(model_config, torch_generator(config.seed, "init"))
         self.student = Student(model, objective)
         if self.student.projector is not None:
@@ -98,7 +99,7 @@ class Trainer:
                 module.load_state_dict(content[name])
         trainer.optimizer.load_state_dict(content["optimizer"])
         trainer.teacher.updates = content["teacher_updates"]
-        trainer.step = content["step"]
+        trainer.step = trainer.saved_step = content["step"]
         trainer._cut_metrics()
         return trainer
 
@@ -136,7 +137,6 @@ class Trainer:
         write_json(self.run / "config.json", config_to_dict(config))
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
-        saved_at = -1
         tick, ticked_step = time.perf_counter(), self.step
         while self.step < end and not should_stop():
             total, terms, norm, lr = self._update()
@@ -163,9 +163,8 @@ class Trainer:
                 tick, ticked_step = time.perf_counter(), self.step
             if self.step % config.save_every == 0:
                 self.save()
-                saved_at = self.step
             on_step(self.step)
-        if saved_at != self.step:
+        if self.saved_step != self.step:
             self.save()
         return TrainResult(self.run, self.step, self.step >= config.max_steps, row)
 
@@ -227,6 +226,7 @@ class Trainer:
                 "data": {name: store.manifest["sha256"] for name, store in self.stores.items()},
             },
         )
+        self.saved_step = self.step
         return path
 
     def _check_data(self, content: dict, path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(tmp_p
     if zipped:
         torch.save(content, path)
     else:
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(UserError, match=r"refused.*could run code|cannot read"):
         load_model(path)
     assert not marker.exists()
