@@ -9,7 +9,9 @@ import typer
 def probe(
     ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
     layer: str = typer.Option(
-        "6", help="Layer 1 to L (output of that block), several (2,4,6), or all."
+        None,
+        help="Layer 1 to L (output of that block), several (2,4,6), or all.  \\[default: half the depth, "
+        "the paper's 6 of 12]",
     ),
     steps: int = typer.Option(8, help="Number of uniformly spaced steps, the last being T."),
     data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
@@ -36,6 +38,7 @@ def probe(
     from viz.style import save
 
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
+    layer = layer or str(max(1, loaded.model.config.layers // 2))
     layers = parse_layers(layer, loaded.model.config.layers)
     check_layers(loaded.model.config, layers)
     chosen = uniform_steps(loaded.model.config.tokens, steps)

@@ -158,7 +158,8 @@ def test_probe_without_a_checkpoint_takes_the_newest_run_and_says_which(star, tr
     import shutil
 
     shutil.copytree(trained, tmp_path / "runs" / "mine")
-    code, out, err = star("probe", "--layer", "1", "--steps", "2")
+    code, out, err = star("probe", "--steps", "2")
+    assert "probe-layer-1-teacher.csv" in out.replace("\n", ""), "half of two layers"
     assert code == 0 and "newest run: runs/mine/ckpt.pt" in out.replace("\n", ""), (out, err)
 
 
