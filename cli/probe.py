@@ -10,8 +10,8 @@ def probe(
     ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
     layer: str = typer.Option(
         None,
-        help="Layer 1 to L (output of that block), several (2,4,6), or all.  \\[default: half the depth, "
-        "the paper's 6 of 12]",
+        help="Layer 1 to L (output of that block), several (2,4,6), or all.  "
+        "\\[default: half the depth, the paper's 6 of 12]",
     ),
     steps: int = typer.Option(8, help="Number of uniformly spaced steps, the last being T."),
     data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
