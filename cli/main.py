@@ -4,11 +4,12 @@ Nothing heavy is imported here, so that ``star --help`` answers at once; a comma
 when it runs. A ``UserError`` becomes one line and exit code 2.
 """
 
+import signal
 import sys
 
 import typer
 
-from cli import data, look, probe, reproduce, train
+from cli import data, files, look, probe, reproduce, train
 from star.errors import UserError
 
 app = typer.Typer(
@@ -26,10 +27,13 @@ app.command("attn-maps")(look.attn_maps)
 app.command("token-invariance")(look.token_invariance)
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
+app.command("inspect")(files.inspect)
+app.command("export")(files.export)
 
 
 def main() -> None:
     """Run the command line; the console script's entry."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except UserError as error:
@@ -38,6 +42,11 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def _terminate(number: int, frame: object) -> None:
+    # As an exception, so that temporary files are removed on the way out.
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

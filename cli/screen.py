@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Stages", "TrainingView", "console", "print_rows"]
+__all__ = ["Stages", "TrainingView", "console", "print_facts", "print_rows"]
 
 console = Console(soft_wrap=True)
 
@@ -142,3 +142,17 @@ def print_rows(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def print_facts(facts: dict, indent: int = 0) -> None:
+    """Nested facts as indented lines; long lists are cut."""
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print_line(f"{' ' * indent}{key}:")
+            print_facts(value, indent + 2)
+            continue
+        if isinstance(value, list) and len(value) > 8:
+            value = [*value[:8], f"... ({len(value)} in all)"]
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        print_line(f"{' ' * indent}{key}: {value}")

@@ -5,12 +5,14 @@ of processes, and resuming at step n needs only n. An epoch is one permutation o
 not fill a batch at its end is dropped, so that no image meets itself among its negatives.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from star.codes import CodeStore
 from star.config import TrainConfig
@@ -84,6 +86,32 @@ class TrainLoader:
             masked_BMn=torch.from_numpy(masked[mine]),
             steps_K=torch.from_numpy(steps),
         )
+
+    def batches(self, first: int, last: int) -> Iterator[TrainBatch]:
+        """Batches of steps ``first`` to ``last`` - 1, made ahead by ``config.workers`` processes."""
+        yield from DataLoader(
+            _Steps(self),
+            sampler=range(first, last),
+            batch_size=None,
+            num_workers=self.config.workers,
+            worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # else it draws from the global state
+        )
+
+
+class _Steps(Dataset):
+    """Step number to batch, in the form torch's DataLoader wants."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, step: int) -> TrainBatch:
+        return self.loader.batch(step)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the training loop decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def plain_batches(

@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "star", 1
+CONTENT = (
+    "step", "config", "student", "teacher", "teacher_updates", "projector", "optimizer", "tokenizer",
+    "class_names", "data",
+)  # fmt: skip
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -45,6 +49,9 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
         raise UserError(
             f"{path} has checkpoint version {content['version']}; this release reads up to {VERSION}"
         )
+    missing = [name for name in CONTENT if name not in content]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}; it was cut or written by another program")
     return content
 
 

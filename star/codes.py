@@ -40,6 +40,10 @@ class CodeStore:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __reduce__(self):
+        # A loader process maps the file itself; pickling the map would copy all of it.
+        return open_codes, (self.path,)
+
     @property
     def grid(self) -> int:
         """Tokens along one side of an image."""

@@ -219,6 +219,10 @@ class TrainConfig:
     log_every: int = _option(10, "Steps between two lines of metrics.")
     validate_every: int = _option(100, "Steps between two validations; the last step always validates.")
     save_every: int = _option(200, "Steps between two checkpoints; the end always saves.")
+    workers: int = _option(
+        0, "Processes that prepare batches ahead; 0 prepares them in the training loop."
+    )
+    keep: int = _option(2, "Newest checkpoints to keep, at least 2.")
 
     def __post_init__(self) -> None:
         require_choice("schedule", self.schedule, ("constant", "cosine"))
@@ -226,7 +230,9 @@ class TrainConfig:
         for name in ("batch_size", "max_steps", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("seed", "warmup_steps", "weight_decay", "clip"):
+        if self.keep < 2:
+            raise UserError(f"keep is {self.keep}; expected at least 2, one to fall back on")
+        for name in ("seed", "workers", "warmup_steps", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number >= 0")
         if not 0 < self.lr < math.inf:

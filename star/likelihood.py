@@ -1,5 +1,7 @@
 """Negative log-likelihood of held-out images, the number two training runs are compared by."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,12 @@ def image_nll(
     *,
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class."""
+    """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class.
+
+    Fewer than N values if ``should_stop`` said so on the way.
+    """
     device = model.output.weight.device
     values = []
     for tokens_BT, labels_B in plain_batches(store, batch_size, device):
@@ -28,4 +34,6 @@ def image_nll(
             logits_BTV = model(tokens_BT[:, :-1], labels_B).logits
         nll_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT, reduction="none")
         values.append(nll_BT.mean(1).cpu().numpy())
+        if should_stop():
+            break
     return np.concatenate(values)

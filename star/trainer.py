@@ -4,7 +4,6 @@ The loop owns the optimiser, the teacher's updates, the metrics file and the che
 probe and no picture: callbacks receive each row of metrics.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,16 +14,17 @@ import torch
 from torch import nn
 
 from star.batches import TrainLoader
-from star.checkpoint import check_keys, load_checkpoint, save_checkpoint
+from star.checkpoint import check_keys
 from star.codes import CodeStore
 from star.config import TrainConfig, config_from_dict, config_to_dict
 from star.device import autocast, peak_memory_bytes, resolve_precision
 from star.dropout import Dropout
 from star.errors import UserError
-from star.files import publish_file, write_json
+from star.files import write_json
 from star.likelihood import image_nll
 from star.objective import TrainBatch, compute_losses
 from star.randomness import torch_generator
+from star.run_folder import NEWEST, RunFolder
 from star.student import Student
 from star.teacher import Teacher
 from star.transformer import build_model
@@ -66,7 +66,8 @@ class Trainer:
         )
         objective, model_config = self.config.objective, self.config.model
         objective.check_model(model_config)
-        self.stores, self.run, self.device = stores, run, device
+        self.stores, self.device = stores, device
+        self.run = RunFolder(run, self.config.keep)
         self.loader = TrainLoader(train, self.config)
         self.precision = resolve_precision(config.precision, device)
         self.step = 0
@@ -83,9 +84,8 @@ class Trainer:
 
     @classmethod
     def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
-        """Go on from ``run/ckpt.pt``; ``UserError`` if it or any part of the state is missing."""
-        path = run / "ckpt.pt"
-        content = load_checkpoint(path)
+        """Go on from the newest checkpoint; ``UserError`` if it or any part of the state is missing."""
+        path, content = RunFolder(run).newest()
         trainer = cls(config_from_dict(content["config"]), stores, run, device)
         trainer._check_data(content, path)
         parts: dict[str, nn.Module | None] = {
@@ -100,7 +100,8 @@ class Trainer:
         trainer.optimizer.load_state_dict(content["optimizer"])
         trainer.teacher.updates = content["teacher_updates"]
         trainer.step = trainer.saved_step = content["step"]
-        trainer._cut_metrics()
+        trainer.run.clean()
+        trainer.run.cut_metrics(trainer.step)
         return trainer
 
     @classmethod
@@ -108,7 +109,7 @@ class Trainer:
         cls, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
     ) -> "Trainer":
         """Resume ``run`` if it holds a checkpoint of this very configuration, else start it."""
-        if not (run / "ckpt.pt").exists():
+        if not (run / NEWEST).exists() and not RunFolder(run).checkpoints():
             return cls(config, stores, run, device)
         trainer = cls.resume(run, stores, device)
         model = trainer.config.model
@@ -133,15 +134,17 @@ class Trainer:
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
         config = self.config
-        self.run.mkdir(parents=True, exist_ok=True)
-        write_json(self.run / "config.json", config_to_dict(config))
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.run.path / "config.json", config_to_dict(config))
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
         tick, ticked_step = time.perf_counter(), self.step
-        while self.step < end and not should_stop():
-            total, terms, norm, lr = self._update()
+        for batch in self.loader.batches(self.step, end):
+            if should_stop():
+                break
+            total, terms, norm, lr = self._update(batch)
             self.step += 1
-            log = self.step % config.log_every == 0 or self.step in (1, end)
+            log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
             if log or validate:
                 now = time.perf_counter()
@@ -156,8 +159,8 @@ class Trainer:
                     "peak_memory_bytes": peak_memory_bytes(self.device),
                 }
                 if validate:
-                    row |= self._validate()
-                self._append(row)
+                    row |= self._validate(should_stop)
+                self.run.append(row)
                 for callback in callbacks:
                     callback(row)
                 tick, ticked_step = time.perf_counter(), self.step
@@ -166,12 +169,12 @@ class Trainer:
             on_step(self.step)
         if self.saved_step != self.step:
             self.save()
-        return TrainResult(self.run, self.step, self.step >= config.max_steps, row)
+        return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)
 
-    def _update(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], float, float]:
+    def _update(self, batch: TrainBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], float, float]:
         """One optimiser step; returns the total, the terms, the gradient norm and the rate used."""
         config = self.config
-        batch = _to_device(self.loader.batch(self.step), self.device)
+        batch = _to_device(batch, self.device)
         dropout = Dropout(probability=config.dropout, seed=config.seed, step=self.step)
         with autocast(self.device, self.precision):
             total, terms = compute_losses(self.student, self.teacher, batch, config.objective, dropout)
@@ -193,23 +196,27 @@ class Trainer:
     def _not_finite(self, what: str, value: float) -> UserError:
         return UserError(
             f"{what} is {value} at step {self.step + 1}; stopped before the update, the last saved "
-            f"checkpoint in {self.run} is untouched (try a lower --lr)"
+            f"checkpoint in {self.run.path} is untouched (try a lower --lr)"
         )
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """Validation NLL of teacher and student; nothing without a split or on a request to stop."""
         if "val" not in self.stores:
             return {}
         values = {}
         for name, model in (("val_nll", self.teacher.model), ("val_nll_student", self.student.model)):
-            values[name] = float(image_nll(model, self.stores["val"], precision=self.precision).mean())
+            nll = image_nll(
+                model, self.stores["val"], precision=self.precision, should_stop=should_stop
+            )
+            if len(nll) < len(self.stores["val"]):
+                return {}
+            values[name] = float(nll.mean())
         return values
 
     def save(self) -> Path:
-        """Publish ``ckpt.pt`` with everything a resume, a probe or a sampler needs."""
-        path = self.run / "ckpt.pt"
+        """Publish everything a resume, a probe or a sampler needs."""
         train = self.stores["train"]
-        save_checkpoint(
-            path,
+        path = self.run.save(
             {
                 "step": self.step,
                 "config": config_to_dict(self.config),
@@ -224,7 +231,7 @@ class Trainer:
                 },
                 "class_names": list(train.class_names),
                 "data": {name: store.manifest["sha256"] for name, store in self.stores.items()},
-            },
+            }
         )
         self.saved_step = self.step
         return path
@@ -236,20 +243,6 @@ class Trainer:
                     f"{path} was trained on other codes than {store.path} ({name} split); "
                     "give the original --data"
                 )
-
-    def _append(self, row: dict) -> None:
-        with open(self.run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _cut_metrics(self) -> None:
-        """Drop rows beyond the checkpoint: the steps after it are about to be done again."""
-        path = self.run / "metrics.jsonl"
-        if not path.exists():
-            return
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        with publish_file(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
 
 
 def _adamw(student: Student, config: TrainConfig) -> torch.optim.AdamW:

@@ -157,6 +157,10 @@ def ours(step=3):
         "teacher": {key: value + 1 for key, value in model.state_dict().items()},
         "class_names": ["a", "b", "c", "d"],
         "tokenizer": {"sha256": "0" * 64, "name": "fake"},
+        "teacher_updates": step,
+        "projector": None,
+        "optimizer": {},
+        "data": {},
     }
 
 

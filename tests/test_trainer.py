@@ -112,9 +112,10 @@ def test_resume_refuses_other_data_and_missing_state(stores, tmp_path):
     other = {"train": fake_store(seed=3), "val": stores["val"]}
     with pytest.raises(UserError, match="trained on other codes"):
         Trainer.resume(tmp_path, other, CPU)
-    content = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    path = tmp_path / "step-000000002.pt"
+    content = torch.load(path, weights_only=True)
     content["projector"] = None
-    torch.save(content, tmp_path / "ckpt.pt")
+    torch.save(content, path)
     with pytest.raises(UserError, match="missing 0.weight"):
         Trainer.resume(tmp_path, stores, CPU)
 

@@ -1,0 +1,46 @@
+"""``star inspect`` and ``star export``: what is in a file, and weights for other programs."""
+
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+
+def inspect(
+    path: Path = typer.Argument(..., help="Checkpoint, run folder, code store or tokenizer."),
+    json_: bool = typer.Option(False, "--json", help="Everything as JSON, for programs."),
+    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
+    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
+) -> None:
+    """Say what a file or folder holds, with the hashes that name its content."""
+    import json
+
+    from cli.screen import print_facts
+    from star.inspect import describe
+
+    facts = describe(path, heads=heads, grid=grid)
+    if json_:
+        print(json.dumps(facts, indent=2))
+    else:
+        print_facts(facts)
+
+
+def export(
+    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    out: Path = typer.Argument(None, help="File to write.  \\[default: beside the checkpoint]"),
+    form: Literal["llamagen", "safetensors"] = typer.Option(
+        "llamagen", "--format", help="LlamaGen's .pt layout, or safetensors with the configuration."
+    ),
+    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
+    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
+    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
+) -> None:
+    """Write the transformer alone (no projector, no optimiser) for other programs."""
+    from cli.opening import open_checkpoint
+    from cli.screen import console
+    from star.export import export_model
+
+    loaded = open_checkpoint(ckpt, weights, "cpu", heads, grid)
+    ending = ".pt" if form == "llamagen" else ".safetensors"
+    path = out or loaded.path.with_name(f"{loaded.path.stem}-{weights}-{form}{ending}")
+    console.print(f"written: {export_model(loaded, path, form)}", highlight=False, markup=False)

@@ -1,0 +1,119 @@
+"""What a file of ours holds, as plain facts: a checkpoint, a run, a code store or a tokenizer."""
+
+import json
+from pathlib import Path
+
+from star.checkpoint import FORMAT, Loaded, open_model
+from star.codes import CodeStore, open_codes, open_splits
+from star.config import config_to_dict
+from star.errors import UserError
+from star.files import sha256_file
+from star.prepare import is_code_folder
+from star.run_folder import NEWEST, RunFolder
+from star.safe_load import load_torch_file
+from star.tokenizer import load_tokenizer, tokenizer_sha256
+
+__all__ = ["describe"]
+
+
+def describe(path: Path | str, *, heads: int | None = None, grid: int | None = None) -> dict:
+    """Facts about ``path``, ready for JSON; ``kind`` says what it is.
+
+    Raises ``UserError`` if it is missing, damaged or nothing of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".safetensors" or _is_tokenizer(path):
+        return _tokenizer(path)
+    return _checkpoint(path, heads, grid)
+
+
+def _folder(path: Path) -> dict:
+    if (path / "manifest.json").exists():
+        return {"kind": "code store", **_store(open_codes(path))}
+    if is_code_folder(path):
+        return {
+            "kind": "folder of code stores",
+            "path": str(path),
+            "splits": {name: _store(store) for name, store in open_splits(path).items()},
+        }
+    run = RunFolder(path)
+    if (path / NEWEST).exists() or run.checkpoints():
+        rows = (
+            (path / "metrics.jsonl").read_text().splitlines()
+            if (path / "metrics.jsonl").exists()
+            else []
+        )
+        return {
+            "kind": "run",
+            "path": str(path),
+            "checkpoints": [file.name for file in run.checkpoints()],
+            "last_metrics": json.loads(rows[-1]) if rows else None,
+            "newest": _checkpoint(run.newest()[0], None, None),
+        }
+    raise UserError(f"{path} is neither a run folder nor a code store")
+
+
+def _store(store: CodeStore) -> dict:
+    keys = ("images", "views", "tokens", "grid", "vocab_size", "tokenizer_name", "tokenizer_sha256")
+    facts = {key: store.manifest.get(key) for key in keys}
+    return {
+        "path": str(store.path),
+        **facts,
+        "view_names": list(store.view_names),
+        "classes": dict(zip(store.class_names, store.manifest["class_counts"], strict=True)),
+        "source": store.manifest.get("source"),
+        "sha256": store.manifest["sha256"],
+    }
+
+
+def _is_tokenizer(path: Path) -> bool:
+    content = load_torch_file(path)
+    entries = (content, *(value for value in content.values() if isinstance(value, dict)))
+    return any("quantize.embedding.weight" in entry for entry in entries)
+
+
+def _tokenizer(path: Path) -> dict:
+    model = load_tokenizer(path)
+    return {
+        "kind": "tokenizer",
+        "path": str(path),
+        "name": model.name,
+        "sha256": tokenizer_sha256(model),
+        "stride": model.config.stride,
+        "codes": model.config.codebook_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "card": model.card,
+    }
+
+
+def _checkpoint(path: Path, heads: int | None, grid: int | None) -> dict:
+    loaded: Loaded = open_model(path, heads=heads, grid=grid)
+    facts = {
+        "kind": "checkpoint",
+        "path": str(path),
+        "sha256": sha256_file(path),
+        "description": loaded.description,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "model": config_to_dict(loaded.model.config),
+    }
+    if loaded.config is None:
+        return facts
+    content = load_torch_file(path)
+    assert content["format"] == FORMAT
+    return facts | {
+        "format_version": content["version"],
+        "step": loaded.step,
+        "max_steps": loaded.config.max_steps,
+        "objective_name": loaded.objective_name,
+        "weights": ["teacher", "student"],
+        "projector": content["projector"] is not None,
+        "teacher_updates": content["teacher_updates"],
+        "tokenizer": loaded.tokenizer,
+        "class_names": list(loaded.class_names or ()),
+        "data": content["data"],
+        "config": content["config"],
+    }

@@ -1,0 +1,102 @@
+"""A run folder: ``config.json``, ``metrics.jsonl``, ``step-*.pt`` and ``ckpt.pt``, the newest of them.
+
+A checkpoint is written under a temporary name, synced and renamed to ``step-N.pt``; then ``ckpt.pt``
+becomes another name of the same file. A process killed at any moment therefore leaves only whole
+checkpoints under these names, and at most a temporary file, which the next start removes.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from star.checkpoint import load_checkpoint, save_checkpoint
+from star.errors import UserError
+from star.files import publish_file
+
+__all__ = ["NEWEST", "RunFolder"]
+
+NEWEST = "ckpt.pt"
+
+
+class RunFolder:
+    """Checkpoints and metrics of one run; ``keep`` newest checkpoints stay (at least 2)."""
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        assert keep >= 2, keep
+        self.path, self.keep = path, keep
+
+    def checkpoints(self) -> list[Path]:
+        """``step-*.pt``, newest last."""
+        return sorted(self.path.glob("step-*.pt"))
+
+    def save(self, content: dict) -> Path:
+        """Publish ``content`` as ``step-N.pt`` and ``ckpt.pt``; older ones beyond ``keep`` go.
+
+        Raises ``UserError`` if it cannot be written (a full disk); what was there before stays.
+        """
+        path = self.path / f"step-{content['step']:09d}.pt"
+        newest = self.path / NEWEST
+        try:
+            save_checkpoint(path, content)
+            with publish_file(newest) as temporary:
+                _same_file(path, temporary)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"cannot save the checkpoint of step {content['step']} in {self.path} ({reason}); the "
+                "earlier ones are untouched: make room and resume"
+            ) from error
+        for old in self.checkpoints()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def newest(self) -> tuple[Path, dict]:
+        """The newest checkpoint and its content; ``UserError`` if the folder holds none.
+
+        A kill between the two names of a save leaves a ``step-*.pt`` newer than ``ckpt.pt``.
+        """
+        steps = self.checkpoints()
+        path = steps[-1] if steps else self.path / NEWEST
+        if not path.exists():
+            raise UserError(f"{self.path} holds no checkpoint ({NEWEST} or step-*.pt) to go on from")
+        return path, load_checkpoint(path)
+
+    def clean(self) -> None:
+        """Remove what a killed save left behind."""
+        for leftover in (*self.path.glob(".step-*.pt"), *self.path.glob(f".{Path(NEWEST).stem}.*.pt")):
+            leftover.unlink()
+
+    def append(self, row: dict) -> None:
+        """Add one row to ``metrics.jsonl``."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop rows beyond ``step``: the steps after it are about to be done again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = [
+            row for row in map(_parse, path.read_text().splitlines()) if row and row["step"] <= step
+        ]
+        with publish_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _parse(line: str) -> dict | None:
+    """A row, or None for a line that was cut short or is not one of ours."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _same_file(source: Path, target: Path) -> None:
+    """Make ``target`` another name of ``source``, or a copy where the file system has no hard links."""
+    target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
