@@ -6,7 +6,10 @@ __all__ = ["StopSignals"]
 
 
 class StopSignals:
-    """While active, remembers the first signal in ``received``; a repeated one raises."""
+    """While active, remembers the first signal in ``received``; a second SIGINT raises.
+
+    A SIGTERM that follows a SIGINT is torchrun passing the same wish on.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -22,6 +25,6 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.received is not None:
+        if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number

@@ -38,6 +38,7 @@ def train(
     stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    nproc: int = typer.Option(1, help="Processes on this machine, started through torchrun (DDP)."),
     *,
     given: dict,
 ) -> None:
@@ -48,17 +49,21 @@ def train(
     """
     import sys
 
+    from cli.processes import launch
     from cli.screen import Stages, TrainingView, console
     from cli.stopping import StopSignals
+    from star import distributed
     from star.config import config_from_dict
-    from star.device import resolve_device
     from star.errors import UserError
     from star.prepare import TOKENIZER_FILE, prepare_data
     from star.settings import read_settings
     from star.tokenizer import save_tokenizer
     from star.trainer import Trainer
 
-    where = resolve_device(device)
+    if nproc != 1:
+        launch(nproc)
+    where = distributed.join(device)
+    console.quiet = distributed.rank() > 0
     if resume is not None:
         if any(given.values()) or config or run or objective != "star":
             raise UserError(
@@ -71,7 +76,7 @@ def train(
         if (folder / "ckpt.pt").exists() or (folder / "metrics.jsonl").exists():
             raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
 
-    with Stages() as stages:
+    with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
             tokenizer=tokenizer or _own_tokenizer(resume),
@@ -84,10 +89,12 @@ def train(
         trainer = Trainer.resume(folder, data.stores, where)
     else:
         trainer = Trainer(settings, data.stores, folder, where)
-    if data.tokenizer is not None and not (folder / TOKENIZER_FILE).exists():
+    wanted = distributed.rank() == 0 and data.tokenizer is not None
+    if wanted and not (folder / TOKENIZER_FILE).exists():
         save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE, data.tokenizer.card)
     precision = str(trainer.precision).removeprefix("torch.")
-    console.print(f"run {folder}  device {where}  precision {precision}", highlight=False)
+    processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
+    console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
     view = TrainingView(trainer.step, trainer.config.max_steps, str(folder))
     with view.shown(), StopSignals() as signals:
         result = trainer.fit(
@@ -95,6 +102,7 @@ def train(
         )
     done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
     console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
+    distributed.leave()
     if signals.received is not None:
         sys.exit(128 + signals.received)
 

@@ -131,8 +131,9 @@ def attention_stats(
     cells = torch.cartesian_prod(torch.arange(config.grid), torch.arange(config.grid)).float()
     distances_TT = torch.cdist(cells, cells).to(device)
     steps = [step for step in steps if step > 1]  # at step 1 nothing but the class is visible
+    count = min(len(store), limit or len(store))
     values: dict[str, list[Tensor]] = {"class_share": [], "distance": []}
-    for tokens_BT, labels_B in plain_batches(store, batch_size, device, limit):
+    for tokens_BT, labels_B in plain_batches(store, batch_size, device, range(count)):
         rows_LBHKN = attention_at_steps(model, tokens_BT, labels_B, layers=layers, steps=steps)
         image_LBHKn = rows_LBHKN[..., 1:]
         near_Kn = distances_TT[torch.tensor(steps) - 2, : image_LBHKn.shape[-1]]

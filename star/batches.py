@@ -115,12 +115,12 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 def plain_batches(
-    store: CodeStore, batch_size: int, device: torch.device | str, limit: int | None = None
+    store: CodeStore, batch_size: int, device: torch.device | str, images: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(tokens_BT, labels_B) of the test view of the first ``limit`` (or all) images, in order."""
-    count = min(len(store), limit or len(store))
-    for start in range(0, count, batch_size):
-        rows = slice(start, min(start + batch_size, count))
+    """(tokens_BT, labels_B) of the test view of ``images`` (default: all), in order."""
+    chosen = range(len(store)) if images is None else images
+    for start in range(chosen.start, chosen.stop, batch_size):
+        rows = slice(start, min(start + batch_size, chosen.stop))
         codes = np.asarray(store.codes[rows, store.test_view], dtype=np.int64)
         labels = np.asarray(store.labels[rows], dtype=np.int64)
         yield torch.from_numpy(codes).to(device), torch.from_numpy(labels).to(device)

@@ -1,10 +1,36 @@
-"""What the objective needs from other processes, as one-liners that also hold for a single process."""
+"""What the trainer and the objective need from other processes; all of it also holds for one process.
+
+Processes are started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK: gloo on CPUs, NCCL on
+CUDA, one device a process.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["gather_images", "rank", "sum_over_processes", "world_size"]
+from star.device import resolve_device
+
+__all__ = [
+    "any_process",
+    "distribute",
+    "gather_images",
+    "join",
+    "leave",
+    "main_first",
+    "mean_over_processes",
+    "rank",
+    "sum_over_processes",
+    "world_size",
+]
+
+# Rank 0 may tokenise for hours while the others wait; a process that dies is torchrun's to notice.
+PATIENCE = timedelta(days=7)
 
 
 def _active() -> bool:
@@ -19,6 +45,63 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if _active() else 1
+
+
+def join(device: str) -> torch.device:
+    """Join the processes that torchrun started, if it did; returns this process's device."""
+    if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        return resolve_device(device)
+    where = resolve_device(device)
+    if where.type == "cuda":
+        where = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(where)
+    if not _active():
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+    return where
+
+
+def leave() -> None:
+    """End the process group, if there is one."""
+    if _active():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 runs the block first, then the others: what it writes once, they read."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set in any process, so that all decide alike."""
+    if world_size() == 1:
+        return flag
+    vote = torch.tensor(int(flag), device=device)
+    dist.all_reduce(vote, dist.ReduceOp.MAX)
+    return bool(vote)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Mean without gradient; a NaN or infinity anywhere is one everywhere."""
+    if world_size() == 1:
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def distribute(module: nn.Module) -> nn.Module:
+    """``module`` wrapped so that its gradients are averaged over all processes."""
+    if world_size() == 1:
+        return module
+    with warnings.catch_warnings():
+        # The only buffers are constant tables; the argument's successor is too new for torch 2.9.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def gather_images(local: Tensor) -> Tensor:

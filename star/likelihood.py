@@ -19,21 +19,22 @@ def image_nll(
     model: Transformer,
     store: CodeStore,
     *,
+    images: range | None = None,
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class.
 
-    Fewer than N values if ``should_stop`` said so on the way.
+    ``images`` restricts it to some rows of the store. Fewer values if ``should_stop`` said so.
     """
     device = model.output.weight.device
     values = []
-    for tokens_BT, labels_B in plain_batches(store, batch_size, device):
+    for tokens_BT, labels_B in plain_batches(store, batch_size, device, images):
         with autocast(device, precision):
             logits_BTV = model(tokens_BT[:, :-1], labels_B).logits
         nll_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT, reduction="none")
         values.append(nll_BT.mean(1).cpu().numpy())
         if should_stop():
             break
-    return np.concatenate(values)
+    return np.concatenate(values) if values else np.empty(0, dtype=np.float32)

@@ -18,6 +18,7 @@ from star.checkpoint import check_keys
 from star.codes import CodeStore
 from star.config import TrainConfig, config_from_dict, config_to_dict
 from star.device import autocast, peak_memory_bytes, resolve_precision
+from star.distributed import any_process, distribute, mean_over_processes, rank, world_size
 from star.dropout import Dropout
 from star.errors import UserError
 from star.files import write_json
@@ -68,7 +69,7 @@ class Trainer:
         objective.check_model(model_config)
         self.stores, self.device = stores, device
         self.run = RunFolder(run, self.config.keep)
-        self.loader = TrainLoader(train, self.config)
+        self.loader = TrainLoader(train, self.config, rank(), world_size())
         self.precision = resolve_precision(config.precision, device)
         self.step = 0
         self.saved_step = -1  # of the checkpoint in the run folder; -1: none
@@ -81,6 +82,7 @@ class Trainer:
             self.student.model, decay=objective.ema_decay, warmup=objective.ema_warmup
         )
         self.optimizer = _adamw(self.student, self.config)
+        self.wrapped = distribute(self.student)
 
     @classmethod
     def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
@@ -100,8 +102,9 @@ class Trainer:
         trainer.optimizer.load_state_dict(content["optimizer"])
         trainer.teacher.updates = content["teacher_updates"]
         trainer.step = trainer.saved_step = content["step"]
-        trainer.run.clean()
-        trainer.run.cut_metrics(trainer.step)
+        if rank() == 0:
+            trainer.run.clean()
+            trainer.run.cut_metrics(trainer.step)
         return trainer
 
     @classmethod
@@ -134,15 +137,16 @@ class Trainer:
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
         config = self.config
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.run.path / "config.json", config_to_dict(config))
+        if rank() == 0:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.run.path / "config.json", config_to_dict(config))
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
         tick, ticked_step = time.perf_counter(), self.step
         for batch in self.loader.batches(self.step, end):
-            if should_stop():
+            if any_process(should_stop(), self.device):
                 break
-            total, terms, norm, lr = self._update(batch)
+            terms, norm, lr = self._update(batch)
             self.step += 1
             log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
@@ -151,8 +155,7 @@ class Trainer:
                 sequences = config.batch_size * config.objective.views * (self.step - ticked_step)
                 row = {
                     "step": self.step,
-                    "loss": float(total),
-                    **{name: float(value) for name, value in terms.items()},
+                    **terms,
                     "lr": lr,
                     "grad_norm": norm,
                     "sequences_per_second": round(sequences / (now - tick), 2),
@@ -160,7 +163,8 @@ class Trainer:
                 }
                 if validate:
                     row |= self._validate(should_stop)
-                self.run.append(row)
+                if rank() == 0:
+                    self.run.append(row)
                 for callback in callbacks:
                     callback(row)
                 tick, ticked_step = time.perf_counter(), self.step
@@ -171,16 +175,18 @@ class Trainer:
             self.save()
         return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)
 
-    def _update(self, batch: TrainBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor], float, float]:
-        """One optimiser step; returns the total, the terms, the gradient norm and the rate used."""
+    def _update(self, batch: TrainBatch) -> tuple[dict[str, float], float, float]:
+        """One optimiser step; returns loss and terms of the global batch, gradient norm and rate."""
         config = self.config
         batch = _to_device(batch, self.device)
-        dropout = Dropout(probability=config.dropout, seed=config.seed, step=self.step)
+        dropout = Dropout(probability=config.dropout, seed=config.seed, step=self.step, rank=rank())
         with autocast(self.device, self.precision):
-            total, terms = compute_losses(self.student, self.teacher, batch, config.objective, dropout)
-        for name, value in terms.items():
-            if not torch.isfinite(value):
-                raise self._not_finite(f"loss term {name!r}", value.item())
+            total, terms = compute_losses(self.wrapped, self.teacher, batch, config.objective, dropout)
+        means = mean_over_processes(torch.stack([*terms.values(), total])).tolist()
+        values = dict(zip([*terms, "loss"], means, strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise self._not_finite(f"loss term {name!r}", value)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
@@ -191,7 +197,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         self.teacher.update(self.student.model)
-        return total.detach(), {name: value.detach() for name, value in terms.items()}, norm, lr
+        return values, norm, lr
 
     def _not_finite(self, what: str, value: float) -> UserError:
         return UserError(
@@ -205,18 +211,26 @@ class Trainer:
             return {}
         values = {}
         for name, model in (("val_nll", self.teacher.model), ("val_nll_student", self.student.model)):
+            store = self.stores["val"]
+            share = -(-len(store) // world_size())
+            mine = range(rank() * share, min((rank() + 1) * share, len(store)))
             nll = image_nll(
-                model, self.stores["val"], precision=self.precision, should_stop=should_stop
+                model, store, images=mine, precision=self.precision, should_stop=should_stop
             )
-            if len(nll) < len(self.stores["val"]):
+            sums = torch.tensor([nll.sum(), len(nll)], dtype=torch.float64, device=self.device)
+            total, count = (mean_over_processes(sums) * world_size()).tolist()
+            if round(count) < len(store):
                 return {}
-            values[name] = float(nll.mean())
+            values[name] = total / count
         return values
 
-    def save(self) -> Path:
-        """Publish everything a resume, a probe or a sampler needs."""
+    def save(self) -> None:
+        """Publish everything a resume, a probe or a sampler needs; rank 0 writes."""
+        self.saved_step = self.step
+        if rank() > 0:
+            return
         train = self.stores["train"]
-        path = self.run.save(
+        self.run.save(
             {
                 "step": self.step,
                 "config": config_to_dict(self.config),
@@ -233,8 +247,6 @@ class Trainer:
                 "data": {name: store.manifest["sha256"] for name, store in self.stores.items()},
             }
         )
-        self.saved_step = self.step
-        return path
 
     def _check_data(self, content: dict, path: Path) -> None:
         for name, store in self.stores.items():

@@ -1,19 +1,31 @@
 """Two gloo processes compute what one computes: losses, gradients, negatives, batch-norm moments."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from helpers import fake_store, small_model
+from test_cli import TINY
+from test_reliability import stores
+from test_trainer import CPU, rows, tiny
 
 from star.batches import TrainLoader
+from star.checkpoint import load_checkpoint
 from star.config import ObjectiveConfig, TrainConfig
 from star.objective import compute_losses
 from star.randomness import torch_generator
 from star.student import Student
 from star.teacher import Teacher
+from star.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
 
 
 def losses_and_gradients(objective: ObjectiveConfig, rank: int, world: int):
@@ -58,3 +70,106 @@ def test_two_processes_equal_one(tmp_path, negatives):
         assert equal[1:5] == [True, True, False, False]
         easier = dataclasses.replace(objective, negatives="global")
         assert two[3] < losses_and_gradients(easier, 0, 1)[3]
+
+
+def train(rank: int, folder: str, run: str, config: TrainConfig, stop_after: int | None):
+    """One of two processes of a training run in ``folder / run``."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous-{run}-{stop_after}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    trainer = Trainer.start_or_resume(config, stores(), Path(folder) / run, CPU)
+    trainer.fit(stop_after=stop_after)
+    dist.destroy_process_group()
+
+
+def in_two(folder, run, config, stop_after=None):
+    torch.multiprocessing.spawn(train, (str(folder), run, config, stop_after), nprocs=2)
+
+
+def in_one(folder, run, config, stop_after=None):
+    Trainer.start_or_resume(config, stores(), folder / run, CPU).fit(stop_after=stop_after)
+
+
+def test_training_in_two_processes_equals_one_also_when_their_number_changes(tmp_path):
+    config = tiny(dropout=0.0, lr=1e-3)
+    in_one(tmp_path, "one", config)
+    in_two(tmp_path, "two", config)
+    in_two(tmp_path, "mixed", config, 4)
+    in_one(tmp_path, "mixed", config, 8)
+    in_two(tmp_path, "mixed", config)
+    expected = rows(tmp_path / "one")
+    for run in ("two", "mixed"):
+        found = rows(tmp_path / run)
+        assert [row["step"] for row in found] == list(range(1, 13))
+        for a, b in zip(found, expected, strict=True):
+            for name in ("loss", "ar", "mim", "step_contrast", "view_contrast", "grad_norm"):
+                # The same float32 sums in another order; 2e-5 was seen (in L_MIM, a small difference).
+                assert a[name] == pytest.approx(b[name], rel=2e-4, abs=1e-6), (run, a["step"], name)
+        assert found[-1]["val_nll"] == pytest.approx(expected[-1]["val_nll"], rel=1e-5)
+        one, other = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("one", run))
+        assert other["step"] == 12 and other["teacher_updates"] == 12
+        for key, value in one["teacher"].items():
+            assert (other["teacher"][key] - value).abs().max() < 1e-5, (run, key)
+    first = rows(tmp_path / "two")[0]
+    assert first["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6), "before any update: equal"
+
+
+def star(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        **options,
+    )
+
+
+def test_the_command_line_starts_processes_and_passes_their_errors_on(
+    tmp_path, digit_folder, tokenizer_file
+):
+    data = ("--data", digit_folder, "--tokenizer", tokenizer_file, "--nproc", 2, *TINY)
+    done = star("train", *data, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "processes 2" in done.stdout and done.stdout.count("finished") == 1
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+    started = time.monotonic()
+    refused = star("train", *data, "--run", tmp_path / "bad", "--batch-size", 5)
+    assert refused.returncode == 2 and time.monotonic() - started < 60
+    assert "batch_size 5 is not a multiple of the 2 processes" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "bad").exists()
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+import torch.distributed as dist
+from star import distributed
+from star.trainer import Trainer
+from test_trainer import tiny
+from test_distributed import stores
+
+device = distributed.join("cpu")
+def die(step):
+    if distributed.rank() == 1 and step == 3:
+        raise RuntimeError("rank 1 has had enough")
+Trainer(tiny(max_steps=100000), stores(), Path(sys.argv[1]), device).fit(on_step=die)
+"""
+
+
+def test_a_process_that_dies_ends_the_others_with_its_error_shown(tmp_path):
+    (tmp_path / "dies.py").write_text(DIES)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "dies.py"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=110,
+    )
+    assert done.returncode != 0 and "rank 1 has had enough" in done.stderr
+    assert time.monotonic() - started < 60

@@ -1,0 +1,45 @@
+"""Start this very command in several processes, through torchrun, and end with their exit code."""
+
+import os
+import sys
+
+from star.errors import UserError
+
+__all__ = ["launch"]
+
+
+def launch(processes: int) -> None:
+    """Run the present command line without ``--nproc`` in ``processes`` processes; does not return.
+
+    torchrun ends the others within seconds when one dies.
+    """
+    if processes < 1:
+        raise UserError(f"nproc is {processes}; expected at least 1")
+    if "RANK" in os.environ:
+        raise UserError("--nproc starts torchrun itself; under torchrun leave it out")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    options = ["--standalone", "--nproc-per-node", str(processes), "-m", "--", "cli.main"]
+    try:
+        torchrun([*options, *_without_nproc(sys.argv[1:])])
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()  # the others were ended because of it
+        sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    sys.exit(0)
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument.startswith("--nproc="):
+            skip = False
+        elif argument == "--nproc":
+            skip = True
+        else:
+            kept.append(argument)
+    return kept
