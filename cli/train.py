@@ -39,6 +39,10 @@ def train(
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
     nproc: int = typer.Option(1, help="Processes on this machine, started through torchrun (DDP)."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print parameters, memory, FLOPs and time; train nothing."
+    ),
+    tflops: float = typer.Option(None, help="TFLOP/s one device sustains, for --dry-run."),
     *,
     given: dict,
 ) -> None:
@@ -49,6 +53,7 @@ def train(
     """
     import sys
 
+    from cli.dry_run import print_estimate
     from cli.processes import launch
     from cli.screen import Stages, TrainingView, console
     from cli.stopping import StopSignals
@@ -60,6 +65,9 @@ def train(
     from star.tokenizer import save_tokenizer
     from star.trainer import Trainer
 
+    if dry_run:
+        print_estimate(_settings(objective, size, config, given), nproc, device, tflops)
+        return
     if nproc != 1:
         launch(nproc)
     where = distributed.join(device)

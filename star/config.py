@@ -259,6 +259,7 @@ def preset(name: str) -> TrainConfig:
 
     B to 3B: batch 256, constant learning rate 1e-4 per 256 images, EMA 0.9999, 50 ImageNet epochs.
     """
+    name = next((size for size in SIZES if size.casefold() == name.casefold()), name)
     require_choice("preset", name, SIZES)
     layers, heads, width = SIZES[name]
     if name == "tiny":

@@ -9,7 +9,7 @@ from star.settings import read_settings
 
 @pytest.mark.parametrize("name", SIZES)
 def test_presets_survive_a_round_trip(name):
-    config = preset(name)
+    config = preset(name.lower())
     assert config_from_dict(config_to_dict(config)) == config
     assert config.model.size_name == name
 

@@ -1,0 +1,94 @@
+"""What a training run would take, computed from its configuration without allocating the model.
+
+Memory is counted in float32 (weights, gradients, two AdamW moments, the EMA teacher) and activations in
+the compute dtype by the tensors a block keeps for its backward pass. FLOPs are those of the matrix
+products: a training step costs three forward passes of the student and one of the teacher.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from star.config import TrainConfig
+from star.transformer import Transformer
+
+__all__ = ["Estimate", "estimate"]
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes in bytes a process, FLOPs of one step over all processes."""
+
+    parameters: int
+    projector_parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    teacher: int
+    activations: int
+    flops: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes a process in all."""
+        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations
+
+
+def forward_flops(config: TrainConfig, sequences: int, with_logits: bool) -> float:
+    """Multiply-adds times two of one forward pass over ``sequences`` training sequences."""
+    model = config.model
+    tokens = sequences * model.tokens
+    kv = model.kv_heads or model.heads
+    block = model.width * (model.heads + 2 * kv) * model.head_dim + model.width**2
+    block += 3 * model.width * model.ffn_width
+    attention = 2 * model.tokens * model.width  # scores and weighted sum, masked half included
+    head = model.width * model.vocab_size if with_logits else 0
+    return 2.0 * tokens * (model.layers * (block + attention) + head)
+
+
+def activation_bytes(config: TrainConfig, sequences: int, half: bool) -> int:
+    """Bytes that one process keeps for the backward pass of ``sequences`` (fused attention)."""
+    model = config.model
+    size = 2 if half else 4
+    rows = sequences * model.tokens
+    kv = model.kv_heads or model.heads
+    # float32: the residual stream before each norm; compute dtype: both norms' outputs, queries, keys,
+    # values and attention output, the two branches' outputs, and four tensors of the SwiGLU layer
+    qkv = (model.heads + 2 * kv) * model.head_dim
+    block = 2 * 4 * model.width + size * (5 * model.width + 2 * qkv + 4 * model.ffn_width)
+    dropout = 2 * size * model.width if config.dropout else 0
+    logits = 4 * model.vocab_size  # the log-softmax, in float32
+    return rows * (model.layers * (block + dropout) + logits)
+
+
+def estimate(config: TrainConfig, processes: int, half: bool) -> Estimate:
+    """Estimate one optimiser step of ``config`` on ``processes`` processes (weights replicated)."""
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    objective, width = config.objective, config.model.width
+    projector = 0
+    if objective.contrast_weight:
+        hidden = objective.projector_ratio * width
+        sizes = [width, *[hidden] * (objective.projector_layers - 1), width]
+        projector = sum(a * b for a, b in pairwise(sizes))
+        projector += 2 * hidden * (objective.projector_layers - 1)
+    sequences = config.batch_size * objective.views
+    passes = 3 * forward_flops(config, sequences, True)
+    if objective.uses_teacher:
+        passes += forward_flops(config, sequences, False)
+        passes += 6.0 * projector * sequences * objective.contrast_steps
+    trained = 4 * (count + projector)
+    return Estimate(
+        parameters=count,
+        projector_parameters=projector,
+        weights=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        teacher=4 * count,
+        activations=activation_bytes(config, sequences // processes, half),
+        flops=passes,
+    )
