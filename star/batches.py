@@ -44,9 +44,10 @@ class TrainLoader:
             raise UserError(
                 f"batch_size is {config.batch_size}; the training split has only {len(store)} images"
             )
-        if config.batch_size % self.world:
+        if config.batch_size % (self.world * config.accumulate):
+            parts = f" x {config.accumulate} parts" if config.accumulate > 1 else ""
             raise UserError(
-                f"batch_size {config.batch_size} is not a multiple of the {self.world} processes"
+                f"batch_size {config.batch_size} is not a multiple of the {self.world} processes{parts}"
             )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 

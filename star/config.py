@@ -203,6 +203,9 @@ class TrainConfig:
     batch_size: int = _option(
         64, "Images a step, over all processes; a step sees this times views sequences."
     )
+    accumulate: int = _option(
+        1, "Parts a step's batch is computed in, to save memory; not with the contrastive losses."
+    )
     max_steps: int = _option(400, "Optimiser steps of the whole run.")
     lr: float = _option(1e-3, "Peak learning rate of AdamW.")
     schedule: Literal["constant", "cosine"] = _option("cosine", "Learning rate after the warm-up.")
@@ -230,6 +233,15 @@ class TrainConfig:
         for name in ("batch_size", "max_steps", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise UserError(
+                f"accumulate is {self.accumulate}; expected a divisor of batch_size {self.batch_size}"
+            )
+        if self.accumulate > 1 and self.objective.contrast_weight:
+            raise UserError(
+                f"accumulate is {self.accumulate}; the contrastive losses and the projector's batch "
+                "norm need the whole batch at once: use more processes, or --contrast-weight 0"
+            )
         if self.keep < 2:
             raise UserError(f"keep is {self.keep}; expected at least 2, one to fall back on")
         for name in ("seed", "workers", "warmup_steps", "weight_decay", "clip"):

@@ -20,6 +20,7 @@ __all__ = [
     "any_process",
     "distribute",
     "gather_images",
+    "gradients_synced",
     "join",
     "leave",
     "main_first",
@@ -102,6 +103,13 @@ def distribute(module: nn.Module) -> nn.Module:
         # The only buffers are constant tables; the argument's successor is too new for torch 2.9.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def gradients_synced(module: nn.Module, wanted: bool) -> contextlib.AbstractContextManager:
+    """Let a backward pass through ``module`` average gradients over processes only if ``wanted``."""
+    if wanted or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return module.no_sync()
 
 
 def gather_images(local: Tensor) -> Tensor:

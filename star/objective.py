@@ -32,6 +32,12 @@ class TrainBatch:
     masked_BMn: Tensor
     steps_K: Tensor
 
+    def split(self, parts: int) -> list["TrainBatch"]:
+        """The same draws in ``parts`` equal groups of images."""
+        by_image = ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn")
+        groups = zip(*(getattr(self, name).chunk(parts) for name in by_image), strict=True)
+        return [TrainBatch(*group, self.steps_K) for group in groups]
+
     def labels(self, null_class: int, policy: str) -> Tensor:
         """(S,) class of each sequence: ``same`` (dropped or not), ``always`` or ``never`` shown."""
         labels_BM = self.labels_B[:, None].expand_as(self.dropped_BM)

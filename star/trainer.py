@@ -18,7 +18,14 @@ from star.checkpoint import check_keys
 from star.codes import CodeStore
 from star.config import TrainConfig, config_from_dict, config_to_dict
 from star.device import autocast, peak_memory_bytes, resolve_precision
-from star.distributed import any_process, distribute, mean_over_processes, rank, world_size
+from star.distributed import (
+    any_process,
+    distribute,
+    gradients_synced,
+    mean_over_processes,
+    rank,
+    world_size,
+)
 from star.dropout import Dropout
 from star.errors import UserError
 from star.files import write_json
@@ -178,17 +185,10 @@ class Trainer:
     def _update(self, batch: TrainBatch) -> tuple[dict[str, float], float, float]:
         """One optimiser step; returns loss and terms of the global batch, gradient norm and rate."""
         config = self.config
-        batch = _to_device(batch, self.device)
-        dropout = Dropout(probability=config.dropout, seed=config.seed, step=self.step, rank=rank())
-        with autocast(self.device, self.precision):
-            total, terms = compute_losses(self.wrapped, self.teacher, batch, config.objective, dropout)
-        means = mean_over_processes(torch.stack([*terms.values(), total])).tolist()
-        values = dict(zip([*terms, "loss"], means, strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise self._not_finite(f"loss term {name!r}", value)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        parts = _to_device(batch, self.device).split(config.accumulate)
+        means = torch.stack([self._backward(part, index) for index, part in enumerate(parts)]).mean(0)
+        values = dict(zip([*self.terms, "loss"], means.tolist(), strict=True))
         norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
         if not math.isfinite(norm):
             raise self._not_finite("the gradient norm", norm)
@@ -198,6 +198,32 @@ class Trainer:
         self.optimizer.step()
         self.teacher.update(self.student.model)
         return values, norm, lr
+
+    def _backward(self, batch: TrainBatch, part: int) -> torch.Tensor:
+        """Add the gradients of one part of the batch; returns its terms and loss over all processes.
+
+        Raises ``UserError`` before the backward pass if one of them is not finite anywhere.
+        """
+        config, parts = self.config, self.config.accumulate
+        # Every part of every process drops its own elements.
+        dropout = Dropout(
+            probability=config.dropout,
+            seed=config.seed,
+            step=self.step,
+            rank=rank() * parts + part,
+        )
+        with gradients_synced(self.wrapped, part == parts - 1):
+            with autocast(self.device, self.precision):
+                total, terms = compute_losses(
+                    self.wrapped, self.teacher, batch, config.objective, dropout
+                )
+            self.terms = list(terms)
+            means = mean_over_processes(torch.stack([*terms.values(), total]))
+            for name, value in zip([*terms, "loss"], means.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise self._not_finite(f"loss term {name!r}", value)
+            (total / parts).backward()
+        return means
 
     def _not_finite(self, what: str, value: float) -> UserError:
         return UserError(
