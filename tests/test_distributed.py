@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import fake_store, small_model
-from test_cli import TINY
+from test_cli import TINY, cli
 from test_reliability import stores
 from test_trainer import CPU, rows, tiny
 
@@ -114,28 +114,16 @@ def test_training_in_two_processes_equals_one_also_when_their_number_changes(tmp
     assert first["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6), "before any update: equal"
 
 
-def star(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-        **options,
-    )
-
-
 def test_the_command_line_starts_processes_and_passes_their_errors_on(
     tmp_path, digit_folder, tokenizer_file
 ):
     data = ("--data", digit_folder, "--tokenizer", tokenizer_file, "--nproc", 2, *TINY)
-    done = star("train", *data, "--run", tmp_path / "run")
+    done = cli("train", *data, "--run", tmp_path / "run", timeout=120)
     assert done.returncode == 0, done.stderr
     assert "processes 2" in done.stdout and done.stdout.count("finished") == 1
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
     started = time.monotonic()
-    refused = star("train", *data, "--run", tmp_path / "bad", "--batch-size", 5)
+    refused = cli("train", *data, "--run", tmp_path / "bad", "--batch-size", 5, timeout=120)
     assert refused.returncode == 2 and time.monotonic() - started < 60
     assert "batch_size 5 is not a multiple of the 2 processes" in refused.stderr
     assert "Traceback" not in refused.stderr
