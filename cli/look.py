@@ -106,7 +106,9 @@ def token_invariance(
     loaded_image = load_image(image)
     with Stages() as stages:
         model = open_tokenizer(tokenizer, on_progress=stages.report, on_message=stages.message)
-    pixels = size or (8 * model.config.stride if model.config.stride < 8 else 256)
+    pixels = size
+    if pixels is None:
+        pixels = 8 * model.config.stride if model.config.stride < 8 else 256
     change = token_change(model, loaded_image, size=pixels, shift=shift, rotate=rotate, scale=scale)
     changed = change.indices != change.view_indices
     console.print(
@@ -153,6 +155,7 @@ def sample(
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
     from cli.screen import Stages, console
     from probes.subject import parse_classes, require_tokenizer
+    from star.errors import UserError
     from star.files import publish_file
     from star.sampler import generate
     from star.vq import decode_tokens
@@ -162,6 +165,8 @@ def sample(
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
     config = loaded.model.config
     decoder = require_tokenizer(loaded, tokenizer_path(loaded, tokenizer))
+    if each < 1:
+        raise UserError(f"each is {each}; expected at least 1")
     labels = np.repeat(parse_classes(classes, config.num_classes), each)
     with Stages() as stages:
         tokens = generate(

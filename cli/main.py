@@ -39,6 +39,11 @@ def main() -> None:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        # A full disk, a read-only folder, a file where a folder should be: the user's to mend.
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"Error: {what}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)

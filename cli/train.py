@@ -60,14 +60,15 @@ def train(
     from star import distributed
     from star.config import config_from_dict
     from star.errors import UserError
-    from star.prepare import TOKENIZER_FILE, prepare_data
+    from star.prepare import keep_tokenizer, prepare_data
     from star.settings import read_settings
-    from star.tokenizer import save_tokenizer
     from star.trainer import Trainer
 
     if dry_run:
         print_estimate(_settings(objective, size, config, given), nproc, device, tflops)
         return
+    if stop_after is not None and stop_after < 1:
+        raise UserError(f"stop-after is {stop_after}; expected at least 1")
     if nproc != 1:
         launch(nproc)
     where = distributed.join(device)
@@ -97,9 +98,8 @@ def train(
         trainer = Trainer.resume(folder, data.stores, where)
     else:
         trainer = Trainer(settings, data.stores, folder, where)
-    wanted = distributed.rank() == 0 and data.tokenizer is not None
-    if wanted and not (folder / TOKENIZER_FILE).exists():
-        save_tokenizer(data.tokenizer, folder / TOKENIZER_FILE, data.tokenizer.card)
+    if distributed.rank() == 0:
+        keep_tokenizer(data, folder)
     precision = str(trainer.precision).removeprefix("torch.")
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)

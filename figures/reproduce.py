@@ -30,7 +30,7 @@ from star.errors import UserError
 from star.files import publish_file, write_json
 from star.images import ImageSource
 from star.likelihood import image_nll
-from star.prepare import PreparedData, prepare_data
+from star.prepare import PreparedData, keep_tokenizer, prepare_data
 from star.sampler import generate
 from star.trainer import Trainer
 from star.views import center_crop
@@ -112,6 +112,7 @@ def reproduce(
         config = dataclasses.replace(config, lr=rate)
         run = out / name.lower()
         _train(config, data.stores, run, device, f"train {name}", on_progress)
+        keep_tokenizer(data, run)
         loaded[name] = open_model(run, device=device)
         measured, table = _measure(name, loaded[name], config, plan, data.stores, run, out, on_progress)
         models.append(measured)

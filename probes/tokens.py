@@ -39,6 +39,12 @@ def nudge(
     Bicubic; what comes in from outside repeats the border, so that no edge appears.
     """
     size = image.width
+    if not abs(shift) < size:
+        raise UserError(f"shift is {shift:g} pixels; expected less than the image's {size}")
+    if not abs(rotate) <= 360:
+        raise UserError(f"rotate is {rotate:g} degrees; expected -360 to 360")
+    if not 0.1 <= scale <= 10:
+        raise UserError(f"scale is {scale:g}; expected 0.1 to 10")
     margin = 4 + int(abs(shift)) + size // 4
     padded = Image.fromarray(np.pad(np.asarray(image), ((margin,) * 2, (margin,) * 2, (0, 0)), "edge"))
     coefficients = inverse_affine(padded.width, rotate, scale, shift, 0.0)

@@ -13,11 +13,18 @@ from star.codes import CodeStore, open_splits
 from star.errors import UserError
 from star.images import ImageSource, open_source
 from star.tokenize import tokenize
-from star.tokenizer import cache_folder, load_tokenizer, tokenizer_sha256
+from star.tokenizer import cache_folder, load_tokenizer, save_tokenizer, tokenizer_sha256
 from star.tokenizer_training import digits_tokenizer
 from star.vq import VQModel
 
-__all__ = ["TOKENIZER_FILE", "PreparedData", "is_code_folder", "open_tokenizer", "prepare_data"]
+__all__ = [
+    "TOKENIZER_FILE",
+    "PreparedData",
+    "is_code_folder",
+    "keep_tokenizer",
+    "open_tokenizer",
+    "prepare_data",
+]
 
 # Name of the tokenizer's copy beside code stores and in run folders.
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -33,6 +40,12 @@ class PreparedData:
     stores: dict[str, CodeStore]
     tokenizer: VQModel | None
     source: ImageSource | None
+
+
+def keep_tokenizer(data: PreparedData, run: Path) -> None:
+    """Put a copy of the tokenizer into the run folder, so that its checkpoints can be sampled."""
+    if data.tokenizer is not None and not (run / TOKENIZER_FILE).exists():
+        save_tokenizer(data.tokenizer, run / TOKENIZER_FILE, data.tokenizer.card)
 
 
 def is_code_folder(data: str | Path) -> bool:

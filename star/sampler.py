@@ -5,6 +5,7 @@ cache is created here and handed to the model, which is left as it was. The rand
 depends on its own seed alone, so an image does not change with the batch it is sampled in.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -119,16 +120,18 @@ def _check(
         raise UserError(f"labels have shape {tuple(labels.shape)}; expected (B,) with B at least 1")
     if len(seeds) != len(labels):
         raise UserError(f"{len(seeds)} seeds were given for {len(labels)} labels; expected one each")
+    if min(seeds) < 0:
+        raise UserError(f"seed is {min(seeds)}; expected at least 0")
     outside = labels[(labels < 0) | (labels > classes)]
     if len(outside):
         raise UserError(
             f"label {int(outside[0])} does not exist; expected 0 to {classes - 1}, "
             f"or {classes} for the null class"
         )
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}; expected > 0 (or greedy decoding)")
-    if not cfg_scale >= 0:
-        raise UserError(f"cfg_scale is {cfg_scale}; expected >= 0 (1 is no guidance)")
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature}; expected a number > 0 (or greedy decoding)")
+    if not 0 <= cfg_scale < math.inf:
+        raise UserError(f"cfg_scale is {cfg_scale}; expected a number >= 0 (1 is no guidance)")
     if top_k < 0:
         raise UserError(f"top_k is {top_k}; expected >= 0 (0 keeps all)")
     if not 0 < top_p <= 1:

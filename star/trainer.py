@@ -144,6 +144,8 @@ class Trainer:
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
         config = self.config
+        if stop_after is not None and stop_after < 1:
+            raise UserError(f"stop_after is {stop_after}; expected at least 1")
         if rank() == 0:
             self.run.path.mkdir(parents=True, exist_ok=True)
             write_json(self.run.path / "config.json", config_to_dict(config))

@@ -330,3 +330,45 @@ def test_a_signal_saves_and_leaves(tmp_path, digit_folder, tokenizer_file, numbe
     step = torch.load(run / "ckpt.pt", weights_only=True)["step"]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert step == last["step"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shift", "1000"], "shift is 1000 pixels; expected less than the image's 32"),
+        (["--shift", "nan"], "shift is nan"),
+        (["--scale", "0"], "scale is 0; expected 0.1 to 10"),
+        (["--scale", "nan"], "scale is nan"),
+        (["--rotate", "inf"], "rotate is inf"),
+        (["--size", "0"], "size is 0; expected a multiple"),
+        (["--size", "-4"], "size is -4"),
+    ],
+)
+def test_views_that_make_no_sense_are_refused(star, tmp_path, tokenizer_file, options, message):
+    assert refused(
+        star("token-invariance", "china.jpg", "--tokenizer", tokenizer_file, *options), message
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--each", "0"], "each is 0; expected at least 1"),
+        (["--seed", "-1"], "seed is -1; expected at least 0"),
+        (["--class", ""], "class is ''"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--top-p", "nan"], "top_p is nan"),
+        (["--cfg-scale", "inf"], "cfg_scale is inf"),
+        (["--top-k", "-1"], "top_k is -1"),
+    ],
+)
+def test_sampling_options_that_make_no_sense_are_refused(star, trained, options, message):
+    assert refused(star("sample", trained, *options), message)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(star, trained, tmp_path):
+    (tmp_path / "file").touch()
+    assert refused(star("sample", trained, "--each", "1", "--out", "file/inside"), "file")
+    assert refused(star("export", trained, tmp_path / "file" / "x.pt"), "file")
+    assert refused(star("train", "--stop-after", "0"), "stop-after is 0")

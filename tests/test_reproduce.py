@@ -65,6 +65,7 @@ def test_the_chain_end_to_end_and_again(tmp_path, digit_folder, tokenizer_file):
         last = [(done, total) for name, done, total in stages if name == stage][-1]
         assert last[0] == last[1], f"{stage} ended at {last}"
     assert sum("learning rate" in message for message in messages) == 2
+    assert (tmp_path / "out" / "st-ar" / "tokenizer.safetensors").exists(), "star sample needs it"
     probes = pd.read_csv(tmp_path / "out" / "results" / "probe-st-ar.csv")
     assert len(probes) == 2 * 4
     info = json.loads((tmp_path / "out" / "results" / "comparison.json").read_text())
