@@ -21,7 +21,8 @@ from rich.table import Table
 
 __all__ = ["Stages", "TrainingView", "console", "print_facts", "print_rows"]
 
-console = Console(soft_wrap=True)
+# Paths are printed as they are: a bracket in one is no markup.
+console = Console(soft_wrap=True, markup=False)
 
 
 class Stages:

@@ -82,7 +82,7 @@ def train(
     else:
         settings = _settings(objective, size, config, given)
         folder = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective}"
-        if (folder / "ckpt.pt").exists() or (folder / "metrics.jsonl").exists():
+        if (folder / "ckpt.pt").exists() or list(folder.glob("step-*.pt")):
             raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
 
     with Stages() as stages, distributed.main_first():

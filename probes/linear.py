@@ -122,6 +122,12 @@ def probe(
     missing = [name for name in ("train", "val", "test") if name not in stores]
     if missing:
         raise UserError(f"the data has no {missing[0]} split; probing needs train, val and test")
+    trained_with = (loaded.tokenizer or {}).get("sha256")
+    if trained_with and stores["train"].tokenizer_sha256 != trained_with:
+        raise UserError(
+            f"{stores['train'].path} was made by another tokenizer than the one {loaded.path} was "
+            f"trained with (sha256 {trained_with[:12]})"
+        )
     features = {
         name: step_features(loaded.model, stores[name], layers=layers, steps=steps)
         for name in ("train", "val", "test")

@@ -143,6 +143,9 @@ def load_model(
 def _fill(config: ModelConfig, state: dict, path: Path, device: torch.device | str) -> Transformer:
     model = build_model(config, device=device)
     check_keys(model, state, path)
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path} is broken: {key} holds values that are not finite")
     model.load_state_dict(state)
     return model.requires_grad_(False).eval()
 

@@ -43,10 +43,10 @@ def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dic
 def _explain(path: Path, error: Exception) -> str:
     text = str(error)
     unsafe = re.search(
-        r"GLOBAL (\S+) was not an allowed global|Unsupported (?:global|class)\S* (\S+)", text
+        r"GLOBAL (\S+) was not an allowed|unsupported (?:global|class)\S* (\S+)", text, re.IGNORECASE
     )
     if unsafe:
-        name = (unsafe.group(1) or unsafe.group(2)).rstrip(".,")
+        name = next(name for name in unsafe.groups() if name).rstrip(".,")
         return (
             f"{path} is refused: it holds an object that could run code ({name}); only weights are read"
         )

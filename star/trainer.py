@@ -148,6 +148,8 @@ class Trainer:
             raise UserError(f"stop_after is {stop_after}; expected at least 1")
         if rank() == 0:
             self.run.path.mkdir(parents=True, exist_ok=True)
+            if self.step == 0:  # rows of a run that died before its first checkpoint
+                self.run.cut_metrics(0)
             write_json(self.run.path / "config.json", config_to_dict(config))
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
