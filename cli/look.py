@@ -55,7 +55,7 @@ def attn_maps(
         codes=codes,
         label=label,
         data=data,
-        tokenizer=tokenizer_path(loaded, tokenizer),
+        tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
     )
     console.print(subject.description, highlight=False, markup=False)
     measured = attention_maps(
@@ -164,7 +164,7 @@ def sample(
 
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
     config = loaded.model.config
-    decoder = require_tokenizer(loaded, tokenizer_path(loaded, tokenizer))
+    decoder = require_tokenizer(loaded, tokenizer_path(loaded.path.parent, tokenizer))
     if each < 1:
         raise UserError(f"each is {each}; expected at least 1")
     labels = np.repeat(parse_classes(classes, config.num_classes), each)

@@ -26,11 +26,11 @@ def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | N
     return loaded
 
 
-def tokenizer_path(loaded, given: Path | None) -> Path | None:
-    """``given``, else the copy in the checkpoint's run folder, else None."""
+def tokenizer_path(run: Path, given: Path | None) -> Path | None:
+    """``given``, else the copy in the run folder, else None."""
     from star.prepare import TOKENIZER_FILE
 
-    beside = loaded.path.parent / TOKENIZER_FILE
+    beside = run / TOKENIZER_FILE
     return given or (beside if beside.exists() else None)
 
 

@@ -45,7 +45,7 @@ def probe(
     with Stages() as stages:
         prepared = prepare_data(
             data_name(loaded, data),
-            tokenizer=tokenizer_path(loaded, tokenizer),
+            tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
             device=device if device != "auto" else str(loaded.model.output.weight.device),
             on_progress=stages.report,
             on_message=stages.message,

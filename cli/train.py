@@ -54,6 +54,7 @@ def train(
     import sys
 
     from cli.dry_run import print_estimate
+    from cli.opening import tokenizer_path
     from cli.processes import launch
     from cli.screen import Stages, TrainingView, console
     from cli.stopping import StopSignals
@@ -88,7 +89,7 @@ def train(
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
-            tokenizer=tokenizer or _own_tokenizer(resume),
+            tokenizer=tokenizer_path(folder, tokenizer) if resume is not None else tokenizer,
             skip_bad=skip_bad,
             device=str(where),
             on_progress=stages.report,
@@ -113,14 +114,6 @@ def train(
     distributed.leave()
     if signals.received is not None:
         sys.exit(128 + signals.received)
-
-
-def _own_tokenizer(resumed: Path | None) -> Path | None:
-    """The tokenizer kept in a resumed run's folder."""
-    from star.prepare import TOKENIZER_FILE
-
-    kept = resumed / TOKENIZER_FILE if resumed is not None else None
-    return kept if kept is not None and kept.exists() else None
 
 
 def _settings(objective: str, size: str, config: Path | None, given: dict) -> TrainConfig:
