@@ -5,6 +5,7 @@ CUDA, one device a process.
 """
 
 import contextlib
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -48,8 +49,11 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-def join(device: str) -> torch.device:
-    """Join the processes that torchrun started, if it did; returns this process's device."""
+def join(device: str, rendezvous: str | None = None) -> torch.device:
+    """Join the processes that torchrun started, if it did; returns this process's device.
+
+    ``rendezvous``: where they meet, if not at the address that torchrun gives (MASTER_ADDR).
+    """
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         return resolve_device(device)
     where = resolve_device(device)
@@ -57,7 +61,17 @@ def join(device: str) -> torch.device:
         where = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(where)
     if not _active():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+        # Modules of torch that are first imported while a group exists take it as the default value
+        # of their arguments and keep it for ever; its threads then outlive `leave` and may abort the
+        # process as the interpreter ends. Optimizers import this one, which imports the others.
+        importlib.import_module("torch._dynamo")
+        dist.init_process_group(
+            "nccl" if where.type == "cuda" else "gloo",
+            init_method=rendezvous,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=PATIENCE,
+        )
     return where
 
 

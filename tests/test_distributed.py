@@ -1,5 +1,6 @@
 """Two gloo processes compute what one computes: losses, gradients, negatives, batch-norm moments."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -16,6 +17,7 @@ from test_cli import TINY, cli
 from test_reliability import stores
 from test_trainer import CPU, rows, tiny
 
+from star import distributed
 from star.batches import TrainLoader
 from star.checkpoint import load_checkpoint
 from star.config import ObjectiveConfig, TrainConfig
@@ -46,13 +48,28 @@ def losses_and_gradients(objective: ObjectiveConfig, rank: int, world: int):
     return values
 
 
-def work(rank: int, folder: str, objective: ObjectiveConfig):
+@contextlib.contextmanager
+def one_of_two(rank: int, rendezvous: str):
+    """This process, started by ``spawn``, as one of two; nothing of the group is left afterwards."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    values = losses_and_gradients(objective, rank, 2)
-    if rank == 0:
-        torch.save(values, f"{folder}/values.pt")
-    dist.destroy_process_group()
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    distributed.join("cpu", f"file://{rendezvous}")
+    assert "gloo_tcp_loop" in threads()
+    yield
+    distributed.leave()
+    assert not any("gloo" in name for name in threads()), threads()
+
+
+def threads() -> list[str]:
+    """Names of this process's threads."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+def work(rank: int, folder: str, objective: ObjectiveConfig):
+    with one_of_two(rank, f"{folder}/rendezvous"):
+        values = losses_and_gradients(objective, rank, 2)
+        if rank == 0:
+            torch.save(values, f"{folder}/values.pt")
 
 
 @pytest.mark.parametrize("negatives", ["global", "local"])
@@ -72,18 +89,14 @@ def test_two_processes_equal_one(tmp_path, negatives):
         assert two[3] < losses_and_gradients(easier, 0, 1)[3]
 
 
-def train(rank: int, folder: str, run: str, config: TrainConfig, stop_after: int | None):
+def train(rank: int, folder: Path, run: str, config: TrainConfig, stop_after: int | None):
     """One of two processes of a training run in ``folder / run``."""
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous-{run}-{stop_after}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
-    trainer = Trainer.start_or_resume(config, stores(), Path(folder) / run, CPU)
-    trainer.fit(stop_after=stop_after)
-    dist.destroy_process_group()
+    with one_of_two(rank, f"{folder}/rendezvous-{run}-{stop_after}"):
+        in_one(folder, run, config, stop_after)
 
 
 def in_two(folder, run, config, stop_after=None):
-    torch.multiprocessing.spawn(train, (str(folder), run, config, stop_after), nprocs=2)
+    torch.multiprocessing.spawn(train, (folder, run, config, stop_after), nprocs=2)
 
 
 def in_one(folder, run, config, stop_after=None):
