@@ -101,7 +101,7 @@ def train(
         trainer = Trainer(settings, data.stores, folder, where)
     if distributed.rank() == 0:
         keep_tokenizer(data, folder)
-    precision = str(trainer.precision).removeprefix("torch.")
+    precision = str(trainer.learner.precision).removeprefix("torch.")
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
     view = TrainingView(trainer.step, trainer.config.max_steps, str(folder))
