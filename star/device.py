@@ -1,12 +1,24 @@
 """Where and in which precision to compute, decided at run time."""
 
 import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
 
 import torch
 
 from star.errors import UserError, require_choice
 
-__all__ = ["autocast", "peak_memory_bytes", "resolve_device", "resolve_precision"]
+__all__ = [
+    "PRECISIONS",
+    "autocast",
+    "peak_memory_bytes",
+    "reset_peak_memory",
+    "resident_bytes",
+    "resolve_device",
+    "resolve_precision",
+]
 
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,8 +68,25 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory use so far: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak begin at the present use, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Memory in use now: allocated on the GPU, or resident on a CPU (peak where that is not told)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes(device)
+    return pages * os.sysconf("SC_PAGE_SIZE")
