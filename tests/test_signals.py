@@ -1,0 +1,63 @@
+"""SIGINT and SIGTERM in the middle of sampling, probing and tokenising: 130 and 143, nothing torn."""
+
+import os
+import signal
+
+import pytest
+from test_cli import trained  # noqa: F401  (a fixture)
+
+from star.transformer import Transformer
+from star.vq import VQModel
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Let the nth call of a method receive a signal first; the handlers are put back afterwards."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def arrange(owner: type, method: str, number: int, nth: int) -> None:
+        real, calls = getattr(owner, method), []
+
+        def call(*arguments, **options):
+            calls.append(None)
+            if len(calls) == nth:
+                os.kill(os.getpid(), number)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, method, call)
+
+    yield arrange
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+
+
+def files(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize(("command", "nth"), [(("sample", "--each", 1), 20), (("probe",), 2)])
+def test_a_model_at_work(star, trained, tmp_path, interrupted, number, command, nth):  # noqa: F811
+    before = files(trained)
+    interrupted(Transformer, "forward", number, nth)
+    code, _, err = star(command[0], trained, *command[1:], "--device", "cpu")
+    assert code == CODES[number], err
+    assert "Traceback" not in err
+    assert files(trained) == before and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_tokenizer_at_work_leaves_its_progress_and_goes_on(
+    star, digit_folder, tokenizer_file, tmp_path, interrupted, number
+):
+    command = ("tokenize", digit_folder, "codes", "--tokenizer", tokenizer_file, "--device", "cpu")
+    interrupted(VQModel, "encode", number, 3)
+    code, _, err = star(*command)
+    assert code == CODES[number], err
+    assert "Traceback" not in err and not (tmp_path / "codes").exists()
+    code, _, err = star(*command)
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "codes").iterdir()} >= {"train", "test"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
