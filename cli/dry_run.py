@@ -20,7 +20,7 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
             f"batch_size {config.batch_size} is not a multiple of the {processes} processes"
         )
     cuda = device.startswith("cuda")
-    half = config.precision == "bf16" or (config.precision == "auto" and cuda)
+    half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and cuda)
     found = estimate(config, processes, half)
     model, sequences = config.model, config.batch_size * config.objective.views
     print_line(
