@@ -81,6 +81,7 @@ def plan_for(
         batch_size=base.batch_size if batch_size is None else batch_size,
         max_steps=steps,
         validate_every=steps,
+        diagnose_every=0,  # everything is measured at the end
         save_every=100,
     )
     return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(60, steps))

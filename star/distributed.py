@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from star.device import resolve_device
 
 __all__ = [
+    "alone",
     "any_process",
     "distribute",
     "gather_images",
@@ -35,8 +36,11 @@ __all__ = [
 PATIENCE = timedelta(days=7)
 
 
+_alone = False
+
+
 def _active() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _alone
 
 
 def rank() -> int:
@@ -79,6 +83,20 @@ def leave() -> None:
     """End the process group, if there is one."""
     if _active():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """In the block this process counts as the only one: it gathers nothing and waits for nobody.
+
+    For measurements that every process makes of the same images, whatever the number of processes.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @contextlib.contextmanager
