@@ -1,4 +1,6 @@
-"""Shared fixtures: a cache of our own, a small folder of real images, an untrained tokenizer."""
+"""Shared fixtures: the command line, a cache of our own, a folder of real images, a tokenizer."""
+
+import sys
 
 import pytest
 
@@ -48,3 +50,23 @@ def own_cache(tmp_path_factory):
     patch.setenv("STAR_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture
+def star(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder; returns (exit code, stdout, stderr)."""
+    from cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["star", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

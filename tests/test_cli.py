@@ -14,32 +14,12 @@ import pytest
 import torch
 from helpers import GOLDEN
 
-from cli.main import main
-
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--layers", "2", "--width", "32", "--heads", "2", "--batch-size", "4", "--max-steps", "4",
     "--log-every", "1", "--validate-every", "4", "--warmup-steps", "0", "--device", "cpu",
     "--precision", "fp32",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def star(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["star", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +56,11 @@ def refused(result, *parts):
 def test_help_names_every_command(star):
     code, out, _ = star("--help")
     assert code == 0
-    for name in ("reproduce", "train", "probe", "attn-maps", "token-invariance", "sample", "tokenize"):
-        assert name in out
+    for name in (
+        "reproduce", "train", "watch", "plot", "probe", "attn-maps", "token-invariance", "sample",
+        "tokenize", "inspect", "export",
+    ):  # fmt: skip
+        assert f" {name} " in out
 
 
 def test_train_help_has_an_option_for_every_field_of_the_objective(star, monkeypatch):
