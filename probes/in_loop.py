@@ -55,7 +55,9 @@ class ImageSample:
         return len(self.labels)
 
 
-def draw_images(store: CodeStore, count: int, seed: int, purpose: str, classes: np.ndarray):
+def draw_images(
+    store: CodeStore, count: int, seed: int, purpose: str, classes: np.ndarray
+) -> ImageSample:
     """``count`` images of ``classes`` (fewer if there are fewer), a function of (seed, purpose)."""
     among = np.flatnonzero(np.isin(store.labels, classes))
     rng = generator(seed, f"diagnostics {purpose}")
@@ -90,10 +92,10 @@ def in_loop_diagnostics(
     if len(classes) > CLASSES:
         classes = generator(seed, "diagnostics classes").choice(classes, CLASSES, replace=False)
     images = draw_images(held_out, QUERIES, seed, "images", classes)
-    layer = max(1, config.model.layers // 2)
+    model = teacher.model.config
     at = {
-        "layers": [layer],
-        "steps": uniform_steps(config.model.tokens, min(STEPS, config.model.tokens)),
+        "layers": [max(1, model.layers // 2)],
+        "steps": uniform_steps(model.tokens, min(STEPS, model.tokens)),
     }
     of_teacher = step_features(teacher.model, images, **at, precision=precision)
     of_student = step_features(student.model, images, **at, precision=precision)
