@@ -14,8 +14,8 @@ __all__ = ["MAX_COSINE", "MIN_RANK", "effective_rank", "image_cosine", "is_colla
 
 # Healthy runs come near in their first 40 steps, when one direction that all images share outgrows the
 # rest: AR and ST-AR on the digits, 4 to 12 layers, learning rates 1e-3 to 8e-3, went down to rank 1.85
-# and up to cosine 0.9997. Runs made to collapse (--mim-weight 1000, or --lr 0.1) went to 1.1 and 0.9999;
-# a line blurred by bfloat16 has rank 1.2 to 1.4.
+# and up to cosine 0.9997. Runs made to collapse (--mim-weight 1000, or --lr 0.1) went to 1.1 and
+# 0.9999; a line blurred by bfloat16 has rank 1.2 to 1.4.
 MIN_RANK = 1.5  # features with a smaller effective rank lie on a line
 MAX_COSINE = 0.9999  # at a larger mean cosine images differ by 1.4 % of their features' length
 
