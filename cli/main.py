@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import data, files, look, probe, reproduce, runs, train
+from cli import bench, data, files, look, probe, reproduce, runs, train
 from star.errors import UserError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)
 app.command("export")(files.export)
+app.add_typer(bench.bench, name="bench")
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def train(
         trainer = Trainer(settings, data.stores, folder, where)
     if distributed.rank() == 0:
         keep_tokenizer(data, folder)
-    precision = str(trainer.precision).removeprefix("torch.")
+    precision = str(trainer.learner.precision).removeprefix("torch.")
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
     result, signal = _fit(trainer, stop_after, tracker)
@@ -127,7 +127,7 @@ def _fit(trainer, stop_after: int | None, tracker):
     from star import distributed
     from star.metrics import read_metrics
 
-    folder = trainer.run.path
+    folder, learner = trainer.run.path, trainer.learner
     view = TrainingView(
         str(folder), trainer.config.max_steps, read_metrics(folder)[0] if trainer.step else ()
     )
@@ -141,8 +141,8 @@ def _fit(trainer, stop_after: int | None, tracker):
                 stop_after=stop_after,
                 should_stop=lambda: signals.received is not None,
                 callbacks=callbacks,
-                diagnose=lambda trainer: in_loop_diagnostics(
-                    trainer.student, trainer.teacher, trainer.stores, trainer.config, trainer.precision
+                diagnose=lambda _: in_loop_diagnostics(
+                    learner.student, learner.teacher, trainer.stores, trainer.config, learner.precision
                 ),
             )
     finally:

@@ -12,6 +12,7 @@ from torch import Tensor
 from star.config import ObjectiveConfig
 from star.device import autocast
 from star.objective import TrainBatch, compute_losses
+from star.sharding import is_sharded
 from star.student import Student
 from star.teacher import Teacher
 
@@ -27,11 +28,14 @@ def gradient_cosines(
 ) -> dict[tuple[str, str], float]:
     """Cosine of every pair of terms on ``batch``, without dropout; none for plain AR.
 
+    None under sharding either: FSDP2 gives a gradient to ``backward`` alone, not to those who ask.
     A pair with a gradient of length 0 (an untrained model's) has no cosine and is left out. No
     ``.grad`` is touched. Memory: one copy of the weights a term, on the CPU.
     """
-    if not config.uses_teacher:
+    if not config.uses_teacher or is_sharded(student):
         return {}
+    if precision is torch.float16:  # small gradients would vanish without a loss scale
+        precision = torch.float32
     parameters = list(student.model.parameters())
     with torch.enable_grad(), autocast(batch.tokens_BMT.device, precision):
         _, terms = compute_losses(student, teacher, batch, config)

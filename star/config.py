@@ -216,8 +216,17 @@ class TrainConfig:
     clip: float = _option(1.0, "Gradient norm above which gradients are scaled down; 0 turns it off.")
     dropout: float = _option(0.1, "Dropout on token embeddings and on the two residual branches.")
     class_dropout: float = _option(0.1, "Chance that a sequence's class becomes the null class.")
-    precision: Literal["auto", "fp32", "bf16"] = _option(
-        "auto", "Autocast precision; auto takes what is fast here."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
+        "auto", "Autocast precision; auto takes what is fast here; fp16 scales the loss."
+    )
+    compile: bool = _option(
+        False, "Compile the blocks (torch.compile): half a minute at the start, faster steps after."
+    )
+    checkpoint_activations: bool = _option(
+        False, "Keep only the blocks' inputs for the backward pass: less memory, a third more work."
+    )
+    shard: bool = _option(
+        False, "Cut weights, teacher and optimizer over the processes (FSDP2) instead of copying them."
     )
     log_every: int = _option(10, "Steps between two lines of metrics.")
     validate_every: int = _option(100, "Steps between two validations; the last step always validates.")
@@ -234,7 +243,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_choice("schedule", self.schedule, ("constant", "cosine"))
-        require_choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         for name in ("batch_size", "max_steps", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")

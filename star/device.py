@@ -1,12 +1,27 @@
 """Where and in which precision to compute, decided at run time."""
 
 import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
 
 import torch
 
 from star.errors import UserError, require_choice
 
-__all__ = ["autocast", "peak_memory_bytes", "resolve_device", "resolve_precision"]
+__all__ = [
+    "PRECISIONS",
+    "autocast",
+    "peak_memory_bytes",
+    "reset_peak_memory",
+    "resident_bytes",
+    "resolve_device",
+    "resolve_precision",
+]
+
+
+PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -25,19 +40,21 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Compute dtype for ``auto``, ``fp32`` or ``bf16``.
+    """Compute dtype for ``auto``, ``fp32``, ``bf16`` or ``fp16``.
 
     ``auto`` takes bfloat16 where matrix units run it (CUDA devices that support it; CPUs with AMX or
-    AVX512-BF16, where it is two to seven times faster) and float32 elsewhere.
+    AVX512-BF16, where it is two to seven times faster), float16 on CUDA devices that have matrix units
+    for it alone (compute capability 7), and float32 elsewhere.
     """
-    require_choice("precision", name, ("auto", "fp32", "bf16"))
-    if name == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        name = "bf16" if fast else "fp32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
+    require_choice("precision", name, tuple(PRECISIONS))
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -51,8 +68,25 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory use so far: allocated on the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak begin at the present use, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Memory in use now: allocated on the GPU, or resident on a CPU (peak where that is not told)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes(device)
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from star.device import resolve_device
+from star.sharding import is_sharded, set_gradient_sync
 
 __all__ = [
     "alone",
@@ -80,8 +81,13 @@ def join(device: str, rendezvous: str | None = None) -> torch.device:
 
 
 def leave() -> None:
-    """End the process group, if there is one."""
+    """End the process group, if there is one, together with the other processes.
+
+    Sharded tensors keep the group's threads alive in caches of torch; the barrier lets those threads
+    finish with the last collective before the interpreter that they still need goes away.
+    """
     if _active():
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -137,11 +143,17 @@ def distribute(module: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
-def gradients_synced(module: nn.Module, wanted: bool) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def gradients_synced(module: nn.Module, wanted: bool) -> Iterator[None]:
     """Let a backward pass through ``module`` average gradients over processes only if ``wanted``."""
-    if wanted or not isinstance(module, nn.parallel.DistributedDataParallel):
-        return contextlib.nullcontext()
-    return module.no_sync()
+    if is_sharded(module):
+        set_gradient_sync(module, wanted)
+        yield
+    elif isinstance(module, nn.parallel.DistributedDataParallel) and not wanted:
+        with module.no_sync():
+            yield
+    else:
+        yield
 
 
 def gather_images(local: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from star.randomness import seed_sequence, torch_generator
 
-__all__ = ["Dropout"]
+__all__ = ["Dropout", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,24 @@ class Dropout:
     step: int
     rank: int = 0
 
+    @property
+    def _threshold(self) -> int:
+        return round(256 * self.probability)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the elements kept."""
+        return 256 / (256 - self._threshold)
+
     def __call__(self, x: Tensor, layer: int, site: int) -> Tensor:
         """``x`` with elements dropped; (layer, site) name the place so that no two share a mask."""
-        threshold = round(256 * self.probability)
-        if threshold == 0:
-            return x
-        bytes_ = self._bytes(x.numel(), x.device, layer, site).view(x.shape)
-        keep = (bytes_ >= threshold).to(x.dtype)
-        return x * keep.mul_(256 / (256 - threshold))
+        return drop(x, self.keep(x.shape, x.device, layer, site), self.scale)
+
+    def keep(self, shape: torch.Size, device: torch.device, layer: int, site: int) -> Tensor | None:
+        """Boolean mask of the elements kept at (layer, site); None for all."""
+        if self._threshold == 0:
+            return None
+        return self._bytes(shape.numel(), device, layer, site).view(shape) >= self._threshold
 
     def _bytes(self, count: int, device: torch.device, layer: int, site: int) -> Tensor:
         key = (self.step, self.rank, layer, site)
@@ -44,3 +54,8 @@ class Dropout:
             return draw.random_(0, 256, generator=generator)
         bits = np.random.SFC64(seed_sequence(self.seed, "dropout", key)).random_raw(-(-count // 8))
         return torch.from_numpy(bits.view(np.uint8)[:count])
+
+
+def drop(x: Tensor, keep: Tensor | None, scale: float) -> Tensor:
+    """``x`` with the elements not kept set to 0 and the others scaled, so that the mean stays."""
+    return x if keep is None else x * (keep.to(x.dtype) * scale)

@@ -59,13 +59,19 @@ def activation_bytes(config: TrainConfig, sequences: int, half: bool) -> int:
     # values and attention output, the two branches' outputs, and four tensors of the SwiGLU layer
     qkv = (model.heads + 2 * kv) * model.head_dim
     block = 2 * 4 * model.width + size * (5 * model.width + 2 * qkv + 4 * model.ffn_width)
-    dropout = 2 * size * model.width if config.dropout else 0
+    block += 2 * size * model.width if config.dropout else 0
     logits = 4 * model.vocab_size  # the log-softmax, in float32
-    return rows * (model.layers * (block + dropout) + logits)
+    if config.checkpoint_activations:  # every block's input, and all of the block at work
+        return rows * (model.layers * 4 * model.width + block + logits)
+    return rows * (model.layers * block + logits)
 
 
 def estimate(config: TrainConfig, processes: int, half: bool) -> Estimate:
-    """Estimate one optimiser step of ``config`` on ``processes`` processes (weights replicated)."""
+    """Estimate one optimiser step of ``config`` on ``processes`` processes.
+
+    With ``config.shard`` each holds its part of weights, gradients, optimizer and teacher (the one
+    block that is gathered at a time is left out).
+    """
     with torch.device("meta"):
         model = Transformer(config.model)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -77,18 +83,20 @@ def estimate(config: TrainConfig, processes: int, half: bool) -> Estimate:
         projector = sum(a * b for a, b in pairwise(sizes))
         projector += 2 * hidden * (objective.projector_layers - 1)
     sequences = config.batch_size * objective.views
-    passes = 3 * forward_flops(config, sequences, True)
+    forwards = 4 if config.checkpoint_activations else 3
+    passes = forwards * forward_flops(config, sequences, True)
     if objective.uses_teacher:
         passes += forward_flops(config, sequences, False)
         passes += 6.0 * projector * sequences * objective.contrast_steps
-    trained = 4 * (count + projector)
+    holders = processes if config.shard else 1
+    trained = 4 * (count + projector) // holders
     return Estimate(
         parameters=count,
         projector_parameters=projector,
         weights=trained,
         gradients=trained,
         optimizer=2 * trained,
-        teacher=4 * count,
+        teacher=4 * count // holders,
         activations=activation_bytes(config, sequences // processes, half),
         flops=passes,
     )

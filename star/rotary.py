@@ -31,6 +31,13 @@ def apply_rotary(x_BNHC: Tensor, table_NF2: Tensor) -> Tensor:
     A pair is one complex number, so the rotation is one multiplication (several times faster on a CPU
     than the same sums written out).
     """
+    if torch.compiler.is_compiling():
+        # The compiler fuses the written-out sums but has no complex numbers.
+        pairs = x_BNHC.float().unflatten(-1, (-1, 2))
+        real, imaginary = pairs.unbind(-1)
+        cos, sin = table_NF2.float()[:, None].unbind(-1)
+        turned = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+        return turned.flatten(-2).to(x_BNHC.dtype)
     pairs = torch.view_as_complex(x_BNHC.float().unflatten(-1, (-1, 2)))
     turn_N1F = torch.view_as_complex(table_NF2.float())[:, None]
     return torch.view_as_real(pairs * turn_N1F).flatten(-2).to(x_BNHC.dtype)

@@ -6,8 +6,8 @@ after each layer, the last without affine, ReLU between. Its moments are those o
 Shapes: S sequences, n tokens, K sampled steps, D width.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ __all__ = ["GlobalBatchNorm", "Projector", "Student", "StudentOutput"]
 
 
 class GlobalBatchNorm(nn.Module):
-    """BatchNorm over (rows, D) with the moments of all processes and no running statistics.
+    """BatchNorm over all axes but the last with the moments of all processes and no running statistics.
 
     The projector is never used outside training, so there is nothing to run with later. (torch's
     SyncBatchNorm refuses CPU tensors.)
@@ -33,12 +33,13 @@ class GlobalBatchNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
-    def forward(self, x_RD: Tensor) -> Tensor:
-        x = x_RD.float()
-        rows = x.shape[0] * world_size()
-        mean = sum_over_processes(x.sum(0)) / rows
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        others = tuple(range(x.ndim - 1))
+        rows = x.shape[:-1].numel() * world_size()
+        mean = sum_over_processes(x.sum(others)) / rows
         centred = x - mean
-        variance = sum_over_processes(centred.square().sum(0)) / rows
+        variance = sum_over_processes(centred.square().sum(others)) / rows
         y = centred * torch.rsqrt(variance + self.eps)
         return y if self.weight is None else y * self.weight + self.bias
 
@@ -63,8 +64,7 @@ class Projector(nn.Sequential):
                 nn.init.kaiming_uniform_(part.weight, a=5**0.5, generator=generator)
 
 
-@dataclass
-class StudentOutput:
+class StudentOutput(NamedTuple):  # a type whose tensors DDP and FSDP find
     """Logits (S, N, V), last block's output (S, N, D), projected steps (S, K, D) where asked for."""
 
     logits: Tensor
@@ -75,9 +75,10 @@ class StudentOutput:
 class Student(nn.Module):
     """Model and projector as one module, so that one wrapper (DDP, FSDP) sees every gradient."""
 
-    def __init__(self, model: Transformer, objective: ObjectiveConfig):
+    def __init__(self, model: Transformer, objective: ObjectiveConfig, *, recompute: bool = False):
         super().__init__()
         self.model = model
+        self.recompute = recompute
         self.contrast_layer = objective.resolved_contrast_layer(model.config)
         self.mask_self = objective.mask_self
         self.projector = None
@@ -105,12 +106,13 @@ class Student(nn.Module):
             masked_Bn=masked_Sn,
             mask_self=self.mask_self,
             dropout=dropout,
+            recompute=self.recompute,
         )
         projected = None
         if steps_K is not None:
             assert self.projector is not None
             features_SKD = out.captured[names["contrast"]][:, steps_K - 1]
-            projected = self.projector(features_SKD.flatten(0, 1)).view_as(features_SKD)
+            projected = self.projector(features_SKD)
         return StudentOutput(out.logits, out.captured.get(names.get("last")), projected)
 
 

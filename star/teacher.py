@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import Tensor
 
+from star.sharding import local
 from star.transformer import Transformer
 
 __all__ = ["Teacher"]
@@ -31,8 +32,8 @@ class Teacher:
     @torch.no_grad()
     def update(self, model: Transformer) -> None:
         """Move towards ``model`` by one step."""
-        mine = list(self.model.parameters())
-        theirs = [parameter.detach() for parameter in model.parameters()]
+        mine = [local(parameter) for parameter in self.model.parameters()]
+        theirs = [local(parameter).detach() for parameter in model.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - self.next_decay())
         self.updates += 1
 

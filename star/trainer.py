@@ -1,44 +1,29 @@
 """The training loop: plain AR and ST-AR by the same code, as a function of (config, step).
 
-The loop owns the optimiser, the teacher's updates, the metrics file and the checkpoints. It knows no
-probe and no picture: callbacks receive each row of metrics.
+The loop owns the order of the batches, the metrics file, validation and the checkpoints; one optimiser
+step is ``star.learner``. It knows no probe and no picture: callbacks receive each row of metrics.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from star.batches import TrainLoader
 from star.checkpoint import check_keys
 from star.codes import CodeStore
 from star.config import TrainConfig, config_from_dict, config_to_dict
-from star.device import autocast, peak_memory_bytes, resolve_precision
-from star.distributed import (
-    alone,
-    any_process,
-    distribute,
-    gradients_synced,
-    mean_over_processes,
-    rank,
-    world_size,
-)
-from star.dropout import Dropout
+from star.device import peak_memory_bytes
+from star.distributed import alone, any_process, mean_over_processes, rank, world_size
 from star.errors import UserError
 from star.files import write_json
+from star.learner import Learner
 from star.likelihood import image_nll
-from star.objective import TrainBatch, compute_losses
-from star.randomness import torch_generator
 from star.run_folder import NEWEST, RunFolder
-from star.student import Student
-from star.teacher import Teacher
-from star.transformer import build_model
 
-__all__ = ["TrainResult", "Trainer", "learning_rate"]
+__all__ = ["TrainResult", "Trainer"]
 
 OnRow = Callable[[dict], None]
 
@@ -53,16 +38,6 @@ class TrainResult:
     last_row: dict = field(default_factory=dict)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step n (from 0): linear warm-up, then constant or cosine to 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 class Trainer:
     """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
 
@@ -73,24 +48,12 @@ class Trainer:
         self.config = config.fitted_to(
             grid=train.grid, vocab_size=train.vocab_size, num_classes=train.num_classes
         )
-        objective, model_config = self.config.objective, self.config.model
-        objective.check_model(model_config)
         self.stores, self.device = stores, device
         self.run = RunFolder(run, self.config.keep)
         self.loader = TrainLoader(train, self.config, rank(), world_size())
-        self.precision = resolve_precision(config.precision, device)
+        self.learner = Learner(self.config, device)
         self.step = 0
         self.saved_step = -1  # of the checkpoint in the run folder; -1: none
-        model = build_model(model_config, torch_generator(config.seed, "init"))
-        self.student = Student(model, objective)
-        if self.student.projector is not None:
-            self.student.projector.initialize(torch_generator(config.seed, "projector"))
-        self.student.to(device)
-        self.teacher = Teacher(
-            self.student.model, decay=objective.ema_decay, warmup=objective.ema_warmup
-        )
-        self.optimizer = _adamw(self.student, self.config)
-        self.wrapped = distribute(self.student)
 
     @classmethod
     def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
@@ -98,17 +61,9 @@ class Trainer:
         path, content = RunFolder(run).newest()
         trainer = cls(config_from_dict(content["config"]), stores, run, device)
         trainer._check_data(content, path)
-        parts: dict[str, nn.Module | None] = {
-            "student": trainer.student.model,
-            "teacher": trainer.teacher.model,
-            "projector": trainer.student.projector,
-        }
-        for name, module in parts.items():
-            if module is not None:
-                check_keys(module, content[name] or {}, path)
-                module.load_state_dict(content[name])
-        trainer.optimizer.load_state_dict(content["optimizer"])
-        trainer.teacher.updates = content["teacher_updates"]
+        for name, module in trainer.learner.parts().items():
+            check_keys(module, content[name] or {}, path)
+        trainer.learner.load_state_dict(content)
         trainer.step = trainer.saved_step = content["step"]
         if rank() == 0:
             trainer.run.clean()
@@ -161,7 +116,7 @@ class Trainer:
         for batch in self.loader.batches(self.step, end):
             if any_process(should_stop(), self.device):
                 break
-            terms, norm, lr = self._update(batch)
+            update = self.learner.update(batch, self.step)
             self.step += 1
             log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
@@ -171,16 +126,15 @@ class Trainer:
                 sequences = config.batch_size * config.objective.views * (self.step - ticked_step)
                 row = {
                     "step": self.step,
-                    **terms,
-                    "lr": lr,
-                    "grad_norm": norm,
+                    **update.row(),
                     "sequences_per_second": round(sequences / (now - tick), 2),
                     "peak_memory_bytes": peak_memory_bytes(self.device),
                 }
                 if validate:
                     row |= self._validate(should_stop)
                 if measure:
-                    with alone():
+                    # Other shapes than training: not worth compiling.
+                    with alone(), torch.compiler.set_stance("force_eager"):
                         row |= diagnose(self)
                 if rank() == 0:
                     self.run.append(row)
@@ -194,55 +148,6 @@ class Trainer:
             self.save()
         return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)
 
-    def _update(self, batch: TrainBatch) -> tuple[dict[str, float], float, float]:
-        """One optimiser step; returns loss and terms of the global batch, gradient norm and rate."""
-        config = self.config
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = _to_device(batch, self.device).split(config.accumulate)
-        means = torch.stack([self._backward(part, index) for index, part in enumerate(parts)]).mean(0)
-        values = dict(zip([*self.terms, "loss"], means.tolist(), strict=True))
-        norm = float(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
-        if not math.isfinite(norm):
-            raise self._not_finite("the gradient norm", norm)
-        lr = learning_rate(config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.teacher.update(self.student.model)
-        return values, norm, lr
-
-    def _backward(self, batch: TrainBatch, part: int) -> torch.Tensor:
-        """Add the gradients of one part of the batch; returns its terms and loss over all processes.
-
-        Raises ``UserError`` before the backward pass if one of them is not finite anywhere.
-        """
-        config, parts = self.config, self.config.accumulate
-        # Every part of every process drops its own elements.
-        dropout = Dropout(
-            probability=config.dropout,
-            seed=config.seed,
-            step=self.step,
-            rank=rank() * parts + part,
-        )
-        with gradients_synced(self.wrapped, part == parts - 1):
-            with autocast(self.device, self.precision):
-                total, terms = compute_losses(
-                    self.wrapped, self.teacher, batch, config.objective, dropout
-                )
-            self.terms = list(terms)
-            means = mean_over_processes(torch.stack([*terms.values(), total]))
-            for name, value in zip([*terms, "loss"], means.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise self._not_finite(f"loss term {name!r}", value)
-            (total / parts).backward()
-        return means
-
-    def _not_finite(self, what: str, value: float) -> UserError:
-        return UserError(
-            f"{what} is {value} at step {self.step + 1}; stopped before the update, the last saved "
-            f"checkpoint in {self.run.path} is untouched (try a lower --lr)"
-        )
-
     def _diagnoses_now(self) -> bool:
         every = self.config.diagnose_every
         return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
@@ -251,24 +156,33 @@ class Trainer:
         """Validation NLL of teacher and student; nothing without a split or on a request to stop."""
         if "val" not in self.stores:
             return {}
+        store, learner = self.stores["val"], self.learner
+        # All processes see equally many images (under sharding they compute together): the last ones
+        # begin earlier and leave out what others have counted.
+        share = -(-len(store) // world_size())
+        begin = min(rank() * share, len(store) - share)
+        counted = rank() * share - begin
+        models = {"val_nll": learner.teacher.model, "val_nll_student": learner.student.model}
         values = {}
-        for name, model in (("val_nll", self.teacher.model), ("val_nll_student", self.student.model)):
-            store = self.stores["val"]
-            share = -(-len(store) // world_size())
-            mine = range(rank() * share, min((rank() + 1) * share, len(store)))
-            nll = image_nll(
-                model, store, images=mine, precision=self.precision, should_stop=should_stop
-            )
-            sums = torch.tensor([nll.sum(), len(nll)], dtype=torch.float64, device=self.device)
-            total, count = (mean_over_processes(sums) * world_size()).tolist()
-            if round(count) < len(store):
+        for name, model in models.items():
+            with torch.compiler.set_stance("force_eager"):  # other shapes than training: not worth it
+                nll = image_nll(
+                    model,
+                    store,
+                    images=range(begin, begin + share),
+                    precision=learner.precision,
+                    should_stop=lambda: any_process(should_stop(), self.device),
+                )
+            if len(nll) < share:
                 return {}
-            values[name] = total / count
+            mine = torch.tensor([nll[counted:].sum()], dtype=torch.float64, device=self.device)
+            values[name] = float(mean_over_processes(mine)) * world_size() / len(store)
         return values
 
     def save(self) -> None:
         """Publish everything a resume, a probe or a sampler needs; rank 0 writes."""
         self.saved_step = self.step
+        state = self.learner.state_dict()
         if rank() > 0:
             return
         train = self.stores["train"]
@@ -276,11 +190,7 @@ class Trainer:
             {
                 "step": self.step,
                 "config": config_to_dict(self.config),
-                "student": self.student.model.state_dict(),
-                "teacher": self.teacher.model.state_dict(),
-                "teacher_updates": self.teacher.updates,
-                "projector": self.student.projector and self.student.projector.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                **state,
                 "tokenizer": {
                     "sha256": train.tokenizer_sha256,
                     "name": train.manifest.get("tokenizer_name"),
@@ -297,19 +207,3 @@ class Trainer:
                     f"{path} was trained on other codes than {store.path} ({name} split); "
                     "give the original --data"
                 )
-
-
-def _adamw(student: Student, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on tensors of two or more dimensions only (LlamaGen)."""
-    decayed = [p for p in student.parameters() if p.ndim >= 2]
-    others = [p for p in student.parameters() if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-
-
-def _to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    moved = {name: value.to(device, non_blocking=True) for name, value in vars(batch).items()}
-    return TrainBatch(**moved)

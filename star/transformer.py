@@ -9,16 +9,18 @@ Shapes: B batch, n image tokens given, N = n + 1 positions (class first), T toke
 D width, H heads, C channels of a head, V codebook size. Position p predicts token p + 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from star.attention import attend, attention_rows, choose_kernel, visibility
 from star.config import ModelConfig
-from star.dropout import Dropout
+from star.dropout import Dropout, drop
 from star.errors import UserError
 from star.rotary import apply_rotary, rotary_table
 
@@ -94,24 +96,24 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.width, out, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x_BND: Tensor, context: "Context", layer: int) -> Tensor:
+    def forward(self, x_BND: Tensor, place: "Place") -> Tensor:
         heads, kv_heads = self.config.heads, self.kv_heads
         qkv = self.wqkv(x_BND).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
         q_BNHC, k_BNHC, v_BNHC = qkv.split([heads, kv_heads, kv_heads], dim=2)
-        q = apply_rotary(q_BNHC, context.rotary).transpose(1, 2)
-        k = apply_rotary(k_BNHC, context.rotary).transpose(1, 2)
+        q = apply_rotary(q_BNHC, place.rotary).transpose(1, 2)
+        k = apply_rotary(k_BNHC, place.rotary).transpose(1, 2)
         v = v_BNHC.transpose(1, 2)
-        if context.cache is not None:
-            k, v = context.cache.extend(layer, k, v)
+        if place.extend is not None:
+            k, v = place.extend(k, v)
         if kv_heads != heads:
             k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
         kernel = choose_kernel(q.device, q.dtype, k.shape[2])
-        y_BHNC = attend(q, k, v, context.visible, kernel)
-        context.keep(f"layers.{layer + 1}.queries", q)
-        context.keep(f"layers.{layer + 1}.keys", k)
-        context.keep(f"layers.{layer + 1}.values", v)
-        if (name := f"layers.{layer + 1}.attention") in context.wanted:
-            context.keep(name, attention_rows(q, k, context.visible))
+        y_BHNC = attend(q, k, v, place.visible, kernel)
+        for site in place.sites:
+            if site == "attention":
+                place.sites[site] = attention_rows(q, k, place.visible)
+            else:
+                place.sites[site] = {"queries": q, "keys": k, "values": v}[site]
         return self.wo(y_BHNC.transpose(1, 2).flatten(2))
 
 
@@ -138,11 +140,11 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, x_BND: Tensor, context: "Context", layer: int) -> Tensor:
-        attended = self.attention(self.attention_norm(x_BND), context, layer)
-        x_BND = x_BND + context.drop(attended, layer + 1, 0)
+    def forward(self, x_BND: Tensor, place: "Place") -> Tensor:
+        attended = self.attention(self.attention_norm(x_BND), place)
+        x_BND = x_BND + drop(attended, place.keep_attended, place.scale)
         expanded = self.feed_forward(self.ffn_norm(x_BND))
-        return x_BND + context.drop(expanded, layer + 1, 1)
+        return x_BND + drop(expanded, place.keep_expanded, place.scale)
 
 
 class ClassEmbedding(nn.Module):
@@ -157,22 +159,50 @@ class ClassEmbedding(nn.Module):
 
 
 @dataclass
+class Place:
+    """What one block is given beside its input; nothing says which block it is.
+
+    All blocks therefore run the same program, and compiling it once serves every layer.
+    """
+
+    rotary: Tensor
+    visible: Tensor
+    keep_attended: Tensor | None = None
+    keep_expanded: Tensor | None = None
+    scale: float = 1.0
+    extend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    sites: dict[str, Tensor | None] = field(default_factory=dict)  # names wanted, to be filled
+
+
+@dataclass
 class Context:
-    """What one forward pass shares between its blocks."""
+    """What one forward pass shares between its blocks, and what it captures."""
 
     rotary: Tensor
     visible: Tensor
     wanted: frozenset[str]
-    captured: dict[str, Tensor]
-    dropout: Dropout | None = None
-    cache: KVCache | None = None
+    dropout: Dropout | None
+    cache: KVCache | None
+    captured: dict[str, Tensor] = field(default_factory=dict)
 
-    def drop(self, x: Tensor, layer: int, site: int) -> Tensor:
-        return x if self.dropout is None else self.dropout(x, layer, site)
-
-    def keep(self, name: str, value: Tensor) -> None:
+    def offer(self, name: str, value: Tensor) -> None:
+        """Keep ``value`` if it is wanted."""
         if name in self.wanted:
             self.captured[name] = value
+
+    def run(self, block: Block, layer: int, x_BND: Tensor) -> Tensor:
+        """Output of block ``layer`` (from 1)."""
+        sites = [site for site in ATTENTION_SITES if f"layers.{layer}.{site}" in self.wanted]
+        place = Place(self.rotary, self.visible, sites=dict.fromkeys(sites))
+        if self.dropout is not None:
+            place.keep_attended = self.dropout.keep(x_BND.shape, x_BND.device, layer, 0)
+            place.keep_expanded = self.dropout.keep(x_BND.shape, x_BND.device, layer, 1)
+            place.scale = self.dropout.scale
+        if self.cache is not None:
+            place.extend = partial(self.cache.extend, layer - 1)
+        y_BND = block(x_BND, place)
+        self.captured |= {f"layers.{layer}.{site}": value for site, value in place.sites.items()}
+        return y_BND
 
 
 class Transformer(nn.Module):
@@ -212,13 +242,16 @@ class Transformer(nn.Module):
         dropout: Dropout | None = None,
         cache: KVCache | None = None,
         with_logits: bool = True,
+        recompute: bool = False,
     ) -> Output:
         """Predict the next token at every position.
 
         tokens_Bn: (B, n) int64, the first n tokens of each image, 0 <= n <= T. labels_B: (B,) int64,
         ``num_classes`` is the null class. capture: names to return (``capture_names``). masked_Bn:
         True where an image token is hidden in attention (Eq. 3). cache: positions already decoded;
-        with a non-empty cache the tokens continue it and labels_B is None.
+        with a non-empty cache the tokens continue it and labels_B is None. recompute: keep only the
+        blocks' inputs for the backward pass and compute the rest again there (less memory, a third
+        more work).
 
         Raises ``UserError`` for an unknown capture name or more than T tokens.
         """
@@ -236,25 +269,24 @@ class Transformer(nn.Module):
             )
         masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
         visible = visibility(end, masked_BN, mask_self, x_BND.device)[:, :, start:]
-        context = Context(
-            rotary=self.rotary[start:end],
-            visible=visible,
-            wanted=wanted,
-            captured={},
-            dropout=dropout,
-            cache=cache,
-        )
-        x_BND = context.drop(x_BND, 0, 0)
-        context.keep("embeddings", x_BND)
-        for layer, block in enumerate(self.layers):
-            x_BND = block(x_BND, context, layer)
-            context.keep(f"layers.{layer + 1}", x_BND)
+        context = Context(self.rotary[start:end], visible, wanted, dropout, cache)
+        if dropout is not None:
+            x_BND = dropout(x_BND, 0, 0)
+        context.offer("embeddings", x_BND)
+        for layer, block in enumerate(self.layers, start=1):
+            if recompute:
+                # Dropout's masks are a function of their key, so no random state needs restoring.
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                x_BND = checkpoint(context.run, block, layer, x_BND, **options)
+            else:
+                x_BND = context.run(block, layer, x_BND)
+            context.offer(f"layers.{layer}", x_BND)
         if cache is not None:
             cache.length = end
         logits = None
         if with_logits or "norm" in wanted:
             normed_BND = self.norm(x_BND)
-            context.keep("norm", normed_BND)
+            context.offer("norm", normed_BND)
             logits = self.output(normed_BND) if with_logits else None
         return Output(logits, context.captured)
 

@@ -32,7 +32,9 @@ def stores():
 
 
 def diagnose(trainer):
-    return in_loop_diagnostics(trainer.student, trainer.teacher, trainer.stores, trainer.config)
+    return in_loop_diagnostics(
+        trainer.learner.student, trainer.learner.teacher, trainer.stores, trainer.config
+    )
 
 
 def cosine(a, b):
@@ -147,6 +149,14 @@ def test_gradient_cosines_against_one_backward_pass_a_term():
     assert gradient_cosines(student, teacher, batch, objective.baseline()) == {}
 
 
+def test_recomputed_activations_give_the_same_cosines(stores, tmp_path):
+    kept, recomputed = (
+        diagnose(Trainer(tiny(checkpoint_activations=value), stores, tmp_path, CPU))
+        for value in (False, True)
+    )
+    assert recomputed == kept and "grad_cos_step_view" in kept
+
+
 def test_a_gradient_of_length_zero_has_no_cosine():
     objective = ObjectiveConfig(contrast_weight=0.0, mask_ratio=0.0, mim_distance="l2")
     student = Student(small_model(), objective)
@@ -210,7 +220,7 @@ def test_of_many_classes_a_few_are_drawn(tmp_path):
 
 def collapse(trainer, way):
     """Make the student's features the same for all images, or multiples of one vector."""
-    model = trainer.student.model
+    model = trainer.learner.student.model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("wo.weight", "w2.weight")):
@@ -283,44 +293,39 @@ def test_a_resumed_run_repeats_its_diagnostics(stores, tmp_path):
     assert parts == straight and sum("effective_rank" in row for row in parts) == 3
 
 
-def measure_in_one_of_two(rank: int, folder):
-    with one_of_two(rank, f"{folder}/rendezvous"):
-        (folder / f"rank{rank}.json").write_text(json.dumps(measured_in_two(rank, folder)))
-
-
-def measured_in_two(rank: int, folder):
-    config = tiny(diagnose_every=2, max_steps=2, dropout=0.0, lr=1e-3)
-    trainer = Trainer(config, two_stores(), folder / "two", CPU)
-    with distributed.alone():
-        row = diagnose(trainer)
-
-    def as_if_alone(trainer):
-        assert distributed.world_size() == 1 and distributed.rank() == 0
-        return diagnose(trainer)
-
-    trainer.fit(diagnose=as_if_alone)
-    assert distributed.world_size() == 2 and distributed.rank() == rank
-    return row
-
-
 def two_stores():
     return {"train": fake_store(), "val": fake_store(images=8, views=1, seed=5)}
 
 
-def test_two_processes_measure_what_one_does(stores, tmp_path):
-    torch.multiprocessing.spawn(measure_in_one_of_two, (tmp_path,), nprocs=2)
+TWO = tiny(diagnose_every=2, max_steps=2, dropout=0.0, lr=1e-3)
+
+
+def measure_in_one_of_two(rank: int, folder, shard: bool):
+    with one_of_two(rank, f"{folder}/rendezvous", sharded=shard):
+        trainer = Trainer(dataclasses.replace(TWO, shard=shard), two_stores(), folder / "two", CPU)
+        numbers = []
+
+        def as_if_alone(trainer):
+            assert distributed.world_size() == 1 and distributed.rank() == 0
+            numbers.append(diagnose(trainer))
+            return numbers[-1]
+
+        trainer.fit(diagnose=as_if_alone)
+        assert distributed.world_size() == 2 and distributed.rank() == rank
+        (folder / f"rank{rank}.json").write_text(json.dumps(numbers[-1]))
+        del trainer  # it holds the process group
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_measure_what_one_does(stores, tmp_path, shard):
+    torch.multiprocessing.spawn(measure_in_one_of_two, (tmp_path, shard), nprocs=2)
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    trainer = Trainer(tiny(), stores, tmp_path / "one", CPU)
-    expected = diagnose(trainer)
-    assert found[0] == found[1]
-    assert found[0].keys() == expected.keys()
-    for key, value in expected.items():
-        # The same weights and images; threads may split float32 sums in another way.
-        assert found[0][key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
-    two = rows(tmp_path / "two")[-1]
-    config = tiny(diagnose_every=2, max_steps=2, dropout=0.0, lr=1e-3)
-    Trainer(config, stores, tmp_path / "one", CPU).fit(diagnose=diagnose)
-    one = rows(tmp_path / "one")[-1]
+    Trainer(TWO, stores, tmp_path / "one", CPU).fit(diagnose=diagnose)
+    one, two = (rows(tmp_path / name)[-1] for name in ("one", "two"))
+    expected = {key for key in one if key in found[0]}
+    assert found[0] == found[1] == {key: two[key] for key in expected}
+    missing = {key for key in one if key not in two}
+    assert missing == ({key for key in one if key.startswith("grad_cos")} if shard else set())
     for key in expected:
         # After two steps of AdamW on gradients summed in another order: 2e-7 was seen.
         assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key

@@ -86,3 +86,18 @@ def test_xl_is_estimated_without_being_allocated():
     found = estimate(preset("XL"), 8, half=True)
     assert round(found.parameters / 1e6) == 775
     assert found.teacher == 4 * found.parameters
+
+
+def test_sharding_divides_the_weights_and_recomputing_leaves_the_inputs_of_the_blocks():
+    cfg = config(layers=4)
+    plain = estimate(cfg, 2, half=True)
+    sharded = estimate(dataclasses.replace(cfg, shard=True), 2, half=True)
+    for part in ("weights", "gradients", "optimizer", "teacher"):
+        assert getattr(sharded, part) == getattr(plain, part) // 2
+    assert sharded.activations == plain.activations
+    again = dataclasses.replace(cfg, checkpoint_activations=True)
+    deeper = dataclasses.replace(again, model=dataclasses.replace(cfg.model, layers=6))
+    rows = SEQUENCES * cfg.model.tokens
+    more = activation_bytes(deeper, SEQUENCES, True) - activation_bytes(again, SEQUENCES, True)
+    assert more == 2 * rows * 4 * cfg.model.width
+    assert estimate(again, 2, True).flops == plain.flops + forward_flops(cfg, 64, True)

@@ -13,8 +13,9 @@ from star.batches import TrainLoader, plain_batches
 from star.checkpoint import load_checkpoint
 from star.config import ModelConfig, ObjectiveConfig, TrainConfig
 from star.errors import UserError
+from star.learner import learning_rate
 from star.likelihood import image_nll
-from star.trainer import Trainer, learning_rate
+from star.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -130,8 +131,8 @@ def test_start_or_resume_refuses_other_settings(stores, tmp_path):
 def test_both_objectives_see_identical_sequences_and_start_from_the_same_weights(stores, tmp_path):
     star, plain = tiny(), tiny(objective=tiny().objective.baseline())
     a, b = (Trainer(config, stores, tmp_path, CPU) for config in (star, plain))
-    for key, value in a.student.model.state_dict().items():
-        assert torch.equal(value, b.student.model.state_dict()[key])
+    for key, value in a.learner.student.model.state_dict().items():
+        assert torch.equal(value, b.learner.student.model.state_dict()[key])
     for step in (0, 1, 5):
         first, second = a.loader.batch(step), b.loader.batch(step)
         for name in ("tokens_BMT", "labels_B", "dropped_BM"):
@@ -182,23 +183,23 @@ def test_learning_rate_at_its_corners():
 
 def test_only_matrices_are_decayed(stores, tmp_path):
     trainer = Trainer(tiny(), stores, tmp_path, CPU)
-    decayed, others = trainer.optimizer.param_groups
+    decayed, others = trainer.learner.optimizer.param_groups
     assert decayed["weight_decay"] == 0.05 and others["weight_decay"] == 0.0
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim < 2 for p in others["params"])
     count = len(decayed["params"]) + len(others["params"])
-    assert count == len(list(trainer.student.parameters()))
+    assert count == len(list(trainer.learner.student.parameters()))
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(stores, tmp_path):
     trainer = Trainer(tiny(), stores, tmp_path, CPU)
     trainer.fit(stop_after=5)
     saved = (tmp_path / "ckpt.pt").read_bytes()
-    trainer.student.model.output.weight.data[0, 0] = float("nan")
-    before = trainer.student.model.tok_embeddings.weight.detach().clone()
+    trainer.learner.student.model.output.weight.data[0, 0] = float("nan")
+    before = trainer.learner.student.model.tok_embeddings.weight.detach().clone()
     with pytest.raises(UserError, match="loss term 'ar' is nan at step 6; stopped before the update"):
         trainer.fit()
-    assert torch.equal(trainer.student.model.tok_embeddings.weight, before)
+    assert torch.equal(trainer.learner.student.model.tok_embeddings.weight, before)
     assert (tmp_path / "ckpt.pt").read_bytes() == saved
 
 

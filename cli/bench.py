@@ -1,0 +1,147 @@
+"""``star bench``: how fast training steps and batches are on this machine, as ratios with intervals."""
+
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from star.config import SIZES
+
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure speed on this machine: alternating arms, medians and ratios."
+)
+JSON = typer.Option(False, "--json", help="Everything as JSON, for programs.")
+
+
+@bench.command()
+def step(
+    size: str = typer.Option("tiny", "--preset", help=f"Size: {', '.join(SIZES)}."),
+    images: int = typer.Option(None, help="Images a step; sequences are views times as many."),
+    views: int = typer.Option(2, help="Views of each image."),
+    rounds: int = typer.Option(10, help="Timed steps of each arm."),
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = typer.Option("auto", help="As star train."),
+    dropout: float = typer.Option(0.1, help="As star train."),
+    compile_: bool = typer.Option(False, "--compile", help="Compile our blocks; theirs stay eager."),
+    checkpoint_activations: bool = typer.Option(False, help="As star train."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    json_: bool = JSON,
+) -> None:
+    """Time an optimiser step: ST-AR, plain AR, and AR the way LlamaGen's trainer computes it.
+
+    All arms train on the same sequences of random tokens. ST-AR costs a teacher pass more than AR, a
+    third of a step. Memory is measured in fresh processes.
+    """
+    from dataclasses import replace
+
+    from cli.screen import Stages
+    from probes.bench_step import ARMS, bench_step
+    from star.config import preset
+    from star.device import resolve_device
+
+    base = preset(size)
+    config = replace(
+        base,
+        objective=replace(base.objective, views=views),
+        batch_size=images or base.batch_size,
+        precision=precision,
+        dropout=dropout,
+        compile=compile_,
+        checkpoint_activations=checkpoint_activations,
+    )
+    with Stages() as stages:
+        found = bench_step(
+            config,
+            resolve_device(device),
+            rounds=_rounds(rounds),
+            on_round=_reporter(stages, json_),
+        )
+    theirs, plain, full = ARMS
+    ratios = {f"{theirs} / {plain}": (theirs, plain), f"{full} / {plain}": (full, plain)}
+    facts = {
+        "preset": size,
+        "sequences": found.sequences,
+        "tokens": config.model.tokens,
+        "device": str(resolve_device(device)),
+        "precision": found.precision,
+        "peak_memory_bytes": found.memory,
+        "memory_ratio": round(found.memory[full] / found.memory[plain], 4),
+    }
+    _show(found.timings, ratios, facts, f"{size}, {found.sequences} sequences a step", json_)
+
+
+@bench.command()
+def loader(
+    folder: Path = typer.Option(Path("."), help="Where to put the scratch files; a disk of interest."),
+    images: int = typer.Option(1_281_167, help="Images of the store (ImageNet's by default)."),
+    files: int = typer.Option(20_000, help="Images of the one-file-per-image layout."),
+    batch: int = typer.Option(256, help="Images a batch, two views each."),
+    rounds: int = typer.Option(30, help="Timed batches of each arm."),
+    json_: bool = JSON,
+) -> None:
+    """Time random batches: from a code store of ImageNet's size, and from one file per image."""
+    from cli.screen import Stages
+    from probes.bench_loader import ARMS, bench_loader
+
+    with Stages() as stages:
+        found = bench_loader(
+            folder,
+            images=images,
+            files=files,
+            batch=batch,
+            rounds=_rounds(rounds),
+            on_round=_reporter(stages, json_),
+        )
+    facts = {
+        "batch_images": batch,
+        "store_bytes": found.store_bytes,
+        "files": found.files,
+        "private_memory_growth_bytes": found.growth_bytes,
+    }
+    ratios = {f"{ARMS[0]} / {ARMS[1]}": ARMS[:2], f"{ARMS[0]} / {ARMS[2]}": (ARMS[0], ARMS[2])}
+    _show(found.timings, ratios, facts, f"batches of {batch} images x 2 views", json_)
+
+
+def _reporter(stages, as_json: bool):
+    """Progress of the rounds; none where only JSON may be printed."""
+    if as_json:
+        return lambda done, total: None
+    return lambda done, total: stages.report("rounds", done, total)
+
+
+def _rounds(rounds: int) -> int:
+    from star.errors import UserError
+
+    if rounds < 2:
+        raise UserError(f"rounds is {rounds}; expected at least 2, for an interval")
+    return rounds
+
+
+def _show(timings, ratios: dict[str, tuple[str, str]], facts: dict, title: str, as_json: bool) -> None:
+    """Print medians with quartiles and ratios with their intervals, and the facts beside them."""
+    import json
+    from dataclasses import asdict
+
+    from cli.screen import print_facts, print_rows
+    from probes.results import provenance
+
+    compared = {name: timings.ratio(*pair) for name, pair in ratios.items()}
+    if as_json:
+        seconds = {name: [round(s, 6) for s in values] for name, values in timings.seconds.items()}
+        content = {
+            **facts,
+            "seconds": seconds,
+            "ratios": {name: asdict(ratio) for name, ratio in compared.items()},
+        }
+        print(json.dumps(provenance(**content), indent=2))
+        return
+    rows = []
+    for name in timings.seconds:
+        low, high = timings.quartiles(name)
+        rows.append([name, f"{timings.median(name):.4g}", f"{low:.4g} to {high:.4g}"])
+    print_rows(title, ["arm", "median (s)", "quartiles (s)"], rows)
+    rows = [
+        [name, f"{ratio.median:.3g}", f"{ratio.low:.3g} to {ratio.high:.3g}"]
+        for name, ratio in compared.items()
+    ]
+    print_rows("ratio of times", ["arms", "median", "95 % interval"], rows)
+    print_facts(facts)

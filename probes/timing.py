@@ -1,0 +1,75 @@
+"""Compare the speed of several ways of doing one thing: alternate them in one run, report ratios.
+
+Machines drift and share their cores, so a time alone says little. Every round times each arm once, in
+alternating order, and a comparison is the median of the rounds' ratios with a bootstrap interval.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Ratio", "Timings", "alternate"]
+
+DRAWS = 2000  # bootstrap samples of an interval
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median over rounds of time a / time b, with a 95 % bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each arm, one value a round; values of one round belong together."""
+
+    seconds: Mapping[str, np.ndarray]
+
+    def median(self, arm: str) -> float:
+        """Median seconds of an arm."""
+        return float(np.median(self.seconds[arm]))
+
+    def quartiles(self, arm: str) -> tuple[float, float]:
+        """First and third quartile of an arm's seconds."""
+        low, high = np.quantile(self.seconds[arm], (0.25, 0.75))
+        return float(low), float(high)
+
+    def ratio(self, arm: str, base: str, seed: int = 0) -> Ratio:
+        """How many times as long as ``base`` the ``arm`` takes, from the rounds' own ratios."""
+        ratios = self.seconds[arm] / self.seconds[base]
+        rng = np.random.default_rng(seed)
+        draws = rng.integers(0, len(ratios), (DRAWS, len(ratios)))
+        low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
+        return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+def alternate(
+    arms: Mapping[str, Callable[[int], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    synchronize: Callable[[], object] = lambda: None,
+    on_round: Callable[[int, int], None] = lambda done, total: None,
+) -> Timings:
+    """Call every arm once a round, forwards in even rounds and backwards in odd ones.
+
+    ``arms`` get the round's number. ``warmup`` rounds (caches, allocators, compilers) are not counted.
+    ``synchronize`` waits for a device before each look at the clock. ``on_round`` gets progress.
+    """
+    assert rounds >= 1, rounds
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for index in range(warmup + rounds):
+        for name in arms if index % 2 == 0 else reversed(arms):
+            synchronize()
+            start = time.perf_counter()
+            arms[name](index)
+            synchronize()
+            if index >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+        on_round(index + 1, warmup + rounds)
+    return Timings({name: np.array(values) for name, values in seconds.items()})

@@ -1,0 +1,198 @@
+"""One optimiser step of plain AR or ST-AR: student, EMA teacher, AdamW, precision and processes.
+
+``Learner.update`` computes the losses of one batch, averages the gradients over the processes, stops
+on anything that is not finite, and moves student and teacher. The loop around it (data, logging,
+validation, checkpoints) is ``star.trainer``.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from star.config import TrainConfig
+from star.device import autocast, resolve_precision
+from star.distributed import distribute, gradients_synced, mean_over_processes, rank, world_size
+from star.dropout import Dropout
+from star.errors import UserError
+from star.loss_scale import LossScale
+from star.objective import TrainBatch, compute_losses
+from star.randomness import torch_generator
+from star.sharding import gathered, local, shard, to_sharded, whole
+from star.student import Student
+from star.teacher import Teacher
+from star.transformer import build_model
+
+__all__ = ["Learner", "Update", "learning_rate"]
+
+# Below this the float16 gradients did not overflow by their scale: the run has diverged.
+SMALLEST_SCALE = 1.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step did.
+
+    ``losses`` of the global batch by name, learning rate, gradient norm before clipping (None where
+    float16 overflowed and nothing was changed) and the loss scale of the steps to come (float16 only).
+    """
+
+    losses: dict[str, float]
+    lr: float
+    grad_norm: float | None
+    loss_scale: float | None
+
+    def row(self) -> dict[str, float]:
+        """The numbers there are, as a row of metrics names them."""
+        named = {"lr": self.lr, "grad_norm": self.grad_norm, "loss_scale": self.loss_scale}
+        return self.losses | {name: value for name, value in named.items() if value is not None}
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of step n (from 0): linear warm-up, then constant or cosine to 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Learner:
+    """Everything that an optimiser step reads and changes, initialised from ``config.seed``."""
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        objective = config.objective
+        objective.check_model(config.model)
+        self.config, self.device = config, device
+        self.precision = resolve_precision(config.precision, device)
+        self.loss_scale = LossScale(enabled=self.precision is torch.float16)
+        model = build_model(config.model, torch_generator(config.seed, "init"))
+        self.student = Student(model, objective, recompute=config.checkpoint_activations)
+        if self.student.projector is not None:
+            self.student.projector.initialize(torch_generator(config.seed, "projector"))
+        self.student.to(device)
+        self.teacher = Teacher(
+            self.student.model, decay=objective.ema_decay, warmup=objective.ema_warmup
+        )
+        if config.compile:
+            for block in (*self.student.model.layers, *self.teacher.model.layers):
+                block.compile()
+        if config.shard and world_size() > 1:
+            # The model is a unit of its own: validation calls it without the projector.
+            shard(*self.student.model.layers, self.student.model, self.student)
+            shard(*self.teacher.model.layers, self.teacher.model)
+            self.wrapped: nn.Module = self.student
+        else:
+            self.wrapped = distribute(self.student)
+        self.optimizer = _adamw(self.student, config)
+
+    def update(self, batch: TrainBatch, step: int) -> Update:
+        """One optimiser step on this process's share of the batch of ``step`` (from 0).
+
+        Raises ``UserError`` before anything is changed if a loss term or the gradient norm is not
+        finite anywhere. In float16 a norm that is not finite lowers the loss scale instead, and the
+        step changes nothing.
+        """
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = _to_device(batch, self.device).split(config.accumulate)
+        losses = torch.stack([self._backward(part, step, n) for n, part in enumerate(parts)]).mean(0)
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        self.loss_scale.unscale([local(gradient) for gradient in gradients])
+        norm = gathered(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
+        norm, lr, scaled = float(norm), learning_rate(config, step), self.loss_scale.enabled
+        finite = math.isfinite(norm)
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.teacher.update(self.student.model)
+        elif not scaled or self.loss_scale.value <= SMALLEST_SCALE:
+            raise _not_finite("the gradient norm", norm, step)
+        self.loss_scale.update(finite)
+        return Update(
+            losses=dict(zip([*self._terms, "loss"], losses.tolist(), strict=True)),
+            lr=lr,
+            grad_norm=norm if finite else None,
+            loss_scale=self.loss_scale.value if scaled else None,
+        )
+
+    def _backward(self, batch: TrainBatch, step: int, part: int) -> torch.Tensor:
+        """Add the gradients of one part of the batch; returns its terms and loss over all processes."""
+        config, parts = self.config, self.config.accumulate
+        # Every part of every process drops its own elements.
+        dropout = Dropout(
+            probability=config.dropout, seed=config.seed, step=step, rank=rank() * parts + part
+        )
+        with gradients_synced(self.wrapped, part == parts - 1):
+            with autocast(self.device, self.precision):
+                total, terms = compute_losses(
+                    self.wrapped, self.teacher, batch, config.objective, dropout
+                )
+            self._terms = list(terms)
+            means = mean_over_processes(torch.stack([*terms.values(), total]))
+            for name, value in zip([*terms, "loss"], means.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise _not_finite(f"loss term {name!r}", value, step)
+            (total * (self.loss_scale.value / parts)).backward()
+        return means
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules whose weights a checkpoint holds, by their names in it."""
+        found = {
+            "student": self.student.model,
+            "teacher": self.teacher.model,
+            "projector": self.student.projector,
+        }
+        return {name: module for name, module in found.items() if module is not None}
+
+    def state_dict(self) -> dict:
+        """Everything that changes, as whole tensors.
+
+        Under sharding all processes must call it, and only process 0 gets the tensors.
+        """
+        return {
+            "projector": None,
+            **{name: whole(module.state_dict()) for name, module in self.parts().items()},
+            "optimizer": whole(self.optimizer.state_dict()),
+            "teacher_updates": self.teacher.updates,
+            "loss_scale": self.loss_scale.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what ``state_dict`` gave, whatever the number of processes was."""
+        for name, module in self.parts().items():
+            module.load_state_dict(to_sharded(state[name], module.state_dict()))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: to_sharded(values, dict.fromkeys(values, parameters[index]))
+            for index, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        self.teacher.updates = state["teacher_updates"]
+        self.loss_scale.load_state_dict(state.get("loss_scale"))
+
+
+def _adamw(student: Student, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on tensors of two or more dimensions only (LlamaGen)."""
+    decayed = [p for p in student.parameters() if p.ndim >= 2]
+    others = [p for p in student.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
+    moved = {name: value.to(device, non_blocking=True) for name, value in vars(batch).items()}
+    return TrainBatch(**moved)
+
+
+def _not_finite(what: str, value: float, step: int) -> UserError:
+    return UserError(
+        f"{what} is {value} at step {step + 1}; stopped before the update, the last saved "
+        "checkpoint is untouched (try a lower --lr)"
+    )

@@ -1,0 +1,46 @@
+"""Dynamic loss scale for float16, whose small gradients would round to zero.
+
+The schedule is that of ``torch.amp.GradScaler`` (2^16 at first, halved on overflow, doubled after 2000
+good steps). The decision is the caller's, from the gradient norm over all processes and shards, so
+every process scales alike.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["LossScale"]
+
+FIRST, GROWTH_STEPS = 2.0**16, 2000
+
+
+class LossScale:
+    """``value`` multiplies the loss (1 if not ``enabled``)."""
+
+    def __init__(self, *, enabled: bool):
+        self.enabled = enabled
+        self.value = FIRST if enabled else 1.0
+        self.good_steps = 0
+
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divide the gradients by the scale, in place."""
+        if self.enabled:
+            torch._foreach_mul_(gradients, 1 / self.value)
+
+    def update(self, finite: bool) -> None:
+        """After a step whose gradients were all finite, or not."""
+        if not self.enabled:
+            return
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value /= 2
+        elif self.good_steps == GROWTH_STEPS:
+            self.value, self.good_steps = 2 * self.value, 0
+
+    def state_dict(self) -> dict:
+        """What a resume needs."""
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict | None) -> None:
+        """Take over ``state``; checkpoints from before float16 hold none."""
+        if self.enabled and state is not None:
+            self.value, self.good_steps = state["value"], state["good_steps"]

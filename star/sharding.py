@@ -1,0 +1,72 @@
+"""FSDP2: weights, gradients, optimiser state and teacher cut over all processes, for the large sizes.
+
+Each block and what is left of the model is one unit (``fully_shard``), gathered when it computes and
+freed afterwards. Checkpoints hold whole tensors, so a run may go on with another number of processes
+or without sharding.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+__all__ = ["gathered", "is_sharded", "local", "set_gradient_sync", "shard", "to_sharded", "whole"]
+
+
+def shard(*parts: nn.Module) -> None:
+    """Cut modules in place, each on its own; the inner ones come first."""
+    for part in parts:
+        # Freed also after the outermost forward pass: the teacher has no backward pass to free it,
+        # and what is written back to must be the part, not a gathered copy.
+        fully_shard(part, reshard_after_forward=True)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ``shard`` cut it."""
+    return isinstance(module, FSDPModule)
+
+
+def set_gradient_sync(module: nn.Module, wanted: bool) -> None:
+    """Whether the backward passes to come average (and cut) the gradients over processes."""
+    assert isinstance(module, FSDPModule)
+    module.set_requires_gradient_sync(wanted)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of ``tensor``, sharing its memory; the tensor itself if it is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of ``tensor`` in every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(state: object) -> object:
+    """``state`` (nested dictionaries and lists) with sharded tensors gathered on process 0's CPU.
+
+    Elsewhere they become None, so that no other process holds the whole of them.
+    """
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [whole(value) for value in state]
+    if not isinstance(state, DTensor):
+        return state
+    full = state.full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else None
+
+
+def to_sharded(state: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors of ``state`` cut like those of the same name in ``targets``; no communication."""
+    return {key: _cut(value, targets.get(key)) for key, value in state.items()}
+
+
+def _cut(value: Tensor, target: Tensor | None) -> Tensor:
+    # AdamW's step count has no dimensions and stays whole.
+    if not isinstance(target, DTensor) or value.shape != target.shape:
+        return value
+    value = value.to(target.device)
+    with torch.no_grad():
+        return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
