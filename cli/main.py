@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cli import bench, data, files, look, probe, reproduce, train
+from cli import bench, data, files, look, probe, reproduce, runs, train
 from star.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.command("reproduce")(reproduce.reproduce)
 app.command("train")(train.train)
+app.command("watch")(runs.watch)
+app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
 app.command("attn-maps")(look.attn_maps)
 app.command("token-invariance")(look.token_invariance)

@@ -26,6 +26,16 @@ def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | N
     return loaded
 
 
+def newest_run() -> Path:
+    """The folder of the run whose metrics changed last; ``UserError`` if there is none."""
+    from star.metrics import METRICS
+
+    found = sorted(RUNS.glob(f"**/{METRICS}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"there is no run below {RUNS}/; name a run folder, or train one: star train")
+    return found[-1].parent
+
+
 def tokenizer_path(run: Path, given: Path | None) -> Path | None:
     """``given``, else the copy in the run folder, else None."""
     from star.prepare import TOKENIZER_FILE

@@ -39,6 +39,11 @@ def train(
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
     nproc: int = typer.Option(1, help="Processes on this machine, started through torchrun (DDP)."),
+    track: Literal["tensorboard", "wandb"] = typer.Option(
+        None,
+        help="Also send the rows of metrics.jsonl to TensorBoard (RUN/tensorboard) or Weights & Biases "
+        "(WANDB_MODE=offline stays here); pip install tensorboard, or wandb.",
+    ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print parameters, memory, FLOPs and time; train nothing."
     ),
@@ -49,15 +54,16 @@ def train(
     """Train an autoregressive image model; the defaults train ST-AR on the digits in minutes.
 
     Writes config.json, metrics.jsonl, ckpt.pt and the tokenizer into the run folder. Ctrl-C saves and
-    leaves; star train --resume DIR goes on with identical results.
+    leaves; star train --resume DIR goes on with identical results. In another terminal star watch
+    shows the run; star plot draws its curves.
     """
     import sys
 
     from cli.dry_run import print_estimate
     from cli.opening import tokenizer_path
     from cli.processes import launch
-    from cli.screen import Stages, TrainingView, console
-    from cli.stopping import StopSignals
+    from cli.screen import Stages, console
+    from cli.tracking import TRACKERS
     from star import distributed
     from star.config import config_from_dict
     from star.errors import UserError
@@ -70,6 +76,7 @@ def train(
         return
     if stop_after is not None and stop_after < 1:
         raise UserError(f"stop-after is {stop_after}; expected at least 1")
+    tracker = TRACKERS[track]() if track else None
     if nproc != 1:
         launch(nproc)
     where = distributed.join(device)
@@ -77,7 +84,7 @@ def train(
     if resume is not None:
         if any(given.values()) or config or run or objective != "star":
             raise UserError(
-                "--resume takes all settings from the run; give only --stop-after or --device"
+                "--resume takes all settings from the run; give only --stop-after, --track or --device"
             )
         folder, settings = resume, config_from_dict(read_settings(resume / "config.json"))
     else:
@@ -104,16 +111,44 @@ def train(
     precision = str(trainer.learner.precision).removeprefix("torch.")
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
-    view = TrainingView(trainer.step, trainer.config.max_steps, str(folder))
-    with view.shown(), StopSignals() as signals:
-        result = trainer.fit(
-            stop_after=stop_after, should_stop=lambda: signals.received is not None, callbacks=[view]
-        )
+    result, signal = _fit(trainer, stop_after, tracker)
     done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
     console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
     distributed.leave()
-    if signals.received is not None:
-        sys.exit(128 + signals.received)
+    if signal is not None:
+        sys.exit(128 + signal)
+
+
+def _fit(trainer, stop_after: int | None, tracker):
+    """Train under the live view, with diagnostics; returns the result and the signal that ended it."""
+    from cli.stopping import StopSignals
+    from cli.training_view import TrainingView
+    from probes.in_loop import in_loop_diagnostics
+    from star import distributed
+    from star.metrics import read_metrics
+
+    folder, learner = trainer.run.path, trainer.learner
+    view = TrainingView(
+        str(folder), trainer.config.max_steps, read_metrics(folder)[0] if trainer.step else ()
+    )
+    callbacks = [view]
+    if tracker is not None and distributed.rank() == 0:
+        tracker.start(folder, trainer.config, trainer.step)
+        callbacks.append(tracker)
+    try:
+        with view.shown(), StopSignals() as signals:
+            result = trainer.fit(
+                stop_after=stop_after,
+                should_stop=lambda: signals.received is not None,
+                callbacks=callbacks,
+                diagnose=lambda _: in_loop_diagnostics(
+                    learner.student, learner.teacher, trainer.stores, trainer.config, learner.precision
+                ),
+            )
+    finally:
+        if len(callbacks) > 1:
+            tracker.close()
+    return result, signals.received
 
 
 def _settings(objective: str, size: str, config: Path | None, given: dict) -> TrainConfig:

@@ -3,7 +3,6 @@
 Every figure has a 95 % interval over held-out images. They do not cover another training seed.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from probes.intervals import mean_interval
+from star.metrics import read_metrics
 
 __all__ = ["Measured", "comparison", "training_seconds", "verdict"]
 
@@ -40,9 +40,8 @@ class Measured:
 
 def training_seconds(run: Path, sequences: int) -> float:
     """Seconds spent in training steps (validation left out), from a run's ``metrics.jsonl``."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds, before = 0.0, 0
-    for row in rows:
+    for row in read_metrics(run)[0]:
         seconds += (row["step"] - before) * sequences / row["sequences_per_second"]
         before = row["step"]
     return seconds

@@ -30,6 +30,7 @@ from star.errors import UserError
 from star.files import publish_file, write_json
 from star.images import ImageSource
 from star.likelihood import image_nll
+from star.metrics import read_metrics
 from star.prepare import PreparedData, keep_tokenizer, prepare_data
 from star.sampler import generate
 from star.trainer import Trainer
@@ -81,6 +82,7 @@ def plan_for(
         batch_size=base.batch_size if batch_size is None else batch_size,
         max_steps=steps,
         validate_every=steps,
+        diagnose_every=0,  # everything is measured at the end
         save_every=100,
     )
     return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(60, steps))
@@ -158,8 +160,7 @@ def _choose_rate(
             on_progress(stage, before + done, total)
 
         _train(pilot, data.stores, run, device, stage, report)
-        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        scores[rate] = last["val_nll"]
+        scores[rate] = read_metrics(run)[0][-1]["val_nll"]
     best = min(scores, key=lambda rate: scores[rate])
     tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in scores.items())
     on_message(

@@ -230,6 +230,11 @@ class TrainConfig:
     )
     log_every: int = _option(10, "Steps between two lines of metrics.")
     validate_every: int = _option(100, "Steps between two validations; the last step always validates.")
+    diagnose_every: int = _option(
+        0,
+        "Steps between two diagnoses (kNN accuracy, attention, rank, gradient cosines); each costs "
+        "about four steps of the tiny preset; the last step is always diagnosed; 0 turns them off.",
+    )
     save_every: int = _option(200, "Steps between two checkpoints; the end always saves.")
     workers: int = _option(
         0, "Processes that prepare batches ahead; 0 prepares them in the training loop."
@@ -253,7 +258,7 @@ class TrainConfig:
             )
         if self.keep < 2:
             raise UserError(f"keep is {self.keep}; expected at least 2, one to fall back on")
-        for name in ("seed", "workers", "warmup_steps", "weight_decay", "clip"):
+        for name in ("seed", "workers", "warmup_steps", "weight_decay", "clip", "diagnose_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number >= 0")
         if not 0 < self.lr < math.inf:
@@ -290,6 +295,7 @@ def preset(name: str) -> TrainConfig:
             batch_size=32,
             max_steps=500,
             lr=4e-3,
+            diagnose_every=100,
         )
     return TrainConfig(
         model=ModelConfig(
@@ -303,6 +309,7 @@ def preset(name: str) -> TrainConfig:
         warmup_steps=0,
         log_every=100,
         validate_every=5000,
+        diagnose_every=5000,
         save_every=5000,
     )
 

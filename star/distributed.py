@@ -19,6 +19,7 @@ from star.device import resolve_device
 from star.sharding import is_sharded, set_gradient_sync
 
 __all__ = [
+    "alone",
     "any_process",
     "distribute",
     "gather_images",
@@ -36,8 +37,11 @@ __all__ = [
 PATIENCE = timedelta(days=7)
 
 
+_alone = False
+
+
 def _active() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _alone
 
 
 def rank() -> int:
@@ -85,6 +89,20 @@ def leave() -> None:
     if _active():
         dist.barrier()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """In the block this process counts as the only one: it gathers nothing and waits for nobody.
+
+    For measurements that every process makes of the same images, whatever the number of processes.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """What a file of ours holds, as plain facts: a checkpoint, a run, a code store or a tokenizer."""
 
-import json
 from pathlib import Path
 
 from star.checkpoint import FORMAT, Loaded, open_model
@@ -8,6 +7,7 @@ from star.codes import CodeStore, open_codes, open_splits
 from star.config import config_to_dict
 from star.errors import UserError
 from star.files import sha256_file
+from star.metrics import METRICS, read_metrics
 from star.prepare import is_code_folder
 from star.run_folder import NEWEST, RunFolder
 from star.safe_load import load_torch_file
@@ -42,16 +42,12 @@ def _folder(path: Path) -> dict:
         }
     run = RunFolder(path)
     if (path / NEWEST).exists() or run.checkpoints():
-        rows = (
-            (path / "metrics.jsonl").read_text().splitlines()
-            if (path / "metrics.jsonl").exists()
-            else []
-        )
+        rows = read_metrics(path)[0] if (path / METRICS).exists() else []
         return {
             "kind": "run",
             "path": str(path),
             "checkpoints": [file.name for file in run.checkpoints()],
-            "last_metrics": json.loads(rows[-1]) if rows else None,
+            "last_metrics": rows[-1] if rows else None,
             "newest": _checkpoint(run.newest()[0], None, None),
         }
     raise UserError(f"{path} is neither a run folder nor a code store")

@@ -13,6 +13,7 @@ from pathlib import Path
 from star.checkpoint import load_checkpoint, save_checkpoint
 from star.errors import UserError
 from star.files import publish_file
+from star.metrics import METRICS, read_metrics
 
 __all__ = ["NEWEST", "RunFolder"]
 
@@ -69,28 +70,18 @@ class RunFolder:
 
     def append(self, row: dict) -> None:
         """Add one row to ``metrics.jsonl``."""
-        with open(self.path / "metrics.jsonl", "a") as file:
+        with open(self.path / METRICS, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drop rows beyond ``step``: the steps after it are about to be done again."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         if not path.exists():
             return
-        kept = [
-            row for row in map(_parse, path.read_text().splitlines()) if row and row["step"] <= step
-        ]
+        rows, _ = read_metrics(self.path)
+        kept = [row for row in rows if row["step"] <= step]
         with publish_file(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _parse(line: str) -> dict | None:
-    """A row, or None for a line that was cut short or is not one of ours."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _same_file(source: Path, target: Path) -> None:

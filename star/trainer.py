@@ -16,7 +16,7 @@ from star.checkpoint import check_keys
 from star.codes import CodeStore
 from star.config import TrainConfig, config_from_dict, config_to_dict
 from star.device import peak_memory_bytes
-from star.distributed import any_process, mean_over_processes, rank, world_size
+from star.distributed import alone, any_process, mean_over_processes, rank, world_size
 from star.errors import UserError
 from star.files import write_json
 from star.learner import Learner
@@ -93,10 +93,13 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         callbacks: Sequence[OnRow] = (),
         on_step: Callable[[int], None] = lambda step: None,
+        diagnose: Callable[["Trainer"], dict] | None = None,
     ) -> TrainResult:
         """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
 
-        ``callbacks`` get each row of metrics, ``on_step`` the number of steps done.
+        ``callbacks`` get each row of metrics, ``on_step`` the number of steps done. ``diagnose`` adds
+        its numbers to the row of every ``diagnose_every``-th step and of the last: it must change
+        nothing, and every process calls it, each as if it were alone.
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
         config = self.config
@@ -117,7 +120,8 @@ class Trainer:
             self.step += 1
             log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
-            if log or validate:
+            measure = diagnose is not None and self._diagnoses_now()
+            if log or validate or measure:
                 now = time.perf_counter()
                 sequences = config.batch_size * config.objective.views * (self.step - ticked_step)
                 row = {
@@ -128,6 +132,10 @@ class Trainer:
                 }
                 if validate:
                     row |= self._validate(should_stop)
+                if measure:
+                    # Other shapes than training: not worth compiling.
+                    with alone(), torch.compiler.set_stance("force_eager"):
+                        row |= diagnose(self)
                 if rank() == 0:
                     self.run.append(row)
                 for callback in callbacks:
@@ -139,6 +147,10 @@ class Trainer:
         if self.saved_step != self.step:
             self.save()
         return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)
+
+    def _diagnoses_now(self) -> bool:
+        every = self.config.diagnose_every
+        return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
 
     def _validate(self, should_stop: Callable[[], bool]) -> dict[str, float]:
         """Validation NLL of teacher and student; nothing without a split or on a request to stop."""

@@ -1,4 +1,4 @@
-"""Shared fixtures: a cache of our own, a small folder of real images, an untrained tokenizer."""
+"""Shared fixtures: the command line, a cache of our own, a folder of real images, a tokenizer."""
 
 import sys
 

@@ -56,8 +56,11 @@ def refused(result, *parts):
 def test_help_names_every_command(star):
     code, out, _ = star("--help")
     assert code == 0
-    for name in ("reproduce", "train", "probe", "attn-maps", "token-invariance", "sample", "tokenize"):
-        assert name in out
+    for name in (
+        "reproduce", "train", "watch", "plot", "probe", "attn-maps", "token-invariance", "sample",
+        "tokenize", "inspect", "export",
+    ):  # fmt: skip
+        assert f" {name} " in out
 
 
 def test_train_help_has_an_option_for_every_field_of_the_objective(star, monkeypatch):

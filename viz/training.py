@@ -1,4 +1,4 @@
-"""Training curves from metrics rows: loss terms, validation loss, learning rate, gradient norm."""
+"""Training curves from metrics rows: losses, learning rate, gradient norm, in-loop diagnostics."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from viz.checks import check_columns, require
-from viz.style import model_styles, new_figure, styled
+from viz.style import MUTED, model_styles, new_figure, styled
 
 __all__ = ["PANELS", "training_curves"]
 
@@ -24,6 +24,18 @@ PANELS = {
     "val_nll": "validation NLL (nats)",
     "grad_norm": "gradient norm",
     "lr": "learning rate",
+    "knn_acc": "kNN accuracy, mean over steps",
+    "effective_rank": "effective rank",
+    "image_cosine": "cosine between images",
+    "teacher_student_cosine": "cosine teacher, student",
+    "attention_distance": "attention distance (cells)",
+    "class_share": "attention on the class token",
+    "grad_cos_ar_mim": "gradient cosine: AR, MIM",
+    "grad_cos_ar_step": "gradient cosine: AR, step",
+    "grad_cos_ar_view": "gradient cosine: AR, view",
+    "grad_cos_mim_step": "gradient cosine: MIM, step",
+    "grad_cos_mim_view": "gradient cosine: MIM, view",
+    "grad_cos_step_view": "gradient cosine: step, view",
 }
 _SMOOTH_FROM = 120  # rows: a longer, noisy curve is drawn faint under its running mean
 
@@ -81,6 +93,8 @@ def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styl
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
+    if key.startswith("grad_cos_"):  # above 0 two losses pull the same way, below they fight
+        axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
     if key == "lr":
         axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
