@@ -9,13 +9,13 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 
 from star.errors import UserError
 from star.files import publish_file, write_json
+from star.versions import PACKAGE, installed_version
 
 __all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
 
@@ -34,19 +34,14 @@ class Result:
 
 def provenance(**facts: object) -> dict:
     """``facts`` (checkpoint hash, data hash, config, seed, ...) plus command, time and versions."""
-    packages = ("torch", "numpy", "scikit-learn", "star-autoregressive")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
+    packages = ("torch", "numpy", "scikit-learn", PACKAGE)
+    versions = {package: installed_version(package) for package in packages}
     return {
         **facts,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 

@@ -1,6 +1,11 @@
 """Shared fixtures: a cache of our own, a small folder of real images, an untrained tokenizer."""
 
+import sys
+
 import pytest
+from helpers import TINY, cli
+
+from cli.main import main
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,31 @@ def own_cache(tmp_path_factory):
     patch.setenv("STAR_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture
+def star(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["star", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, digit_folder, tokenizer_file):
+    """A run folder made by the command line, shared by the tests; none changes it."""
+    run = tmp_path_factory.mktemp("runs") / "star"
+    command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    return run

@@ -6,71 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import GOLDEN
-
-from cli.main import main
-
-ROOT = Path(__file__).parent.parent
-TINY = [
-    "--layers", "2", "--width", "32", "--heads", "2", "--batch-size", "4", "--max-steps", "4",
-    "--log-every", "1", "--validate-every", "4", "--warmup-steps", "0", "--device", "cpu",
-    "--precision", "fp32",
-]  # fmt: skip
-
-
-@pytest.fixture
-def star(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["star", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, digit_folder, tokenizer_file):
-    """A run folder made by the command line, shared by the tests that look at one."""
-    run = tmp_path_factory.mktemp("runs") / "star"
-    command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
-    done = cli(*command)
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-def cli(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def refused(result, *parts):
-    """One line on stderr, exit code 2, no traceback."""
-    code, out, err = result
-    assert code == 2, (code, out, err)
-    assert err.startswith("Error: ") and err.count("\n") == 1, err
-    for part in parts:
-        assert part in err, err
-    return True
+from helpers import GOLDEN, ROOT, TINY, refused
 
 
 def test_help_names_every_command(star):

@@ -1,0 +1,66 @@
+"""Mistakes of the user, command by command: one line that says what to do, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, cli, refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "star: no such command 'trian'. Did you mean 'train'?; see star --help"),
+        (["--bogus"], "star: no such option: --bogus; see star --help"),
+        (
+            ["train", "--lrr", "1"],
+            "star train: no such option: --lrr (Possible options: --layers, --lr",
+        ),
+        (["train", "--lr", "abc"], "star train: invalid value for '--lr'"),
+        (["train", "--lr", "abc"], "'abc'"),
+        (["train", "--lr"], "star train: option '--lr' requires an argument; see star train --help"),
+        (["train", "--objective", "x"], "'x' is not one of 'star', 'ar'"),
+        (["train", "extra"], "unexpected extra argument"),
+        (["train", "--nproc", "two"], "star train: invalid value for '--nproc'"),
+        (["token-invariance"], "star token-invariance: missing argument 'image'"),
+    ],
+)
+def test_a_mistake_of_usage_is_one_line_with_a_hint(star, tmp_path, arguments, message):
+    assert refused(star(*arguments), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_star_alone_shows_the_help_and_short_options_work(star):
+    assert star()[0] == 0 and "Commands" in star()[1]
+    assert star("train", "-h")[1] == star("train", "--help")[1] != ""
+    code, out, _ = star("--version")
+    assert code == 0 and out.startswith("star-autoregressive ") and out.count("\n") == 1
+
+
+def test_a_wish_to_stop_is_one_line_everywhere(star, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("star.inspect.describe", interrupt)
+    assert star("inspect", "x") == (130, "", "Interrupted.\n")
+
+
+def test_ctrl_c_outside_training_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "cli.main", "reproduce", "digits", "--out", str(tmp_path / "r")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "STAR_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "r").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    # Interrupted in the middle of an import, Python ends by the signal; shells show 130 for both.
+    assert process.returncode in (130, -signal.SIGINT) and err == "Interrupted.\n"
+
+
+def test_several_processes_refuse_with_one_line():
+    done = cli("train", "--nproc", 2, "--data", "nowhere", timeout=100)
+    assert refused((done.returncode, done.stdout, done.stderr), "no such file or folder: nowhere")
