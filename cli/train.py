@@ -26,9 +26,13 @@ TINY = preset("tiny")
 )
 def train(
     objective: Literal["star", "ar"] = typer.Option(
-        "star", help="star: all losses of the paper; ar: next-token prediction on the same sequences."
+        None,
+        help="star: all losses of the paper; ar: next-token prediction on the same sequences.  "
+        "\\[default: star]",
     ),
-    size: str = typer.Option("tiny", "--preset", help=f"Whole configuration by size: {SIZE_NAMES}."),
+    size: str = typer.Option(
+        None, "--preset", help=f"Whole configuration by size: {SIZE_NAMES}.  \\[default: tiny]"
+    ),
     config: Path = typer.Option(
         None, help="TOML or JSON file of settings (a run's config.json works)."
     ),
@@ -59,31 +63,27 @@ def train(
     from cli.screen import Stages, TrainingView, console
     from cli.stopping import StopSignals
     from star import distributed
-    from star.config import config_from_dict
     from star.errors import UserError
     from star.prepare import keep_tokenizer, prepare_data
-    from star.settings import read_settings
+    from star.run_folder import RunFolder
     from star.trainer import Trainer
 
+    _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
     if dry_run:
-        print_estimate(_settings(objective, size, config, given), nproc, device, tflops)
+        own = None if resume is None else RunFolder(resume).settings()
+        settings = own or _settings(objective, size, config, given)
+        print_estimate(settings, nproc, device, tflops)
         return
-    if stop_after is not None and stop_after < 1:
-        raise UserError(f"stop-after is {stop_after}; expected at least 1")
     if nproc != 1:
         launch(nproc)
     where = distributed.join(device)
     console.quiet = distributed.rank() > 0
     if resume is not None:
-        if any(given.values()) or config or run or objective != "star":
-            raise UserError(
-                "--resume takes all settings from the run; give only --stop-after or --device"
-            )
-        folder, settings = resume, config_from_dict(read_settings(resume / "config.json"))
+        folder, settings = resume, RunFolder(resume).settings()
     else:
         settings = _settings(objective, size, config, given)
-        folder = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective}"
-        if (folder / "ckpt.pt").exists() or list(folder.glob("step-*.pt")):
+        folder = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
+        if RunFolder(folder).newest_path() is not None:
             raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
 
     with Stages() as stages, distributed.main_first():
@@ -116,12 +116,29 @@ def train(
         sys.exit(128 + signals.received)
 
 
-def _settings(objective: str, size: str, config: Path | None, given: dict) -> TrainConfig:
+def _refuse_idle(
+    resume: Path | None, of_a_new_run: list, dry_run: bool, tflops: float | None, stop_after: int | None
+) -> None:
+    """Refuse options that would have no effect."""
+    from star.errors import UserError
+
+    if resume is not None and any(of_a_new_run):
+        raise UserError(
+            "--resume takes all settings from the run; give only --stop-after, --device, --nproc, "
+            "--tokenizer or --skip-bad"
+        )
+    if tflops is not None and not dry_run:
+        raise UserError("--tflops has an effect only with --dry-run")
+    if stop_after is not None and stop_after < 1:
+        raise UserError(f"stop-after is {stop_after}; expected at least 1")
+
+
+def _settings(objective: str | None, size: str | None, config: Path | None, given: dict) -> TrainConfig:
     """Preset, then the file, then the command line."""
     from star.config import config_from_dict
     from star.settings import read_settings
 
-    settings = preset(size)
+    settings = preset(size or "tiny")
     if config is not None:
         settings = config_from_dict(read_settings(config), settings)
     if objective == "ar":

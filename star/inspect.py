@@ -9,7 +9,7 @@ from star.config import config_to_dict
 from star.errors import UserError
 from star.files import sha256_file
 from star.prepare import is_code_folder
-from star.run_folder import NEWEST, RunFolder
+from star.run_folder import RunFolder
 from star.safe_load import load_torch_file
 from star.tokenizer import load_tokenizer, tokenizer_sha256
 
@@ -41,7 +41,8 @@ def _folder(path: Path) -> dict:
             "splits": {name: _store(store) for name, store in open_splits(path).items()},
         }
     run = RunFolder(path)
-    if (path / NEWEST).exists() or run.checkpoints():
+    newest = run.newest_path()
+    if newest is not None:
         rows = (
             (path / "metrics.jsonl").read_text().splitlines()
             if (path / "metrics.jsonl").exists()
@@ -52,7 +53,7 @@ def _folder(path: Path) -> dict:
             "path": str(path),
             "checkpoints": [file.name for file in run.checkpoints()],
             "last_metrics": json.loads(rows[-1]) if rows else None,
-            "newest": _checkpoint(run.newest()[0], None, None),
+            "newest": _checkpoint(newest, None, None),
         }
     raise UserError(f"{path} is neither a run folder nor a code store")
 

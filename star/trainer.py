@@ -16,7 +16,7 @@ from torch import nn
 from star.batches import TrainLoader
 from star.checkpoint import check_keys
 from star.codes import CodeStore
-from star.config import TrainConfig, config_from_dict, config_to_dict
+from star.config import TrainConfig, config_to_dict
 from star.device import autocast, peak_memory_bytes, resolve_precision
 from star.distributed import (
     any_process,
@@ -32,7 +32,7 @@ from star.files import write_json
 from star.likelihood import image_nll
 from star.objective import TrainBatch, compute_losses
 from star.randomness import torch_generator
-from star.run_folder import NEWEST, RunFolder
+from star.run_folder import RunFolder
 from star.student import Student
 from star.teacher import Teacher
 from star.transformer import build_model
@@ -94,8 +94,9 @@ class Trainer:
     @classmethod
     def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
         """Go on from the newest checkpoint; ``UserError`` if it or any part of the state is missing."""
+        settings = RunFolder(run).settings()
         path, content = RunFolder(run).newest()
-        trainer = cls(config_from_dict(content["config"]), stores, run, device)
+        trainer = cls(settings, stores, run, device)
         trainer._check_data(content, path)
         parts: dict[str, nn.Module | None] = {
             "student": trainer.student.model,
@@ -119,7 +120,7 @@ class Trainer:
         cls, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
     ) -> "Trainer":
         """Resume ``run`` if it holds a checkpoint of this very configuration, else start it."""
-        if not (run / NEWEST).exists() and not RunFolder(run).checkpoints():
+        if RunFolder(run).newest_path() is None:
             return cls(config, stores, run, device)
         trainer = cls.resume(run, stores, device)
         model = trainer.config.model

@@ -216,7 +216,7 @@ def test_codes_that_do_not_fit_the_model(star, trained, digit_folder, tokenizer_
         (["--device", "cuda:99"], "CUDA devices"),
         (["--device", "toaster"], "device is 'toaster'"),
         (["--config", "none.toml"], "cannot read settings from none.toml"),
-        (["--resume", "none"], "cannot read settings from none/config.json"),
+        (["--resume", "none"], "none holds no checkpoint (ckpt.pt or step-*.pt)"),
     ],
 )
 def test_train_refusals_leave_nothing_behind(star, tmp_path, options, message):

@@ -1,6 +1,8 @@
 """Mistakes of the user, command by command: one line that says what to do, and nothing left behind."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,3 +66,34 @@ def test_ctrl_c_outside_training_is_one_line(tmp_path):
 def test_several_processes_refuse_with_one_line():
     done = cli("train", "--nproc", 2, "--data", "nowhere", timeout=100)
     assert refused((done.returncode, done.stdout, done.stderr), "no such file or folder: nowhere")
+
+
+@pytest.mark.parametrize(
+    "options", [["--lr", "1"], ["--preset", "B"], ["--objective", "star"], ["--run", "x"]]
+)
+def test_resume_refuses_what_it_would_ignore(star, trained, options):
+    assert refused(star("train", "--resume", trained, *options), "--resume takes all settings from")
+
+
+@pytest.mark.parametrize("edit", [("lr", 0.5), ("objective", "views", 3)])
+def test_an_edited_config_is_no_silent_wish(star, trained, tmp_path, edit):
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    *tables, key, value = edit
+    table = config[tables[0]] if tables else config
+    table[key], before = value, table[key]
+    (run / "config.json").write_text(json.dumps(config))
+    name = ".".join([*tables, key])
+    result = star("train", "--resume", run)
+    assert refused(result, f"{name} is {value}, not {before};", "delete config.json", "--config")
+    assert json.loads((run / "config.json").read_text()) == config
+    (run / "config.json").unlink()
+    code, out, err = star("train", "--resume", run)
+    assert code == 0 and "finished" in out, err
+    assert (run / "config.json").read_text() == (trained / "config.json").read_text()
+
+
+def test_options_of_the_dry_run_belong_to_it(star, trained):
+    assert refused(star("train", "--tflops", "1"), "--tflops has an effect only with --dry-run")
+    code, out, err = star("train", "--resume", trained, "--dry-run")
+    assert code == 0 and "2 layers, 2 heads, width 32" in out, err
