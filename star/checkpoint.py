@@ -101,6 +101,7 @@ def open_model(
         path = path / "ckpt.pt"
     content = load_torch_file(path)
     if content.get("format") == FORMAT:
+        refuse_shape(path, heads, grid)
         content = load_checkpoint(path)
         config = config_from_dict(content["config"])
         model = _fill(config.model, content[weights], path, device)
@@ -122,6 +123,16 @@ def open_model(
         )
     model_config, state, said = read_llamagen(content, path, weights=weights, heads=heads, grid=grid)
     return Loaded(_fill(model_config, state, path, device), path, weights, said)
+
+
+def refuse_shape(path: Path, heads: int | None, grid: int | None) -> None:
+    """Raise ``UserError`` for ``heads`` or ``grid`` given with a file that says them itself."""
+    for name, given in (("heads", heads), ("grid", grid)):
+        if given is not None:
+            raise UserError(
+                f"{name} is {given}, but only a LlamaGen checkpoint may need it, and {path} is none: "
+                f"leave --{name} out"
+            )
 
 
 def load_model(

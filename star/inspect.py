@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from star.checkpoint import FORMAT, Loaded, open_model
+from star.checkpoint import FORMAT, Loaded, open_model, refuse_shape
 from star.codes import CodeStore, open_codes, open_splits
 from star.config import config_to_dict
 from star.errors import UserError
@@ -25,8 +25,10 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():
+        refuse_shape(path, heads, grid)
         return _folder(path)
     if path.suffix == ".safetensors" or _is_tokenizer(path):
+        refuse_shape(path, heads, grid)
         return _tokenizer(path)
     return _checkpoint(path, heads, grid)
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, cli, refused
+from helpers import GOLDEN, ROOT, cli, refused
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,13 @@ def test_options_of_the_dry_run_belong_to_it(star, trained):
     assert refused(star("train", "--tflops", "1"), "--tflops has an effect only with --dry-run")
     code, out, err = star("train", "--resume", trained, "--dry-run")
     assert code == 0 and "2 layers, 2 heads, width 32" in out, err
+
+
+@pytest.mark.parametrize(("option", "said"), [("--heads", 4), ("--grid", 4)])
+def test_a_shape_that_contradicts_the_file_is_refused(star, trained, tokenizer_file, option, said):
+    golden, name = GOLDEN / "llamagen_gpt_tiny.pt", option.strip("-")
+    assert refused(star("inspect", golden, option, 2), f"{name} is 2; {golden} says {said}: leave")
+    assert refused(star("inspect", golden, option, 0), f"{name} is 0; expected at least 1")
+    assert star("inspect", golden, option, said)[0] == 0
+    for command in (("sample", trained), ("inspect", trained), ("inspect", tokenizer_file)):
+        assert refused(star(*command, option, 2), f"leave {option} out")
