@@ -67,7 +67,7 @@ def tokenize(
     if not (out / TOKENIZER_FILE).exists():
         save_tokenizer(model, out / TOKENIZER_FILE, model.card)
     for name, store in stores.items():
-        skipped = store.manifest["skipped"]["names"]
+        skipped = store.skipped
         console.print(
             f"{name}: {len(store)} images x {store.views} views x {store.tokens} tokens, "
             f"{store.num_classes} classes" + (f", skipped: {', '.join(skipped)}" if skipped else ""),

@@ -165,8 +165,8 @@ def sample(
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
     config = loaded.model.config
     decoder = require_tokenizer(loaded, tokenizer_path(loaded.path.parent, tokenizer))
-    if each < 1:
-        raise UserError(f"each is {each}; expected at least 1")
+    if not 1 <= each <= 100:
+        raise UserError(f"each is {each}; expected 1 to 100 images a class")
     labels = np.repeat(parse_classes(classes, config.num_classes), each)
     with Stages() as stages:
         tokens = generate(

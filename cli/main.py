@@ -75,7 +75,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):  # Abort: how old releases of typer report Ctrl-C
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if _out_of_memory(error):
+            _refuse(f"out of memory ({_first_line(error)}); ask for less at once, see --help")
         _let_rank_0_speak()
         raise
 
@@ -96,6 +98,16 @@ def _usage(error: UsageError) -> str:
     if given and repr(given[0]["input"]) not in message:
         message += f" (given: {given[0]['input']!r})"
     return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name and text: nothing heavy is imported here, and torch has no type for the CPU's.
+    name, text = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "allocate memory" in text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _let_rank_0_speak() -> None:

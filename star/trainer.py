@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from star.batches import TrainLoader
-from star.checkpoint import check_keys
+from star.checkpoint import load_optimizer
 from star.codes import CodeStore
 from star.config import TrainConfig, config_to_dict
 from star.device import autocast, peak_memory_bytes, resolve_precision
@@ -28,6 +28,7 @@ from star.distributed import (
 )
 from star.dropout import Dropout
 from star.errors import UserError
+from star.estimate import require_training_memory
 from star.files import write_json
 from star.likelihood import image_nll
 from star.objective import TrainBatch, compute_losses
@@ -36,6 +37,7 @@ from star.run_folder import RunFolder
 from star.student import Student
 from star.teacher import Teacher
 from star.transformer import build_model
+from star.weights import check_weights
 
 __all__ = ["TrainResult", "Trainer", "learning_rate"]
 
@@ -74,6 +76,7 @@ class Trainer:
         )
         objective, model_config = self.config.objective, self.config.model
         objective.check_model(model_config)
+        require_training_memory(self.config, device)
         self.stores, self.device = stores, device
         self.run = RunFolder(run, self.config.keep)
         self.loader = TrainLoader(train, self.config, rank(), world_size())
@@ -105,9 +108,9 @@ class Trainer:
         }
         for name, module in parts.items():
             if module is not None:
-                check_keys(module, content[name] or {}, path)
+                check_weights(module, content[name] or {}, path)
                 module.load_state_dict(content[name])
-        trainer.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(trainer.optimizer, content["optimizer"], path)
         trainer.teacher.updates = content["teacher_updates"]
         trainer.step = trainer.saved_step = content["step"]
         if rank() == 0:

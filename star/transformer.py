@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from star.attention import attend, attention_rows, choose_kernel, visibility
 from star.config import ModelConfig
+from star.device import require_memory
 from star.dropout import Dropout
 from star.errors import UserError
 from star.rotary import apply_rotary, rotary_table
@@ -290,6 +291,7 @@ def build_model(
     config: ModelConfig, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
     """A model on ``device``; initialised from ``generator``, or with memory to be loaded into."""
+    require_memory(f"a model of {config.parameters:,} parameters", 4 * config.parameters, device)
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device=device)

@@ -295,7 +295,7 @@ def test_views_that_make_no_sense_are_refused(star, tmp_path, tokenizer_file, op
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--each", "0"], "each is 0; expected at least 1"),
+        (["--each", "0"], "each is 0; expected 1 to 100"),
         (["--seed", "-1"], "seed is -1; expected at least 0"),
         (["--class", ""], "class is ''"),
         (["--temperature", "nan"], "temperature is nan"),

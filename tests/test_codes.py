@@ -314,7 +314,7 @@ def test_verify_finds_a_flipped_byte(store, file, place):
     ("file", "change", "message"),
     [
         ("codes.npy", lambda a: np.where(a == a.max(), 64, a).astype(np.uint16), "has code 64"),
-        ("labels.npy", lambda a: a + 1, "labels from 1 to 2; expected 0 to 1"),
+        ("labels.npy", lambda a: a + 1, "label 2; expected 0 to 1"),
         ("labels.npy", lambda a: np.zeros_like(a), "images per class differ"),
     ],
 )
