@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from star.errors import UserError
-from star.files import publish_file
+from star.files import publish_file, require_writable
 from star.safe_load import load_torch_file, strip_prefixes
 from star.vq import VQConfig, VQModel
 from star.weights import check_weights
@@ -27,6 +27,7 @@ __all__ = [
     "cache_folder",
     "default_tokenizer_path",
     "load_tokenizer",
+    "require_cache",
     "save_tokenizer",
     "tokenizer_sha256",
 ]
@@ -41,6 +42,11 @@ CONTAINERS = ("model", "ema", "state_dict")
 def cache_folder() -> Path:
     """Folder for what the program makes itself: ``$STAR_CACHE``, else ``~/.cache/star``."""
     return Path(os.environ.get("STAR_CACHE") or Path.home() / ".cache" / "star")
+
+
+def require_cache() -> None:
+    """Raise ``UserError`` unless the cache folder can be written to."""
+    require_writable(cache_folder(), "set STAR_CACHE to a folder of yours")
 
 
 def default_tokenizer_path() -> Path:
