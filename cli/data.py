@@ -33,10 +33,7 @@ def tokenize(
     from cli.screen import Stages, console
     from star.codes import open_splits
     from star.errors import UserError
-    from star.images import open_source
-    from star.prepare import TOKENIZER_FILE, open_tokenizer
-    from star.tokenize import tokenize as run
-    from star.tokenizer import save_tokenizer
+    from star.prepare import keep_tokenizer, tokenize_source
 
     if verify:
         for name, store in open_splits(source).items():
@@ -46,13 +43,11 @@ def tokenize(
         return
     if out is None:
         raise UserError("no OUT folder was given; expected: star tokenize SOURCE OUT")
-    opened = open_source(source)
     with Stages() as stages:
-        model = open_tokenizer(tokenizer, on_progress=stages.report, on_message=stages.message)
-        stores = run(
-            opened,
-            model,
+        data = tokenize_source(
+            source,
             out,
+            tokenizer=tokenizer,
             size=size,
             views=views,
             eval_views=eval_views,
@@ -64,9 +59,8 @@ def tokenize(
             on_progress=stages.report,
             on_message=stages.message,
         )
-    if not (out / TOKENIZER_FILE).exists():
-        save_tokenizer(model, out / TOKENIZER_FILE, model.card)
-    for name, store in stores.items():
+    keep_tokenizer(data, out)
+    for name, store in data.stores.items():
         skipped = store.skipped
         console.print(
             f"{name}: {len(store)} images x {store.views} views x {store.tokens} tokens, "

@@ -117,7 +117,7 @@ class CodeStore:
             raise UserError(f"{self.path}: images per class differ from the manifest's: {_REDO}")
 
 
-_REDO = "write the store again with 'star tokenize'"
+_REDO = "remove the whole folder of stores and run the command that made it again"
 
 
 def check_rows(store: CodeStore, codes: np.ndarray, labels: np.ndarray) -> None:
