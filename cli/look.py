@@ -13,7 +13,9 @@ def attn_maps(
         help="Image file, digits/17, china.jpg or flower.jpg.  \\[default: the run's first test image]",
     ),
     layers: str = typer.Option("all", help="Layers such as 2,4,6, or all."),
-    steps: int = typer.Option(8, help="Number of steps, spread over the image."),
+    steps: int = typer.Option(
+        None, help="Number of steps, spread over the image, up to 16.  \\[default: 8]"
+    ),
     at: str = typer.Option(None, help="Exact steps such as 12,40,64 (instead of --steps)."),
     head: str = typer.Option("mean", help="mean or max over heads, or a head's number from 1."),
     label: int = typer.Option(
@@ -40,6 +42,7 @@ def attn_maps(
     from probes.attention import attention_maps
     from probes.features import parse_layers, parse_steps, scattered_steps
     from probes.subject import find_subject
+    from star.errors import UserError
     from star.transformer import check_layers
     from viz.attention import attention_grid
     from viz.style import save
@@ -48,7 +51,12 @@ def attn_maps(
     config = loaded.model.config
     chosen_layers = parse_layers(layers, config.layers)
     check_layers(config, chosen_layers)
-    chosen_steps = parse_steps(at, config.tokens) if at else scattered_steps(config.tokens, steps)
+    if at is not None and steps is not None:
+        raise UserError(f"--at {at} and --steps {steps} both name the steps; give one of them")
+    if at is None:
+        chosen_steps = scattered_steps(config.tokens, 8 if steps is None else steps)
+    else:
+        chosen_steps = parse_steps(at, config.tokens)
     subject = find_subject(
         loaded,
         image=image,
@@ -118,7 +126,7 @@ def token_invariance(
         markup=False,
     )
     name = f"tokens-{Path(image).stem}"
-    written = [write_result(change_result(change, model, image, pixels), out / f"{name}.csv")]
+    written = write_result(change_result(change, model, image, pixels), out / f"{name}.csv")
     figure = token_views(
         change.image,
         change.view,

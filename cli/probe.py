@@ -38,7 +38,7 @@ def probe(
     from viz.style import save
 
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
-    layer = layer or str(max(1, loaded.model.config.layers // 2))
+    layer = str(max(1, loaded.model.config.layers // 2)) if layer is None else layer
     layers = parse_layers(layer, loaded.model.config.layers)
     check_layers(loaded.model.config, layers)
     chosen = uniform_steps(loaded.model.config.tokens, steps)
@@ -65,8 +65,9 @@ def probe(
     ]  # fmt: skip
     print_rows("linear probe, test split", ["layer", "step", "accuracy %", "95 % interval", "n"], rows)
     folder = output_folder(loaded, out, "probe")
-    name = f"probe-layer-{layer.replace(',', '-')}-{weights}"
-    written = [write_result(probed.result, folder / f"{name}.csv")]
+    which = layer if layer == "all" else "-".join(map(str, layers))
+    name = f"probe-layer-{which}-{weights}"
+    written = write_result(probed.result, folder / f"{name}.csv")
     tokens, chance = loaded.model.config.tokens, probed.result.info["chance"]
     model_name = loaded.objective_name
     if len(layers) == 1:

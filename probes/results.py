@@ -45,13 +45,13 @@ def provenance(**facts: object) -> dict:
     }
 
 
-def write_result(result: Result, path: Path | str) -> Path:
-    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns the csv's path."""
+def write_result(result: Result, path: Path | str) -> list[Path]:
+    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns their paths."""
     path = Path(path).with_suffix(".csv")
     write_json(path.with_suffix(".json"), result.info)
     with publish_file(path) as temporary:
         result.table.to_csv(temporary, index=False, float_format="%.6g")
-    return path
+    return [path, path.with_suffix(".json")]
 
 
 def read_result(path: Path | str) -> Result:

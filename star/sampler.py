@@ -44,7 +44,10 @@ def generate(
     parameter out of range.
     """
     config, device = model.config, model.output.weight.device
-    labels = torch.as_tensor(labels_B, dtype=torch.long, device=device)
+    labels = torch.as_tensor(labels_B, device=device)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UserError(f"labels are {labels.dtype}; expected whole numbers".replace("torch.", ""))
+    labels = labels.long()
     _check(labels, seeds, config.num_classes, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
     kept = config.head_dim * (config.kv_heads or config.heads)  # of one key or value

@@ -81,3 +81,15 @@ def trained(tmp_path_factory, digit_folder, tokenizer_file):
     done = cli(*command)
     assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, digit_folder, tokenizer_file):
+    """Code stores of the small folder: train/, val/, test/; no test changes them."""
+    from star.images import open_source
+    from star.tokenize import tokenize
+    from star.tokenizer import load_tokenizer
+
+    out = tmp_path_factory.mktemp("stores") / "codes"
+    tokenize(open_source(digit_folder), load_tokenizer(tokenizer_file), out)
+    return out

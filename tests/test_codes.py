@@ -229,7 +229,9 @@ def test_a_bad_image_in_the_first_batch_leaves_nothing(source, tmp_path):
 def test_a_bad_image_later_keeps_the_work(source, tmp_path):
     (tmp_path / "set" / "train" / "bee" / "01.png").write_text("text")
     source = open_source(tmp_path / "set")
-    with pytest.raises(BadImageError, match=r"01.png .*the work so far is kept in .*out.partial: run"):
+    with pytest.raises(
+        BadImageError, match=r"01.png .*the work so far is kept in .*partial: --skip-bad goes"
+    ):
         _write(source, tmp_path / "out", batch_size=16)
     tokenizer = MeanTokenizer()
     stores = _write(source, tmp_path / "out", batch_size=16, skip_bad=True, tokenizer=tokenizer)
@@ -332,7 +334,7 @@ def test_missing_and_truncated_files(store, file):
     content = path.read_bytes()
     for keep in (len(content) - 3, 70, 0, None):
         path.unlink() if keep is None else path.write_bytes(content[:keep])
-        with pytest.raises(UserError, match=rf"{file}.*write the store again with 'star tokenize'"):
+        with pytest.raises(UserError, match=rf"{file}.*remove the whole folder of stores"):
             open_codes(store.path)
 
 

@@ -57,16 +57,6 @@ def test_an_optimizer_of_nonsense_is_named(star, trained, tmp_path, optimizer):
     assert refused(star("train", "--resume", run), "its optimizer is not this model's")
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory, digit_folder, tokenizer_file):
-    from star.images import open_source
-    from star.tokenize import tokenize
-
-    out = tmp_path_factory.mktemp("stores") / "codes"
-    tokenize(open_source(digit_folder), load_tokenizer(tokenizer_file), out)
-    return out
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -90,7 +80,7 @@ def test_codes_beyond_the_codebook_stop_the_training(star, stores, tmp_path):
     for split in ("train", "val", "test"):
         edit_manifest(shutil.copytree(stores / split, tmp_path / "codes" / split), {"vocab_size": 8})
     result = star("train", "--data", "codes", "--run", "r", *TINY)
-    assert refused(result, "has code ", "expected 0 to 7: write the store again")
+    assert refused(result, "has code ", "expected 0 to 7: remove the whole folder")
 
 
 def edit_manifest(store, changes):

@@ -9,7 +9,11 @@ import sys
 import time
 
 import pytest
-from helpers import GOLDEN, ROOT, cli, refused
+from helpers import GOLDEN, ROOT, TINY, cli, refused, small_model
+from PIL import Image
+
+from star.errors import UserError
+from star.sampler import generate
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_ctrl_c_outside_training_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "STAR_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "r").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "cache").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -107,3 +111,70 @@ def test_a_shape_that_contradicts_the_file_is_refused(star, trained, tokenizer_f
     assert star("inspect", golden, option, said)[0] == 0
     for command in (("sample", trained), ("inspect", trained), ("inspect", tokenizer_file)):
         assert refused(star(*command, option, 2), f"leave {option} out")
+
+
+def test_a_bad_image_can_be_skipped_and_every_later_command_finds_the_codes(
+    star, tmp_path, digit_folder, tokenizer_file
+):
+    shutil.copytree(digit_folder, tmp_path / "images")
+    (tmp_path / "images" / "train" / "one" / "text.jpg").write_text("I am no picture")
+    options = ("--data", "images", "--tokenizer", tokenizer_file, "--run", "r", *TINY)
+    assert refused(star("train", *options), "text.jpg", "remove it or pass --skip-bad")
+    code, _, err = star("train", *options, "--skip-bad", "--stop-after", 2)
+    assert code == 0, err
+    assert star("train", "--resume", "r")[0] == 0
+    assert star("probe", "r", "--steps", 1)[0] == 0
+
+
+@pytest.mark.parametrize("command", [["train"], ["reproduce"], ["tokenize", "digits", "out"]])
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
+    star, tmp_path, monkeypatch, command
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STAR_CACHE", str(tmp_path / "file" / "cache"))
+    assert refused(star(*command), "file/cache: Not a directory", "set STAR_CACHE")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_chain_refuses_a_source_before_it_writes(star, tmp_path, digit_folder, stores):
+    assert refused(star("reproduce", "photos"), "photos has no val split; the figures need train, val")
+    assert refused(star("reproduce", stores), "holds codes only; the figures need images")
+    options = ("reproduce", digit_folder, "--out", "r", "--batch-size")
+    assert refused(star(*options, 100), "batch_size is 100; ", "has only 46 training images")
+    shutil.copytree(digit_folder / "train", tmp_path / "lone" / "train")
+    assert refused(star("reproduce", "lone"), "lone has no test split")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "r").exists()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "plan.json").write_text("{garbled")
+    assert refused(star(*options, 4), "r/plan.json is not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["probe", "--layer", ""], "layer is ''; expected all, a number or numbers such as 2,4,6"),
+        (["attn-maps", "--layers", ""], "layer is ''"),
+        (["attn-maps", "--at", ""], "steps are ''; expected numbers such as 12,40,64"),
+        (["attn-maps", "--at", "3", "--steps", "2"], "--at 3 and --steps 2 both name the steps"),
+    ],
+)
+def test_empty_and_contradicting_choices_are_refused(star, trained, arguments, message):
+    command, *options = arguments
+    assert refused(star(command, trained, *options), message)
+
+
+def test_a_layer_named_twice_is_one_and_every_file_written_is_named(star, trained):
+    code, out, err = star("probe", trained, "--layer", "1,1", "--steps", "2", "--out", "p")
+    names = [f"p/probe-layer-1-teacher.{ending}" for ending in ("csv", "json", "png", "pdf")]
+    assert code == 0 and f"written: {', '.join(names)}" in out, (out, err)
+
+
+def test_an_image_of_too_many_pixels_is_one_line(tmp_path, tokenizer_file):
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "vast.png")
+    done = cli("token-invariance", tmp_path / "vast.png", "--tokenizer", tokenizer_file)
+    assert refused((done.returncode, done.stdout, done.stderr), "10001 x 10000 pixels; at most 100")
+
+
+def test_labels_are_whole_numbers():
+    with pytest.raises(UserError, match="labels are float32; expected whole numbers"):
+        generate(small_model(), [3.5], seeds=[0])
