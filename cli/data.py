@@ -5,6 +5,8 @@ from typing import Literal
 
 import typer
 
+from cli.options import Device
+
 
 def tokenize(
     source: str = typer.Argument(
@@ -21,7 +23,7 @@ def tokenize(
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read (listed after)."),
     seed: int = typer.Option(0, help="Seed of the random affine views."),
     precision: Literal["auto", "fp32", "bf16"] = typer.Option("fp32", help="Tokenizer precision."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    device: Device = "auto",
     verify: bool = typer.Option(
         False, "--verify", help="Check the stores in SOURCE instead of writing."
     ),

@@ -1,13 +1,14 @@
 """``star attn-maps``, ``star token-invariance``, ``star sample``: look at one model or tokenizer."""
 
 from pathlib import Path
-from typing import Literal
 
 import typer
 
+from cli.options import Checkpoint, Data, Device, Grid, Heads, RunTokenizer, Weights
+
 
 def attn_maps(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    ckpt: Checkpoint = None,
     image: str = typer.Argument(
         None,
         help="Image file, digits/17, china.jpg or flower.jpg.  \\[default: the run's first test image]",
@@ -24,13 +25,13 @@ def attn_maps(
         help="Class shown to the model.  \\[default: the image's own, else the null class]",
     ),
     codes: Path = typer.Option(None, help="Token indices (.npy, T integers) instead of an image."),
-    data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
-    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
+    data: Data = None,
+    tokenizer: RunTokenizer = None,
+    weights: Weights = "teacher",
     out: Path = typer.Option(None, help="Folder for the pictures.  \\[default: RUN/attn-maps]"),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    heads: Heads = None,
+    grid: Grid = None,
+    device: Device = "auto",
 ) -> None:
     """Attention of chosen layers and steps as heat over the image (Figures 1(a), 2 and 5).
 
@@ -139,7 +140,7 @@ def token_invariance(
 
 
 def sample(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    ckpt: Checkpoint = None,
     each: int = typer.Option(8, "--each", help="Images a class."),
     classes: str = typer.Option(
         None, "--class", help="Classes such as 3 or 0,1,7.  \\[default: the first 10]"
@@ -150,12 +151,12 @@ def sample(
     top_k: int = typer.Option(0, help="Keep the k most likely tokens; 0 keeps all."),
     top_p: float = typer.Option(1.0, help="Keep the smallest set with this probability; 1 keeps all."),
     seed: int = typer.Option(0, help="Seed of the first image; image i uses seed + i."),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
-    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
+    tokenizer: RunTokenizer = None,
+    weights: Weights = "teacher",
     out: Path = typer.Option(None, help="Folder for picture and codes.  \\[default: RUN/samples]"),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    heads: Heads = None,
+    grid: Grid = None,
+    device: Device = "auto",
 ) -> None:
     """Sample images class by class into one labelled grid, with a key-value cache and guidance."""
     import numpy as np

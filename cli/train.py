@@ -6,7 +6,7 @@ from typing import Literal
 
 import typer
 
-from cli.options import with_options
+from cli.options import Device, with_options
 from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, preset
 
 SIZE_NAMES = ", ".join(SIZES)
@@ -41,7 +41,7 @@ def train(
     resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
     stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    device: Device = "auto",
     nproc: int = typer.Option(1, help="Processes on this machine, started through torchrun (DDP)."),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print parameters, memory, FLOPs and time; train nothing."
