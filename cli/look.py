@@ -41,9 +41,8 @@ def attn_maps(
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
     from cli.screen import console
     from probes.attention import attention_maps
-    from probes.features import parse_layers, parse_steps, scattered_steps
+    from probes.features import parse_layers
     from probes.subject import find_subject
-    from star.errors import UserError
     from star.transformer import check_layers
     from viz.attention import attention_grid
     from viz.style import save
@@ -52,12 +51,7 @@ def attn_maps(
     config = loaded.model.config
     chosen_layers = parse_layers(layers, config.layers)
     check_layers(config, chosen_layers)
-    if at is not None and steps is not None:
-        raise UserError(f"--at {at} and --steps {steps} both name the steps; give one of them")
-    if at is None:
-        chosen_steps = scattered_steps(config.tokens, 8 if steps is None else steps)
-    else:
-        chosen_steps = parse_steps(at, config.tokens)
+    chosen_steps = _steps(steps, at, config.tokens)
     subject = find_subject(
         loaded,
         image=image,
@@ -87,6 +81,22 @@ def attn_maps(
     folder = output_folder(loaded, out, "attn-maps")
     written = save(figure, folder / f"attn-maps-{subject.slug}-{weights}")
     console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
+
+
+def _steps(count: int | None, at: str | None, tokens: int) -> list[int]:
+    """The steps that --steps or --at asks for, as many as a picture can show."""
+    from probes.features import parse_steps, scattered_steps
+    from star.errors import UserError
+    from viz.attention import check_legible
+
+    if at is not None and count is not None:
+        raise UserError(f"--at {at} and --steps {count} both name the steps; give one of them")
+    if at is None:
+        steps = scattered_steps(tokens, 8 if count is None else count)
+    else:
+        steps = parse_steps(at, tokens)
+    check_legible(steps)
+    return steps
 
 
 def token_invariance(

@@ -178,3 +178,9 @@ def test_an_image_of_too_many_pixels_is_one_line(tmp_path, tokenizer_file):
 def test_labels_are_whole_numbers():
     with pytest.raises(UserError, match="labels are float32; expected whole numbers"):
         generate(small_model(), [3.5], seeds=[0])
+
+
+def test_more_steps_than_a_picture_shows_are_refused_before_the_work(star, trained, tmp_path):
+    result = star("attn-maps", trained, "--steps", "17", "--out", "maps")
+    assert refused(result, "17 steps were asked for; one picture shows up to 16", "--at 12,40,64")
+    assert list(tmp_path.iterdir()) == []
