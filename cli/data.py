@@ -5,6 +5,8 @@ from typing import Literal
 
 import typer
 
+from cli.options import Device
+
 
 def tokenize(
     source: str = typer.Argument(
@@ -21,7 +23,7 @@ def tokenize(
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read (listed after)."),
     seed: int = typer.Option(0, help="Seed of the random affine views."),
     precision: Literal["auto", "fp32", "bf16"] = typer.Option("fp32", help="Tokenizer precision."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    device: Device = "auto",
     verify: bool = typer.Option(
         False, "--verify", help="Check the stores in SOURCE instead of writing."
     ),
@@ -33,10 +35,7 @@ def tokenize(
     from cli.screen import Stages, console
     from star.codes import open_splits
     from star.errors import UserError
-    from star.images import open_source
-    from star.prepare import TOKENIZER_FILE, open_tokenizer
-    from star.tokenize import tokenize as run
-    from star.tokenizer import save_tokenizer
+    from star.prepare import keep_tokenizer, tokenize_source
 
     if verify:
         for name, store in open_splits(source).items():
@@ -46,13 +45,11 @@ def tokenize(
         return
     if out is None:
         raise UserError("no OUT folder was given; expected: star tokenize SOURCE OUT")
-    opened = open_source(source)
     with Stages() as stages:
-        model = open_tokenizer(tokenizer, on_progress=stages.report, on_message=stages.message)
-        stores = run(
-            opened,
-            model,
+        data = tokenize_source(
+            source,
             out,
+            tokenizer=tokenizer,
             size=size,
             views=views,
             eval_views=eval_views,
@@ -64,10 +61,9 @@ def tokenize(
             on_progress=stages.report,
             on_message=stages.message,
         )
-    if not (out / TOKENIZER_FILE).exists():
-        save_tokenizer(model, out / TOKENIZER_FILE, model.card)
-    for name, store in stores.items():
-        skipped = store.manifest["skipped"]["names"]
+    keep_tokenizer(data, out)
+    for name, store in data.stores.items():
+        skipped = store.skipped
         console.print(
             f"{name}: {len(store)} images x {store.views} views x {store.tokens} tokens, "
             f"{store.num_classes} classes" + (f", skipped: {', '.join(skipped)}" if skipped else ""),

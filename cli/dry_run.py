@@ -12,6 +12,7 @@ PEAK_TFLOPS = {"cuda": 312.0}  # dense bfloat16 of an A100; --tflops for another
 def print_estimate(config: TrainConfig, processes: int, device: str, tflops: float | None) -> None:
     """Print the estimate of ``config`` on ``processes`` devices called ``device``."""
     from cli.screen import print_line
+    from star.device import parse_device
     from star.errors import UserError
     from star.estimate import GIB, estimate
 
@@ -19,7 +20,7 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of the {processes} processes"
         )
-    cuda = device.startswith("cuda")
+    cuda = parse_device(device).type == "cuda"
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and cuda)
     found = estimate(config, processes, half)
     model, sequences = config.model, config.batch_size * config.objective.views

@@ -5,12 +5,14 @@ from typing import Literal
 
 import typer
 
+from cli.options import Checkpoint, Grid, Heads, Weights
+
 
 def inspect(
     path: Path = typer.Argument(..., help="Checkpoint, run folder, code store or tokenizer."),
     json_: bool = typer.Option(False, "--json", help="Everything as JSON, for programs."),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
+    heads: Heads = None,
+    grid: Grid = None,
 ) -> None:
     """Say what a file or folder holds, with the hashes that name its content."""
     import json
@@ -26,14 +28,14 @@ def inspect(
 
 
 def export(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    ckpt: Checkpoint = None,
     out: Path = typer.Argument(None, help="File to write.  \\[default: beside the checkpoint]"),
     form: Literal["llamagen", "safetensors"] = typer.Option(
         "llamagen", "--format", help="LlamaGen's .pt layout, or safetensors with the configuration."
     ),
-    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
+    weights: Weights = "teacher",
+    heads: Heads = None,
+    grid: Grid = None,
 ) -> None:
     """Write the transformer alone (no projector, no optimiser) for other programs."""
     from cli.opening import open_checkpoint

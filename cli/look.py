@@ -1,19 +1,22 @@
 """``star attn-maps``, ``star token-invariance``, ``star sample``: look at one model or tokenizer."""
 
 from pathlib import Path
-from typing import Literal
 
 import typer
 
+from cli.options import Checkpoint, Data, Device, Grid, Heads, RunTokenizer, Weights
+
 
 def attn_maps(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    ckpt: Checkpoint = None,
     image: str = typer.Argument(
         None,
         help="Image file, digits/17, china.jpg or flower.jpg.  \\[default: the run's first test image]",
     ),
     layers: str = typer.Option("all", help="Layers such as 2,4,6, or all."),
-    steps: int = typer.Option(8, help="Number of steps, spread over the image."),
+    steps: int = typer.Option(
+        None, help="Number of steps, spread over the image, up to 16.  \\[default: 8]"
+    ),
     at: str = typer.Option(None, help="Exact steps such as 12,40,64 (instead of --steps)."),
     head: str = typer.Option("mean", help="mean or max over heads, or a head's number from 1."),
     label: int = typer.Option(
@@ -22,13 +25,13 @@ def attn_maps(
         help="Class shown to the model.  \\[default: the image's own, else the null class]",
     ),
     codes: Path = typer.Option(None, help="Token indices (.npy, T integers) instead of an image."),
-    data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
-    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
+    data: Data = None,
+    tokenizer: RunTokenizer = None,
+    weights: Weights = "teacher",
     out: Path = typer.Option(None, help="Folder for the pictures.  \\[default: RUN/attn-maps]"),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    heads: Heads = None,
+    grid: Grid = None,
+    device: Device = "auto",
 ) -> None:
     """Attention of chosen layers and steps as heat over the image (Figures 1(a), 2 and 5).
 
@@ -38,7 +41,7 @@ def attn_maps(
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
     from cli.screen import console
     from probes.attention import attention_maps
-    from probes.features import parse_layers, parse_steps, scattered_steps
+    from probes.features import parse_layers
     from probes.subject import find_subject
     from star.transformer import check_layers
     from viz.attention import attention_grid
@@ -48,7 +51,7 @@ def attn_maps(
     config = loaded.model.config
     chosen_layers = parse_layers(layers, config.layers)
     check_layers(config, chosen_layers)
-    chosen_steps = parse_steps(at, config.tokens) if at else scattered_steps(config.tokens, steps)
+    chosen_steps = _steps(steps, at, config.tokens)
     subject = find_subject(
         loaded,
         image=image,
@@ -78,6 +81,22 @@ def attn_maps(
     folder = output_folder(loaded, out, "attn-maps")
     written = save(figure, folder / f"attn-maps-{subject.slug}-{weights}")
     console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
+
+
+def _steps(count: int | None, at: str | None, tokens: int) -> list[int]:
+    """The steps that --steps or --at asks for, as many as a picture can show."""
+    from probes.features import parse_steps, scattered_steps
+    from star.errors import UserError
+    from viz.attention import check_legible
+
+    if at is not None and count is not None:
+        raise UserError(f"--at {at} and --steps {count} both name the steps; give one of them")
+    if at is None:
+        steps = scattered_steps(tokens, 8 if count is None else count)
+    else:
+        steps = parse_steps(at, tokens)
+    check_legible(steps)
+    return steps
 
 
 def token_invariance(
@@ -118,7 +137,7 @@ def token_invariance(
         markup=False,
     )
     name = f"tokens-{Path(image).stem}"
-    written = [write_result(change_result(change, model, image, pixels), out / f"{name}.csv")]
+    written = write_result(change_result(change, model, image, pixels), out / f"{name}.csv")
     figure = token_views(
         change.image,
         change.view,
@@ -131,7 +150,7 @@ def token_invariance(
 
 
 def sample(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    ckpt: Checkpoint = None,
     each: int = typer.Option(8, "--each", help="Images a class."),
     classes: str = typer.Option(
         None, "--class", help="Classes such as 3 or 0,1,7.  \\[default: the first 10]"
@@ -142,12 +161,12 @@ def sample(
     top_k: int = typer.Option(0, help="Keep the k most likely tokens; 0 keeps all."),
     top_p: float = typer.Option(1.0, help="Keep the smallest set with this probability; 1 keeps all."),
     seed: int = typer.Option(0, help="Seed of the first image; image i uses seed + i."),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
-    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
+    tokenizer: RunTokenizer = None,
+    weights: Weights = "teacher",
     out: Path = typer.Option(None, help="Folder for picture and codes.  \\[default: RUN/samples]"),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    heads: Heads = None,
+    grid: Grid = None,
+    device: Device = "auto",
 ) -> None:
     """Sample images class by class into one labelled grid, with a key-value cache and guidance."""
     import numpy as np
@@ -165,8 +184,8 @@ def sample(
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
     config = loaded.model.config
     decoder = require_tokenizer(loaded, tokenizer_path(loaded.path.parent, tokenizer))
-    if each < 1:
-        raise UserError(f"each is {each}; expected at least 1")
+    if not 1 <= each <= 100:
+        raise UserError(f"each is {each}; expected 1 to 100 images a class")
     labels = np.repeat(parse_classes(classes, config.num_classes), each)
     with Stages() as stages:
         tokens = generate(

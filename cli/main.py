@@ -1,24 +1,33 @@
 """The ``star`` command: one sub-command a question, each a thin shell over one library function.
 
 Nothing heavy is imported here, so that ``star --help`` answers at once; a command imports what it needs
-when it runs. A ``UserError`` becomes one line and exit code 2.
+when it runs. Whatever the user got wrong, in an option or in what it names, becomes one line on stderr
+and exit code 2; Ctrl-C becomes 130.
 """
 
+import os
+import platform
 import signal
 import sys
+import time
 
 import typer
 
 from cli import bench, data, files, look, probe, reproduce, runs, train
 from star.errors import UserError
+from star.versions import PACKAGE, installed_version
+
+# typer carries its own copy of click or needs the installed one, by release; its public name for a
+# bad value inherits from all mistakes of usage in both.
+UsageError = typer.BadParameter.__base__
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train and dissect autoregressive image models (ST-AR, arXiv 2509.15185).",
     epilog="Start with: star reproduce digits",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("reproduce")(reproduce.reproduce)
 app.command("train")(train.train)
@@ -34,22 +43,84 @@ app.command("export")(files.export)
 app.add_typer(bench.bench, name="bench")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        torch = installed_version("torch")
+        print(f"{PACKAGE} {installed_version()}, Python {platform.python_version()}, torch {torch}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print versions and leave."
+    ),
+) -> None:
+    """Options of ``star`` itself; its help text is the app's."""
+
+
 def main() -> None:
     """Run the command line; the console script's entry."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="star", standalone_mode=False)
+        if code == 130:  # how new releases of typer report Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except UsageError as error:
+        _refuse(_usage(error))
     except OSError as error:
         # A full disk, a read-only folder, a file where a folder should be: the user's to mend.
         what = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {what}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _refuse(f"{what}{error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):  # Abort: how old releases of typer report Ctrl-C
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if _out_of_memory(error):
+            _refuse(f"out of memory ({_first_line(error)}); ask for less at once, see --help")
+        _let_rank_0_speak()
+        raise
+
+
+def _refuse(message: str) -> None:
+    _let_rank_0_speak()
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage(error: UsageError) -> str:
+    """One line out of typer's mistake of usage: the command, what is wrong, where to look."""
+    names = {command.name for command in app.registered_commands}
+    command = " ".join(["star", *(name for name in sys.argv[1:2] if name in names)])
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = message.replace("Value error, ", "")
+    given = getattr(error.__cause__, "errors", list)()  # pydantic's, which typer's message leaves out
+    if given and repr(given[0]["input"]) not in message:
+        message += f" (given: {given[0]['input']!r})"
+    return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name and text: nothing heavy is imported here, and torch has no type for the CPU's.
+    name, text = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "allocate memory" in text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _let_rank_0_speak() -> None:
+    """Under torchrun, leave it to rank 0 to say what went wrong in all processes, or only there.
+
+    torchrun ends this process, within a second, if rank 0 has failed too.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        sys.stdout.flush()
+        time.sleep(5)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Command-line options made from dataclass fields, so that each setting is described in one place.
+"""Options that several commands share, and options made from dataclass fields: each described once.
 
 ``with_options`` gives a command one option for every field of the dataclasses named, with the field's
 help text and type. An option not given is absent from the dictionary the command receives, so the
@@ -10,10 +10,35 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["with_options"]
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Device",
+    "Grid",
+    "Heads",
+    "RunTokenizer",
+    "Weights",
+    "with_options",
+]
+
+# What a command asks of a checkpoint: parameters annotated with these, None by default where optional.
+Checkpoint = Annotated[
+    Path | None, typer.Argument(help="Checkpoint or run folder.  \\[default: the newest run]")
+]
+Weights = Annotated[Literal["teacher", "student"], typer.Option(help="EMA teacher or student.")]
+Heads = Annotated[int | None, typer.Option(help="Heads of a LlamaGen checkpoint that does not say.")]
+Grid = Annotated[int | None, typer.Option(help="Grid of a LlamaGen checkpoint that does not say.")]
+Data = Annotated[str | None, typer.Option(help="Source or code stores.  \\[default: the run's own]")]
+RunTokenizer = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", help="Tokenizer file.  \\[default: the run's own]"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str]):

@@ -1,26 +1,27 @@
 """``star probe``: how well a linear classifier reads the class from a layer, step by step."""
 
 from pathlib import Path
-from typing import Literal
 
 import typer
 
+from cli.options import Checkpoint, Data, Device, Grid, Heads, RunTokenizer, Weights
+
 
 def probe(
-    ckpt: Path = typer.Argument(None, help="Checkpoint or run folder.  \\[default: the newest run]"),
+    ckpt: Checkpoint = None,
     layer: str = typer.Option(
         None,
         help="Layer 1 to L (output of that block), several (2,4,6), or all.  "
         "\\[default: half the depth, the paper's 6 of 12]",
     ),
     steps: int = typer.Option(8, help="Number of uniformly spaced steps, the last being T."),
-    data: str = typer.Option(None, help="Source or code stores.  \\[default: the run's own]"),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the run's own]"),
-    weights: Literal["teacher", "student"] = typer.Option("teacher", help="EMA teacher or student."),
+    data: Data = None,
+    tokenizer: RunTokenizer = None,
+    weights: Weights = "teacher",
     out: Path = typer.Option(None, help="Folder for csv, json, PNG and PDF.  \\[default: RUN/probe]"),
-    heads: int = typer.Option(None, help="Heads of a LlamaGen checkpoint that does not say."),
-    grid: int = typer.Option(None, help="Grid of a LlamaGen checkpoint that does not say."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    heads: Heads = None,
+    grid: Grid = None,
+    device: Device = "auto",
 ) -> None:
     """Linear probes on frozen features under the null class, with 95 % intervals (Figures 1(b), 4).
 
@@ -38,7 +39,7 @@ def probe(
     from viz.style import save
 
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
-    layer = layer or str(max(1, loaded.model.config.layers // 2))
+    layer = str(max(1, loaded.model.config.layers // 2)) if layer is None else layer
     layers = parse_layers(layer, loaded.model.config.layers)
     check_layers(loaded.model.config, layers)
     chosen = uniform_steps(loaded.model.config.tokens, steps)
@@ -65,8 +66,9 @@ def probe(
     ]  # fmt: skip
     print_rows("linear probe, test split", ["layer", "step", "accuracy %", "95 % interval", "n"], rows)
     folder = output_folder(loaded, out, "probe")
-    name = f"probe-layer-{layer.replace(',', '-')}-{weights}"
-    written = [write_result(probed.result, folder / f"{name}.csv")]
+    which = layer if layer == "all" else "-".join(map(str, layers))
+    name = f"probe-layer-{which}-{weights}"
+    written = write_result(probed.result, folder / f"{name}.csv")
     tokens, chance = loaded.model.config.tokens, probed.result.info["chance"]
     model_name = loaded.objective_name
     if len(layers) == 1:

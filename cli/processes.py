@@ -1,5 +1,6 @@
 """Start this very command in several processes, through torchrun, and end with their exit code."""
 
+import logging
 import os
 import sys
 
@@ -22,12 +23,19 @@ def launch(processes: int) -> None:
     from torch.distributed.run import main as torchrun
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # The process that failed has said why; torchrun's own account of it would be a second one.
+    logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     options = ["--standalone", "--nproc-per-node", str(processes), "-m", "--", "cli.main"]
     try:
         torchrun([*options, *_without_nproc(sys.argv[1:])])
     except ChildFailedError as error:
         _, first = error.get_first_failure()  # the others were ended because of it
-        sys.exit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode)
+        if first.exitcode > 0:
+            sys.exit(first.exitcode)
+        print(
+            f"Error: process {first.local_rank} was ended by signal {-first.exitcode}", file=sys.stderr
+        )
+        sys.exit(128 - first.exitcode)
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     sys.exit(0)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import typer
 
+from cli.options import Device
+
 
 def reproduce(
     source: str = typer.Argument("digits", help="digits, or an image folder (train/, val/ or test/)."),
@@ -18,7 +20,7 @@ def reproduce(
     ),
     batch_size: int = typer.Option(None, help="Images a step.  \\[default: the recipe's]"),
     seed: int = typer.Option(0, help="Seed of everything random."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    device: Device = "auto",
 ) -> None:
     """Train plain AR and ST-AR on one source, probe both, draw the paper's figures, compare.
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import typer
 
-from cli.options import with_options
+from cli.options import Device, with_options
 from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, preset
 
 SIZE_NAMES = ", ".join(SIZES)
@@ -26,9 +26,13 @@ TINY = preset("tiny")
 )
 def train(
     objective: Literal["star", "ar"] = typer.Option(
-        "star", help="star: all losses of the paper; ar: next-token prediction on the same sequences."
+        None,
+        help="star: all losses of the paper; ar: next-token prediction on the same sequences.  "
+        "\\[default: star]",
     ),
-    size: str = typer.Option("tiny", "--preset", help=f"Whole configuration by size: {SIZE_NAMES}."),
+    size: str = typer.Option(
+        None, "--preset", help=f"Whole configuration by size: {SIZE_NAMES}.  \\[default: tiny]"
+    ),
     config: Path = typer.Option(
         None, help="TOML or JSON file of settings (a run's config.json works)."
     ),
@@ -37,7 +41,7 @@ def train(
     resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
     stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    device: Device = "auto",
     nproc: int = typer.Option(1, help="Processes on this machine, started through torchrun (DDP)."),
     track: Literal["tensorboard", "wandb"] = typer.Option(
         None,
@@ -57,52 +61,55 @@ def train(
     leaves; star train --resume DIR goes on with identical results. In another terminal star watch
     shows the run; star plot draws its curves.
     """
-    import sys
-
     from cli.dry_run import print_estimate
-    from cli.opening import tokenizer_path
     from cli.processes import launch
-    from cli.screen import Stages, console
     from cli.tracking import TRACKERS
-    from star import distributed
-    from star.config import config_from_dict
     from star.errors import UserError
-    from star.prepare import keep_tokenizer, prepare_data
-    from star.settings import read_settings
-    from star.trainer import Trainer
+    from star.run_folder import RunFolder
 
+    _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
+    own = None if resume is None else RunFolder(resume).settings()
+    settings = own or _settings(objective, size, config, given)
     if dry_run:
-        print_estimate(_settings(objective, size, config, given), nproc, device, tflops)
+        print_estimate(settings, nproc, device, tflops)
         return
-    if stop_after is not None and stop_after < 1:
-        raise UserError(f"stop-after is {stop_after}; expected at least 1")
     tracker = TRACKERS[track]() if track else None
+    folder = resume or run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
+    if resume is None and RunFolder(folder).newest_path() is not None:
+        raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
         launch(nproc)
+    trainer = _prepared(settings, folder, resume is not None, tokenizer, skip_bad, device)
+    _fit(trainer, stop_after, tracker)
+
+
+def _prepared(
+    settings: TrainConfig,
+    folder: Path,
+    resumed: bool,
+    tokenizer: Path | None,
+    skip_bad: bool,
+    device: str,
+):
+    """The trainer of this process, new or where the run ended; its codes are made if need be."""
+    from cli.opening import tokenizer_path
+    from cli.screen import Stages, console
+    from star import distributed
+    from star.prepare import keep_tokenizer, prepare_data
+    from star.trainer import Trainer
+
     where = distributed.join(device)
     console.quiet = distributed.rank() > 0
-    if resume is not None:
-        if any(given.values()) or config or run or objective != "star":
-            raise UserError(
-                "--resume takes all settings from the run; give only --stop-after, --track or --device"
-            )
-        folder, settings = resume, config_from_dict(read_settings(resume / "config.json"))
-    else:
-        settings = _settings(objective, size, config, given)
-        folder = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective}"
-        if (folder / "ckpt.pt").exists() or list(folder.glob("step-*.pt")):
-            raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
-
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
-            tokenizer=tokenizer_path(folder, tokenizer) if resume is not None else tokenizer,
+            tokenizer=tokenizer_path(folder, tokenizer) if resumed else tokenizer,
             skip_bad=skip_bad,
             device=str(where),
             on_progress=stages.report,
             on_message=stages.message,
         )
-    if resume is not None:
+    if resumed:
         trainer = Trainer.resume(folder, data.stores, where)
     else:
         trainer = Trainer(settings, data.stores, folder, where)
@@ -111,16 +118,14 @@ def train(
     precision = str(trainer.learner.precision).removeprefix("torch.")
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
-    result, signal = _fit(trainer, stop_after, tracker)
-    done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
-    console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
-    distributed.leave()
-    if signal is not None:
-        sys.exit(128 + signal)
+    return trainer
 
 
-def _fit(trainer, stop_after: int | None, tracker):
-    """Train under the live view, with diagnostics; returns the result and the signal that ended it."""
+def _fit(trainer, stop_after: int | None, tracker) -> None:
+    """Train under the live view, with diagnostics, and say where it ended; exits on a signal."""
+    import sys
+
+    from cli.screen import console
     from cli.stopping import StopSignals
     from cli.training_view import TrainingView
     from probes.in_loop import in_loop_diagnostics
@@ -148,15 +153,36 @@ def _fit(trainer, stop_after: int | None, tracker):
     finally:
         if len(callbacks) > 1:
             tracker.close()
-    return result, signals.received
+    done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
+    console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
+    distributed.leave()
+    if signals.received is not None:
+        sys.exit(128 + signals.received)
 
 
-def _settings(objective: str, size: str, config: Path | None, given: dict) -> TrainConfig:
+def _refuse_idle(
+    resume: Path | None, of_a_new_run: list, dry_run: bool, tflops: float | None, stop_after: int | None
+) -> None:
+    """Refuse options that would have no effect."""
+    from star.errors import UserError
+
+    if resume is not None and any(of_a_new_run):
+        raise UserError(
+            "--resume takes all settings from the run; give only --stop-after, --device, --nproc, "
+            "--track, --tokenizer or --skip-bad"
+        )
+    if tflops is not None and not dry_run:
+        raise UserError("--tflops has an effect only with --dry-run")
+    if stop_after is not None and stop_after < 1:
+        raise UserError(f"stop-after is {stop_after}; expected at least 1")
+
+
+def _settings(objective: str | None, size: str | None, config: Path | None, given: dict) -> TrainConfig:
     """Preset, then the file, then the command line."""
     from star.config import config_from_dict
     from star.settings import read_settings
 
-    settings = preset(size)
+    settings = preset(size or "tiny")
     if config is not None:
         settings = config_from_dict(read_settings(config), settings)
     if objective == "ar":

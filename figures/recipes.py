@@ -17,6 +17,7 @@ from probes.attention import AttentionMaps
 from probes.tokens import ViewChange
 from viz.attention import attention_grid, attention_row
 from viz.overview import overview
+from viz.panel import heat_scale
 from viz.probe import probe_curves, probe_heatmap
 from viz.samples import sample_compare
 from viz.style import save
@@ -85,6 +86,8 @@ def _attention_figures(m: Material) -> dict[str, Figure]:
             title=f"Figure 1(a): where {plain} looks, layer {last}",
         )
     }
+    # One scale for both, so that a colour means the same weight in either.
+    scale = heat_scale([found.maps for found in m.attention.values()], None).vmax
     for number, (name, found) in zip(("2", "5"), m.attention.items(), strict=True):
         figures[f"figure{number}"] = attention_grid(
             m.image,
@@ -93,7 +96,8 @@ def _attention_figures(m: Material) -> dict[str, Figure]:
             steps=found.steps,
             grid=m.grid,
             class_weights=found.class_weights,
-            title=f"Figure {number}: attention of {name} by layer and step",
+            title=f"Figure {number}: attention of {name} by layer and step (2 and 5 share one scale)",
+            scale_max=scale,
         )
     return figures
 

@@ -28,11 +28,12 @@ from star.codes import CodeStore
 from star.config import TrainConfig, preset
 from star.errors import UserError
 from star.files import publish_file, write_json
-from star.images import ImageSource
+from star.images import ImageSource, open_source
 from star.likelihood import image_nll
 from star.metrics import read_metrics
-from star.prepare import PreparedData, keep_tokenizer, prepare_data
+from star.prepare import PreparedData, is_code_folder, keep_tokenizer, prepare_data
 from star.sampler import generate
+from star.settings import read_settings
 from star.trainer import Trainer
 from star.views import center_crop
 from star.vq import VQModel, decode_tokens
@@ -42,6 +43,7 @@ __all__ = ["Plan", "Summary", "plan_for", "reproduce"]
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
 PLAIN, IMPROVED = "AR", "ST-AR"
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +101,15 @@ def reproduce(
 ) -> Summary:
     """Run the chain into ``out``; see the module's docstring.
 
-    Raises ``UserError`` if ``out`` holds the work of another plan.
+    Raises ``UserError``, before anything is written, if ``out`` holds the work of another plan or the
+    source cannot give what the figures need.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, plan)
+    _check_plan(out, plan)
+    _check_source(plan.config)
     data = prepare_data(
         plan.config.data, tokenizer=tokenizer, on_progress=on_progress, on_message=on_message
     )
-    if data.source is None or data.tokenizer is None:
-        raise UserError(f"{plan.config.data} holds codes only; the figures need images and a tokenizer")
+    write_json(out / PLAN_FILE, _plain(plan))
     models, probed, loaded = [], {}, {}
     for name, config in _configs(plan.config).items():
         rate = _choose_rate(name, config, plan, data, out, device, on_progress, on_message)
@@ -128,12 +130,35 @@ def _configs(config: TrainConfig) -> dict[str, TrainConfig]:
     return {PLAIN: plain, IMPROVED: config}
 
 
-def _claim(out: Path, plan: Plan) -> None:
-    """Write ``plan.json``; refuse a folder that holds another plan's work."""
-    path, mine = out / "plan.json", json.loads(json.dumps(dataclasses.asdict(plan)))
-    if path.exists() and json.loads(path.read_text()) != mine:
+def _plain(plan: Plan) -> dict:
+    """The plan as its file holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(plan)))
+
+
+def _check_plan(out: Path, plan: Plan) -> None:
+    """Refuse a folder that holds another plan's work, or whose plan cannot be read."""
+    path = out / PLAN_FILE
+    if path.exists() and read_settings(path) != _plain(plan):
         raise UserError(f"{out} holds the work of other settings; give another --out or delete it")
-    write_json(path, mine)
+
+
+def _check_source(config: TrainConfig) -> None:
+    """Refuse a source without images, without one of the splits, or too small for a batch."""
+    if is_code_folder(config.data):
+        raise UserError(f"{config.data} holds codes only; the figures need images")
+    source = open_source(config.data)
+    for split in ("train", "val", "test"):
+        if split not in source.splits:
+            raise UserError(
+                f"{config.data} has no {split} split; the figures need train, val and test: add a "
+                "folder test/, and give every class in train/ two images or more"
+            )
+    images = len(source.splits["train"])
+    if images < config.batch_size:
+        raise UserError(
+            f"batch_size is {config.batch_size}; {config.data} has only {images} training images: give "
+            "a smaller --batch-size"
+        )
 
 
 def _choose_rate(

@@ -64,11 +64,11 @@ def parse_steps(text: str, tokens: int) -> list[int]:
 
 
 def parse_layers(text: str, layers: int) -> list[int]:
-    """``"6"``, ``"2,4,6"`` or ``"all"`` as layer numbers; ``UserError`` for anything else."""
+    """``"6"``, ``"2,4,6"`` or ``"all"`` as layer numbers, each once; ``UserError`` for others."""
     if text == "all":
         return list(range(1, layers + 1))
     try:
-        return [int(part) for part in text.split(",")]
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise UserError(f"layer is {text!r}; expected all, a number or numbers such as 2,4,6") from None
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from star.config import ModelConfig, TrainConfig
 from star.device import autocast, resolve_precision
 from star.objective import TrainBatch
+from star.randomness import torch_generator
 from star.rotary import rotary_table
+from star.transformer import build_model
 
 __all__ = ["LlamaGenStep", "LlamaGenTransformer"]
 
@@ -128,9 +130,10 @@ class LlamaGenStep:
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config, self.device = config, device
         self.precision = resolve_precision(config.precision, device)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            self.model = LlamaGenTransformer(config.model, config.dropout).to(device)
+        self.model = LlamaGenTransformer(config.model, config.dropout)
+        start = build_model(config.model, torch_generator(config.seed, "init"))
+        self.model.load_state_dict(start.state_dict())
+        self.model.to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True

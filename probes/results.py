@@ -9,13 +9,13 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 
 from star.errors import UserError
 from star.files import publish_file, write_json
+from star.versions import PACKAGE, installed_version
 
 __all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
 
@@ -34,29 +34,24 @@ class Result:
 
 def provenance(**facts: object) -> dict:
     """``facts`` (checkpoint hash, data hash, config, seed, ...) plus command, time and versions."""
-    packages = ("torch", "numpy", "scikit-learn", "star-autoregressive")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
+    packages = ("torch", "numpy", "scikit-learn", PACKAGE)
+    versions = {package: installed_version(package) for package in packages}
     return {
         **facts,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 
-def write_result(result: Result, path: Path | str) -> Path:
-    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns the csv's path."""
+def write_result(result: Result, path: Path | str) -> list[Path]:
+    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns their paths."""
     path = Path(path).with_suffix(".csv")
     write_json(path.with_suffix(".json"), result.info)
     with publish_file(path) as temporary:
         result.table.to_csv(temporary, index=False, float_format="%.6g")
-    return path
+    return [path, path.with_suffix(".json")]
 
 
 def read_result(path: Path | str) -> Result:

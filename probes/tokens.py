@@ -18,6 +18,8 @@ from star.vq import VQModel
 
 __all__ = ["ViewChange", "change_result", "encode_images", "nudge", "token_change", "unchanged_share"]
 
+MOST_PIXELS = 4096  # of one side; a larger view would take the memory of a whole machine
+
 
 @dataclass(frozen=True)
 class ViewChange:
@@ -70,8 +72,11 @@ def token_change(
 ) -> ViewChange:
     """Indices of ``image``, centre-cropped to ``size`` pixels, and of a nudged view of it."""
     stride = tokenizer.config.stride
-    if size < stride or size % stride:
-        raise UserError(f"size is {size}; expected a multiple of the tokenizer's stride {stride}")
+    if not stride <= size <= MOST_PIXELS or size % stride:
+        raise UserError(
+            f"size is {size}; expected a multiple of the tokenizer's stride {stride}, at most "
+            f"{MOST_PIXELS} pixels"
+        )
     cropped = center_crop(image, size)
     views = np.stack(
         [np.asarray(cropped), np.asarray(nudge(cropped, shift=shift, rotate=rotate, scale=scale))]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from star.codes import CodeStore
+from star.codes import CodeStore, check_rows
 from star.config import TrainConfig
 from star.errors import UserError
 from star.masks import draw_steps, draw_token_masks
@@ -82,6 +82,7 @@ class TrainLoader:
         chosen = self.image_indices(step)[mine]
         _expect_random_access(store.codes)
         codes = store.codes[chosen[:, None], order[mine, :views]]
+        check_rows(store, codes, store.labels[chosen])
         return TrainBatch(
             tokens_BMT=torch.from_numpy(codes.astype(np.int64)),
             labels_B=torch.from_numpy(np.asarray(store.labels[chosen], dtype=np.int64)),
@@ -132,4 +133,5 @@ def plain_batches(
         rows = slice(start, min(start + batch_size, chosen.stop))
         codes = np.asarray(store.codes[rows, store.test_view], dtype=np.int64)
         labels = np.asarray(store.labels[rows], dtype=np.int64)
+        check_rows(store, codes, labels)
         yield torch.from_numpy(codes).to(device), torch.from_numpy(labels).to(device)

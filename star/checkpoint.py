@@ -17,6 +17,7 @@ from star.files import publish_file
 from star.llamagen import is_llamagen, read_llamagen
 from star.safe_load import load_torch_file
 from star.transformer import Transformer, build_model
+from star.weights import check_weights
 
 __all__ = [
     "Loaded",
@@ -28,10 +29,10 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "star", 1
-CONTENT = (
-    "step", "config", "student", "teacher", "teacher_updates", "projector", "optimizer", "tokenizer",
-    "class_names", "data",
-)  # fmt: skip
+CONTENT = {
+    "step": int, "config": dict, "student": dict, "teacher": dict, "teacher_updates": int,
+    "projector": dict | None, "optimizer": dict, "tokenizer": dict, "class_names": list, "data": dict,
+}  # fmt: skip
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -45,13 +46,17 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
     content = load_torch_file(path, device)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of star train; a LlamaGen file cannot be resumed")
-    if content["version"] > VERSION:
-        raise UserError(
-            f"{path} has checkpoint version {content['version']}; this release reads up to {VERSION}"
-        )
-    missing = [name for name in CONTENT if name not in content]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]}; it was cut or written by another program")
+    version = content.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise UserError(f"{path} has checkpoint version {version!r}; this release reads 1 to {VERSION}")
+    for name, kind in CONTENT.items():
+        if name not in content:
+            raise UserError(f"{path} has no {name}; it was cut or written by another program")
+        if not isinstance(content[name], kind):
+            raise UserError(
+                f"{path} is broken: its {name} is a {type(content[name]).__name__}, not a "
+                f"{getattr(kind, '__name__', kind)}"
+            )
     return content
 
 
@@ -101,8 +106,14 @@ def open_model(
         path = path / "ckpt.pt"
     content = load_torch_file(path)
     if content.get("format") == FORMAT:
+        refuse_shape(path, heads, grid)
         content = load_checkpoint(path)
         config = config_from_dict(content["config"])
+        if len(content["class_names"]) != config.model.num_classes:
+            raise UserError(
+                f"{path} is broken: it names {len(content['class_names'])} classes, its model has "
+                f"{config.model.num_classes}"
+            )
         model = _fill(config.model, content[weights], path, device)
         said = f"{weights} weights of step {content['step']}"
         return Loaded(
@@ -112,7 +123,7 @@ def open_model(
             said,
             step=content["step"],
             config=config,
-            class_names=tuple(content["class_names"]),
+            class_names=tuple(map(str, content["class_names"])),
             tokenizer=content["tokenizer"],
         )
     if not is_llamagen(content):
@@ -122,6 +133,16 @@ def open_model(
         )
     model_config, state, said = read_llamagen(content, path, weights=weights, heads=heads, grid=grid)
     return Loaded(_fill(model_config, state, path, device), path, weights, said)
+
+
+def refuse_shape(path: Path, heads: int | None, grid: int | None) -> None:
+    """Raise ``UserError`` for ``heads`` or ``grid`` given with a file that says them itself."""
+    for name, given in (("heads", heads), ("grid", grid)):
+        if given is not None:
+            raise UserError(
+                f"{name} is {given}, but only a LlamaGen checkpoint may need it, and {path} is none: "
+                f"leave --{name} out"
+            )
 
 
 def load_model(
@@ -141,28 +162,8 @@ def load_model(
 
 
 def _fill(config: ModelConfig, state: dict, path: Path, device: torch.device | str) -> Transformer:
+    with torch.device("meta"):  # the shapes alone: a wrong configuration may ask for any memory
+        check_weights(Transformer(config), state, path)
     model = build_model(config, device=device)
-    check_keys(model, state, path)
-    for key, value in state.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{path} is broken: {key} holds values that are not finite")
     model.load_state_dict(state)
     return model.requires_grad_(False).eval()
-
-
-def check_keys(module: torch.nn.Module, state: dict, path: Path) -> None:
-    """Raise ``UserError`` with the differences on both sides unless keys and shapes agree."""
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    differences = [
-        *(f"missing {key}" for key in expected if key not in given),
-        *(f"unexpected {key}" for key in given if key not in expected),
-        *(
-            f"{key} has shape {given[key]}, expected {shape}"
-            for key, shape in expected.items()
-            if key in given and given[key] != shape
-        ),
-    ]
-    if differences:
-        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise UserError(f"{path} does not fit the model: {'; '.join(differences[:4])}{more}")

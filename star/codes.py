@@ -18,14 +18,22 @@ import numpy as np
 from star.errors import UserError
 from star.files import publish_file, sha256_file, write_json
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "CodeStore", "StoreWriter", "open_codes", "open_splits"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "CodeStore",
+    "StoreWriter",
+    "check_rows",
+    "open_codes",
+    "open_splits",
+]
 
 FORMAT = "star-codes"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 _CHUNK = 1 << 24  # elements read at once
-_INTEGERS = ("images", "views", "tokens", "grid", "vocab_size", "test_view")
-_LISTS = ("class_names", "class_counts", "view_names")
+_LEAST = {"images": 1, "views": 1, "tokens": 1, "grid": 1, "vocab_size": 1, "test_view": 0}
+_LISTS = {"class_names": str, "class_counts": int, "view_names": str}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +93,13 @@ class CodeStore:
         """Identity of the tokenizer that made the codes."""
         return self.manifest["tokenizer_sha256"]
 
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the images that could not be read and were left out."""
+        noted = self.manifest.get("skipped")
+        names = noted.get("names") if isinstance(noted, dict) else None
+        return [str(name) for name in names] if isinstance(names, list) else []
+
     def verify(self) -> None:
         """Read everything; raise ``UserError`` on the first difference from the manifest."""
         for name in ("labels.npy", "codes.npy"):
@@ -94,25 +109,25 @@ class CodeStore:
                     f"{self.path / name} has sha256 {found[:12]}..., its manifest says "
                     f"{str(expected)[:12]}...; the file was changed: {_REDO}"
                 )
-        if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
-            raise UserError(
-                f"{self.path} has labels from {self.labels.min()} to {self.labels.max()}; "
-                f"expected 0 to {self.num_classes - 1}: {_REDO}"
-            )
+        rows = max(1, _CHUNK // (self.views * self.tokens))
+        for start in range(0, len(self), rows):
+            check_rows(self, self.codes[start : start + rows], self.labels[start : start + rows])
         counts = np.bincount(self.labels, minlength=self.num_classes).tolist()
         if counts != self.manifest["class_counts"]:
             raise UserError(f"{self.path}: images per class differ from the manifest's: {_REDO}")
-        rows = max(1, _CHUNK // (self.views * self.tokens))
-        for start in range(0, len(self), rows):
-            largest = int(self.codes[start : start + rows].max())
-            if largest >= self.vocab_size:
-                raise UserError(
-                    f"{self.path} has code {largest} in images {start} to {start + rows - 1}; the "
-                    f"codebook has {self.vocab_size}: {_REDO}"
-                )
 
 
-_REDO = "write the store again with 'star tokenize'"
+_REDO = "remove the whole folder of stores and run the command that made it again"
+
+
+def check_rows(store: CodeStore, codes: np.ndarray, labels: np.ndarray) -> None:
+    """Raise ``UserError`` unless rows read from ``store`` are in its codebook and its classes."""
+    for what, values, end in (("code", codes, store.vocab_size), ("label", labels, store.num_classes)):
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        if low < 0 or high >= end:
+            raise UserError(
+                f"{store.path} has {what} {low if low < 0 else high}; expected 0 to {end - 1}: {_REDO}"
+            )
 
 
 def open_codes(path: str | Path) -> CodeStore:
@@ -170,16 +185,20 @@ def _read_manifest(path: Path) -> dict:
         raise UserError(
             f"{path} has format version {version}; this program reads {FORMAT_VERSION}: {_REDO}"
         )
-    for keys, kind in (
-        (_INTEGERS, int),
-        (_LISTS, list),
-        (("tokenizer_sha256",), str),
-        (("sha256",), dict),
-    ):
-        for key in keys:
-            if type(manifest.get(key)) is not kind:
+    kinds = {**dict.fromkeys(_LEAST, int), **dict.fromkeys(_LISTS, list)}
+    for key, kind in (kinds | {"tokenizer_sha256": str, "sha256": dict}).items():
+        if type(manifest.get(key)) is not kind:
+            raise UserError(
+                f"{path}: {key} is {manifest.get(key)!r}; expected {kind.__name__}: {_REDO}"
+            )
+    for key, least in _LEAST.items():
+        if manifest[key] < least:
+            raise UserError(f"{path}: {key} is {manifest[key]}; expected at least {least}: {_REDO}")
+    for key, kind in _LISTS.items():
+        for value in manifest[key]:
+            if type(value) is not kind:
                 raise UserError(
-                    f"{path}: {key} is {manifest.get(key)!r}; expected {kind.__name__}: {_REDO}"
+                    f"{path}: {key} holds {value!r}; expected only {kind.__name__}: {_REDO}"
                 )
     consistent = (
         manifest["tokens"] == manifest["grid"] ** 2

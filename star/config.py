@@ -33,6 +33,16 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),
 }
 
+# Beyond every model there is; larger numbers are slips, and would fill the memory before they fail.
+_MOST = {
+    "layers": 1000,
+    "heads": 1 << 12,
+    "width": 1 << 18,
+    "grid": 1 << 10,
+    "vocab_size": 1 << 24,
+    "num_classes": 1 << 24,
+}
+
 
 def _option(default, text: str):
     return field(default=default, metadata={"help": text})
@@ -53,9 +63,12 @@ class ModelConfig:
     rope_base: float = _option(10000.0, "Base of the 2-D rotary frequencies.")
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "width", "grid", "vocab_size", "num_classes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 1 to {most:,}")
+        for name in ("norm_eps", "rope_base"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a number > 0")
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.head_dim % 4:
@@ -78,6 +91,14 @@ class ModelConfig:
     def ffn_width(self) -> int:
         """Hidden width of the SwiGLU layer: int(2/3 * 4 * width), up to a multiple of 256."""
         return 256 * math.ceil(int(2 * 4 * self.width / 3) / 256)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, counted without building the model."""
+        attention = self.width * self.head_dim * (self.heads + 2 * (self.kv_heads or self.heads))
+        block = attention + self.width**2 + 3 * self.width * self.ffn_width + 2 * self.width
+        rows = self.num_classes + 1 + 2 * self.vocab_size + 1  # class and token tables, output, norm
+        return self.layers * block + self.width * rows
 
     @property
     def size_name(self) -> str | None:
@@ -149,6 +170,9 @@ class ObjectiveConfig:
         for name in ("views", "contrast_steps", "min_step", "projector_layers", "projector_ratio"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, most in (("projector_layers", 100), ("projector_ratio", 1000)):
+            if getattr(self, name) > most:
+                raise UserError(f"{name} is {getattr(self, name)}; expected 1 to {most}")
         if self.contrast_layer < 0:
             raise UserError(f"contrast_layer is {self.contrast_layer}; expected 0 or a layer number")
         if self.contrast_weight and self.views < 2:
@@ -261,6 +285,8 @@ class TrainConfig:
         for name in ("seed", "workers", "warmup_steps", "weight_decay", "clip", "diagnose_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number >= 0")
+        if self.workers > 1000:
+            raise UserError(f"workers is {self.workers}; expected at most 1000 processes")
         if not 0 < self.lr < math.inf:
             raise UserError(f"lr is {self.lr}; expected a number > 0")
         for name in ("dropout", "class_dropout", "beta1", "beta2"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from star.errors import UserError, require_choice
 __all__ = [
     "PRECISIONS",
     "autocast",
+    "parse_device",
     "peak_memory_bytes",
+    "require_memory",
     "reset_peak_memory",
     "resident_bytes",
     "resolve_device",
@@ -24,14 +27,18 @@ __all__ = [
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:1``."""
+def parse_device(name: str) -> torch.device:
+    """``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:1``, here or not."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", name):
+        raise UserError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    return torch.device(name)
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called ``name`` (see ``parse_device``); ``UserError`` if this machine has none."""
+    device = parse_device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device is {name!r}; this machine has {torch.cuda.device_count()} CUDA devices"
@@ -62,6 +69,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def require_memory(what: str, needed: float, device: torch.device | str) -> None:
+    """Raise ``UserError`` if ``what`` needs more bytes than ``device`` has in all."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > total:
+        raise UserError(
+            f"{what} would take {needed / 2**30:,.1f} GiB; {device} has {total / 2**30:,.1f} GiB"
+        )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 
 from star.config import TrainConfig
-from star.transformer import Transformer
+from star.device import require_memory
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "require_training_memory"]
 
 GIB = 2**30
 
@@ -66,22 +66,32 @@ def activation_bytes(config: TrainConfig, sequences: int, half: bool) -> int:
     return rows * (model.layers * block + logits)
 
 
+def projector_parameters(config: TrainConfig) -> int:
+    """Weights of the projector; 0 without the contrastive losses."""
+    objective, width = config.objective, config.model.width
+    if not objective.contrast_weight:
+        return 0
+    hidden = objective.projector_ratio * width
+    sizes = [width, *[hidden] * (objective.projector_layers - 1), width]
+    return sum(a * b for a, b in pairwise(sizes)) + 2 * hidden * (objective.projector_layers - 1)
+
+
+def require_training_memory(config: TrainConfig, device: torch.device, processes: int) -> None:
+    """Raise ``UserError`` if weights, gradients, moments and teacher alone do not fit ``device``."""
+    model, projector = config.model.parameters, projector_parameters(config)
+    what = f"training {model + projector:,} parameters (float32 weights, gradients, AdamW, EMA)"
+    holders = processes if config.shard else 1
+    require_memory(what, (20 * model + 16 * projector) / holders, device)
+
+
 def estimate(config: TrainConfig, processes: int, half: bool) -> Estimate:
     """Estimate one optimiser step of ``config`` on ``processes`` processes.
 
     With ``config.shard`` each holds its part of weights, gradients, optimizer and teacher (the one
     block that is gathered at a time is left out).
     """
-    with torch.device("meta"):
-        model = Transformer(config.model)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    objective, width = config.objective, config.model.width
-    projector = 0
-    if objective.contrast_weight:
-        hidden = objective.projector_ratio * width
-        sizes = [width, *[hidden] * (objective.projector_layers - 1), width]
-        projector = sum(a * b for a, b in pairwise(sizes))
-        projector += 2 * hidden * (objective.projector_layers - 1)
+    count, projector = config.model.parameters, projector_parameters(config)
+    objective = config.objective
     sequences = config.batch_size * objective.views
     forwards = 4 if config.checkpoint_activations else 3
     passes = forwards * forward_flops(config, sequences, True)

@@ -9,7 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["publish_file", "publish_folder", "remove_folder", "sha256_file", "write_json"]
+from star.errors import UserError
+
+__all__ = [
+    "publish_file",
+    "publish_folder",
+    "remove_folder",
+    "require_writable",
+    "sha256_file",
+    "write_json",
+]
 
 
 @contextlib.contextmanager
@@ -45,6 +54,19 @@ def publish_folder(temporary: Path, final: Path) -> None:
         final.rmdir()
     os.rename(temporary, final)
     _sync(final.parent)
+
+
+def require_writable(folder: Path, advice: str) -> None:
+    """Make ``folder``; raise ``UserError`` with ``advice`` unless files can be written into it.
+
+    For folders whose content takes long to make.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
 
 
 def remove_folder(path: Path) -> None:

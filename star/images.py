@@ -19,6 +19,7 @@ import functools
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,8 @@ def load_image(path: str | Path) -> "Image.Image":
 def _read(path: Path, name: str, advice: str = _ADVICE) -> "Image.Image":
     from PIL import Image
 
+    # Pillow would warn of what our own, larger limit allows or refuses in words of its own.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from star.checkpoint import FORMAT, Loaded, open_model
+from star.checkpoint import FORMAT, Loaded, open_model, refuse_shape
 from star.codes import CodeStore, open_codes, open_splits
 from star.config import config_to_dict
 from star.errors import UserError
 from star.files import sha256_file
 from star.metrics import METRICS, read_metrics
 from star.prepare import is_code_folder
-from star.run_folder import NEWEST, RunFolder
+from star.run_folder import RunFolder
 from star.safe_load import load_torch_file
 from star.tokenizer import load_tokenizer, tokenizer_sha256
 
@@ -25,8 +25,10 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():
+        refuse_shape(path, heads, grid)
         return _folder(path)
     if path.suffix == ".safetensors" or _is_tokenizer(path):
+        refuse_shape(path, heads, grid)
         return _tokenizer(path)
     return _checkpoint(path, heads, grid)
 
@@ -41,14 +43,15 @@ def _folder(path: Path) -> dict:
             "splits": {name: _store(store) for name, store in open_splits(path).items()},
         }
     run = RunFolder(path)
-    if (path / NEWEST).exists() or run.checkpoints():
+    newest = run.newest_path()
+    if newest is not None:
         rows = read_metrics(path)[0] if (path / METRICS).exists() else []
         return {
             "kind": "run",
             "path": str(path),
             "checkpoints": [file.name for file in run.checkpoints()],
             "last_metrics": rows[-1] if rows else None,
-            "newest": _checkpoint(run.newest()[0], None, None),
+            "newest": _checkpoint(newest, None, None),
         }
     raise UserError(f"{path} is neither a run folder nor a code store")
 

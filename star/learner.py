@@ -7,6 +7,7 @@ validation, checkpoints) is ``star.trainer``.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from star.sharding import gathered, local, shard, to_sharded, whole
 from star.student import Student
 from star.teacher import Teacher
 from star.transformer import build_model
+from star.weights import check_weights
 
 __all__ = ["Learner", "Update", "learning_rate"]
 
@@ -161,16 +163,15 @@ class Learner:
             "loss_scale": self.loss_scale.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Take over what ``state_dict`` gave, whatever the number of processes was."""
+    def load_state_dict(self, state: dict, path: Path) -> None:
+        """Take over what ``state_dict`` gave, whatever the number of processes was.
+
+        ``path`` is the file that it came from, named by a ``UserError`` where a part does not fit.
+        """
         for name, module in self.parts().items():
+            check_weights(module, state[name] or {}, path)
             module.load_state_dict(to_sharded(state[name], module.state_dict()))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {
-            index: to_sharded(values, dict.fromkeys(values, parameters[index]))
-            for index, values in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        _load_optimizer(self.optimizer, state["optimizer"], path)
         self.teacher.updates = state["teacher_updates"]
         self.loss_scale.load_state_dict(state.get("loss_scale"))
 
@@ -184,6 +185,24 @@ def _adamw(student: Student, config: TrainConfig) -> torch.optim.AdamW:
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
+    """Take over ``state``; ``UserError`` unless it holds finite moments of these very parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        moments = {
+            index: to_sharded(values, dict.fromkeys(values, parameters[index]))
+            for index, values in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": moments})
+        for parameter in parameters:
+            for value in optimizer.state[parameter].values():
+                fits = value.ndim == 0 or value.shape == parameter.shape
+                if not (fits and torch.isfinite(local(value)).all()):
+                    raise ValueError("a moment of another shape or not finite")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is broken: its optimizer is not this model's ({error})") from error
 
 
 def _to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:

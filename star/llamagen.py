@@ -84,14 +84,18 @@ def _config(
         raise UserError(
             f"{path} has no {error.args[0]}; expected a class-conditional LlamaGen checkpoint"
         ) from error
-    heads = heads or args.get("n_head") or _heads_from_size(args.get("gpt_model"), layers, width)
-    if not heads:
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path} has weights of other shapes than LlamaGen's") from error
+    heads = _agreed("heads", heads, _heads_from_args(args), path) or _heads_from_size(layers, width)
+    if heads is None:
         raise UserError(f"{path} does not say how many heads its width {width} has; give --heads")
-    grid = grid or _grid_from_args(args)
-    if not grid:
+    grid = _agreed("grid", grid, _grid_from_args(args), path)
+    if grid is None:
         raise UserError(
             f"{path} does not say its token grid; give --grid (16 for 256 px, 24 for 384 px)"
         )
+    if width % heads:
+        raise UserError(f"heads is {heads}; expected a divisor of the width {width} of {path}")
     head_dim = width // heads
     kv_heads = (qkv // head_dim - heads) // 2
     return ModelConfig(
@@ -105,13 +109,30 @@ def _config(
     )
 
 
-def _heads_from_size(gpt_model: object, layers: int, width: int) -> int | None:
-    """Heads by the name in the arguments (``GPT-B``), else by depth and width, from the size table."""
-    if isinstance(gpt_model, str) and gpt_model.removeprefix("GPT-") in SIZES:
-        return SIZES[gpt_model.removeprefix("GPT-")][1]
+def _agreed(name: str, given: int | None, said: int | None, path: Path) -> int | None:
+    """The caller's number, else the file's; ``UserError`` if they contradict each other."""
+    if given is not None and given < 1:
+        raise UserError(f"{name} is {given}; expected at least 1")
+    if given is not None and said is not None and given != said:
+        raise UserError(f"{name} is {given}; {path} says {said}: leave --{name} out")
+    return given if given is not None else said
+
+
+def _heads_from_args(args: dict) -> int | None:
+    """Heads that the arguments name, as a number or by the model's name (``GPT-B``)."""
+    heads, model = args.get("n_head"), args.get("gpt_model")
+    if type(heads) is int and heads > 0:
+        return heads
+    name = model.removeprefix("GPT-") if isinstance(model, str) else None
+    return SIZES[name][1] if name in SIZES else None
+
+
+def _heads_from_size(layers: int, width: int) -> int | None:
+    """Heads of the size with this depth and width."""
     return next((size[1] for size in SIZES.values() if (size[0], size[2]) == (layers, width)), None)
 
 
 def _grid_from_args(args: dict) -> int | None:
     image, downsample = args.get("image_size"), args.get("downsample_size")
-    return image // downsample if isinstance(image, int) and isinstance(downsample, int) else None
+    whole = type(image) is int and type(downsample) is int and 0 < downsample <= image
+    return image // downsample if whole else None

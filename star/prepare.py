@@ -13,7 +13,13 @@ from star.codes import CodeStore, open_splits
 from star.errors import UserError
 from star.images import ImageSource, open_source
 from star.tokenize import tokenize
-from star.tokenizer import cache_folder, load_tokenizer, save_tokenizer, tokenizer_sha256
+from star.tokenizer import (
+    cache_folder,
+    load_tokenizer,
+    require_cache,
+    save_tokenizer,
+    tokenizer_sha256,
+)
 from star.tokenizer_training import digits_tokenizer
 from star.vq import VQModel
 
@@ -24,6 +30,7 @@ __all__ = [
     "keep_tokenizer",
     "open_tokenizer",
     "prepare_data",
+    "tokenize_source",
 ]
 
 # Name of the tokenizer's copy beside code stores and in run folders.
@@ -43,7 +50,7 @@ class PreparedData:
 
 
 def keep_tokenizer(data: PreparedData, run: Path) -> None:
-    """Put a copy of the tokenizer into the run folder, so that its checkpoints can be sampled."""
+    """Put a copy of the tokenizer into a folder of runs or stores, so that they can be looked at."""
     if data.tokenizer is not None and not (run / TOKENIZER_FILE).exists():
         save_tokenizer(data.tokenizer, run / TOKENIZER_FILE, data.tokenizer.card)
 
@@ -74,48 +81,64 @@ def prepare_data(
     data: str | Path,
     *,
     tokenizer: Path | str | None = None,
-    views: str | None = None,
-    size: int | None = None,
     skip_bad: bool = False,
     device: str = "cpu",
     on_progress: Progress | None = None,
     on_message: Message | None = None,
 ) -> PreparedData:
     """Open or make the code stores of ``data``; ``UserError`` where neither is possible."""
-    if is_code_folder(data):
-        stores = open_splits(data)
-        beside = Path(data) / TOKENIZER_FILE
-        path = tokenizer or (beside if beside.exists() else None)
-        model = load_tokenizer(path) if path else None
-        expected = stores["train"].tokenizer_sha256
-        if model is not None and tokenizer_sha256(model) != expected:
-            raise UserError(
-                f"{path} is not the tokenizer that made the codes in {data} (sha256 {expected[:12]})"
-            )
-        return PreparedData(stores, model, None)
+    if not is_code_folder(data):
+        return tokenize_source(
+            data,
+            tokenizer=tokenizer,
+            skip_bad=skip_bad,
+            device=device,
+            on_progress=on_progress,
+            on_message=on_message,
+        )
+    stores = open_splits(data)
+    beside = Path(data) / TOKENIZER_FILE
+    path = tokenizer or (beside if beside.exists() else None)
+    model = load_tokenizer(path) if path else None
+    expected = stores["train"].tokenizer_sha256
+    if model is not None and tokenizer_sha256(model) != expected:
+        raise UserError(
+            f"{path} is not the tokenizer that made the codes in {data} (sha256 {expected[:12]})"
+        )
+    return PreparedData(stores, model, None)
+
+
+def tokenize_source(
+    data: str | Path,
+    out: Path | None = None,
+    *,
+    tokenizer: Path | str | None = None,
+    on_progress: Progress | None = None,
+    on_message: Message | None = None,
+    **options: object,
+) -> PreparedData:
+    """Tokenise the images of ``data`` into the folder ``out``, once; ``options`` are ``tokenize``'s.
+
+    Without ``out`` the stores lie in the cache folder, where the same source, tokenizer and views find
+    them again.
+    """
     source = open_source(data)
     if tokenizer is None and source.name != "digits" and on_message is not None:
         on_message(
             f"no --tokenizer given: {source.name} is tokenised with the small one trained on digits"
         )
     model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)
-    parts = [tokenizer_sha256(model), str(views), str(size), str(skip_bad)]
-    parts += [split.fingerprint() for split in source.splits.values()]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    if out is None:
+        parts = [tokenizer_sha256(model), str(options.get("views")), str(options.get("size"))]
+        parts += [split.fingerprint() for split in source.splits.values()]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        out = cache_folder() / "codes" / f"{source.name}-{key}"
+        if not out.exists():
+            require_cache()
 
     def report_split(split: str, done: int, total: int) -> None:
         if on_progress is not None:
             on_progress(f"tokenise {split}", done, total)
 
-    stores = tokenize(
-        source,
-        model,
-        cache_folder() / "codes" / f"{source.name}-{key}",
-        views=views,
-        size=size,
-        skip_bad=skip_bad,
-        device=device,
-        on_progress=report_split,
-        on_message=on_message,
-    )
+    stores = tokenize(source, model, out, on_progress=report_split, on_message=on_message, **options)
     return PreparedData(stores, model, source)

@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 
 from star.checkpoint import load_checkpoint, save_checkpoint
+from star.config import TrainConfig, config_from_dict, config_to_dict
 from star.errors import UserError
 from star.files import publish_file
 from star.metrics import METRICS, read_metrics
+from star.settings import read_settings
 
 __all__ = ["NEWEST", "RunFolder"]
 
@@ -52,16 +54,38 @@ class RunFolder:
             old.unlink()
         return path
 
-    def newest(self) -> tuple[Path, dict]:
-        """The newest checkpoint and its content; ``UserError`` if the folder holds none.
+    def newest_path(self) -> Path | None:
+        """The newest checkpoint, or None if the folder holds none.
 
         A kill between the two names of a save leaves a ``step-*.pt`` newer than ``ckpt.pt``.
         """
-        steps = self.checkpoints()
-        path = steps[-1] if steps else self.path / NEWEST
-        if not path.exists():
+        newest = self.path / NEWEST
+        return next(reversed(self.checkpoints()), newest if newest.exists() else None)
+
+    def newest(self, device: str = "cpu") -> tuple[Path, dict]:
+        """The newest checkpoint and its content; ``UserError`` if the folder holds none."""
+        path = self.newest_path()
+        if path is None:
             raise UserError(f"{self.path} holds no checkpoint ({NEWEST} or step-*.pt) to go on from")
-        return path, load_checkpoint(path)
+        return path, load_checkpoint(path, device)
+
+    def settings(self) -> TrainConfig:
+        """Settings of the run, from its newest checkpoint.
+
+        Raises ``UserError`` if ``config.json`` was edited since: a run goes on exactly as it was.
+        """
+        path, content = self.newest("meta")  # reads no weights
+        settings, written = config_from_dict(content["config"]), self.path / "config.json"
+        if written.exists():
+            present = config_from_dict(read_settings(written))
+            edited = _differences(config_to_dict(present), config_to_dict(settings))
+            if edited:
+                raise UserError(
+                    f"{written} is not what {path.name} was trained with: {', '.join(edited)}; a run "
+                    f"goes on with its own settings: delete {written.name} (it is written anew), or "
+                    f"start another run with --config {written}"
+                )
+        return settings
 
     def clean(self) -> None:
         """Remove what a killed save left behind."""
@@ -91,3 +115,14 @@ def _same_file(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _differences(written: dict, own: dict, prefix: str = "") -> list[str]:
+    """``name is WRITTEN, not OWN`` for every setting that differs; both hold the same settings."""
+    found = []
+    for key, value in own.items():
+        if isinstance(value, dict):
+            found += _differences(written[key], value, f"{prefix}{key}.")
+        elif written[key] != value:
+            found.append(f"{prefix}{key} is {written[key]!r}, not {value!r}")
+    return found

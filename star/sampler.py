@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from star.device import require_memory
 from star.errors import UserError
 from star.randomness import generator
 from star.transformer import KVCache, Transformer
@@ -43,9 +44,15 @@ def generate(
     parameter out of range.
     """
     config, device = model.config, model.output.weight.device
-    labels = torch.as_tensor(labels_B, dtype=torch.long, device=device)
+    labels = torch.as_tensor(labels_B, device=device)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UserError(f"labels are {labels.dtype}; expected whole numbers".replace("torch.", ""))
+    labels = labels.long()
     _check(labels, seeds, config.num_classes, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
+    kept = config.head_dim * (config.kv_heads or config.heads)  # of one key or value
+    cached = 2 * config.layers * config.tokens * kept * (1 + guided) * count
+    require_memory(f"the cache of {count:,} images", 4 * cached, device)
     # Drawn up front, one row an image: inverse-CDF sampling needs one uniform number a token.
     uniform_BT = torch.from_numpy(
         np.stack([generator(int(seed), "sample").random(config.tokens) for seed in seeds])

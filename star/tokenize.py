@@ -213,7 +213,9 @@ def _kept_if_useful(partial: Path) -> Iterator[None]:
         if not _holds_work(partial):
             remove_folder(partial)
         elif isinstance(error, UserError):
-            message = f"{error}; the work so far is kept in {partial}: run the command again to go on"
+            # Without the image it is another source, and nothing of the work would serve.
+            on = "--skip-bad goes" if isinstance(error, BadImageError) else "the same command goes"
+            message = f"{error}; the work so far is kept in {partial}: {on} on from there"
             raise type(error)(message) from error
         if isinstance(error, OSError):
             raise UserError(f"cannot write to {partial}: {error.strerror or error}") from error

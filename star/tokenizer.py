@@ -18,14 +18,16 @@ import safetensors.torch
 import torch
 
 from star.errors import UserError
-from star.files import publish_file
+from star.files import publish_file, require_writable
 from star.safe_load import load_torch_file, strip_prefixes
 from star.vq import VQConfig, VQModel
+from star.weights import check_weights
 
 __all__ = [
     "cache_folder",
     "default_tokenizer_path",
     "load_tokenizer",
+    "require_cache",
     "save_tokenizer",
     "tokenizer_sha256",
 ]
@@ -40,6 +42,11 @@ CONTAINERS = ("model", "ema", "state_dict")
 def cache_folder() -> Path:
     """Folder for what the program makes itself: ``$STAR_CACHE``, else ``~/.cache/star``."""
     return Path(os.environ.get("STAR_CACHE") or Path.home() / ".cache" / "star")
+
+
+def require_cache() -> None:
+    """Raise ``UserError`` unless the cache folder can be written to."""
+    require_writable(cache_folder(), "set STAR_CACHE to a folder of yours")
 
 
 def default_tokenizer_path() -> Path:
@@ -185,30 +192,9 @@ def _infer_config(weights: dict[str, torch.Tensor], path: Path) -> VQConfig:
 def _build(weights: dict[str, torch.Tensor], config: VQConfig, path: Path) -> VQModel:
     with torch.device("meta"):  # no memory and no random initialisation for weights to be replaced
         model = VQModel(config)
-    expected = {key: value.shape for key, value in model.state_dict().items()}
     # The buffer holds no knowledge: files without it, or with another window, are as good.
-    weights = {**weights, USAGE: torch.zeros(expected[USAGE])}
-    _check_keys(expected, {key: value.shape for key, value in weights.items()}, path)
+    weights = {**weights, USAGE: torch.zeros(model.state_dict()[USAGE].shape)}
+    check_weights(model, weights, path)
     weights = {key: value.detach().float() for key, value in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def _check_keys(expected: dict, given: dict, path: Path) -> None:
-    def some(keys: set[str]) -> str:
-        names = sorted(keys)
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-    problems = []
-    if missing := expected.keys() - given.keys():
-        problems.append(f"missing: {some(missing)}")
-    if unknown := given.keys() - expected.keys():
-        problems.append(f"not expected: {some(unknown)}")
-    if wrong := {key for key in expected.keys() & given.keys() if expected[key] != given[key]}:
-        key = min(wrong)
-        problems.append(
-            f"other shape: {some(wrong)} ({key} is {tuple(given[key])}, expected "
-            f"{tuple(expected[key])})"
-        )
-    if problems:
-        raise UserError(f"{path} does not fit the VQ tokenizer's layout; {'; '.join(problems)}")

@@ -31,7 +31,7 @@ from torch import nn
 from star.device import autocast, resolve_precision
 from star.errors import UserError
 from star.randomness import generator, torch_generator
-from star.tokenizer import default_tokenizer_path, load_tokenizer, save_tokenizer
+from star.tokenizer import default_tokenizer_path, load_tokenizer, require_cache, save_tokenizer
 from star.vq import VQConfig, VQModel, vq_preset
 
 __all__ = [
@@ -201,6 +201,8 @@ def digits_tokenizer(
         path = Path(cache) / path.name
     if path.exists():
         return load_tokenizer(path, device), path
+    if cache is None:
+        require_cache()
     config = DIGITS_TRAIN
     start = time.monotonic()
     train_NCHW, held_out_NCHW = _digits("train", DIGITS_VIEWS), _digits("val", "plain")

@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 
 from star.batches import TrainLoader
-from star.checkpoint import check_keys
 from star.codes import CodeStore
-from star.config import TrainConfig, config_from_dict, config_to_dict
+from star.config import TrainConfig, config_to_dict
 from star.device import peak_memory_bytes
 from star.distributed import alone, any_process, mean_over_processes, rank, world_size
 from star.errors import UserError
+from star.estimate import require_training_memory
 from star.files import write_json
 from star.learner import Learner
 from star.likelihood import image_nll
-from star.run_folder import NEWEST, RunFolder
+from star.run_folder import RunFolder
 
 __all__ = ["TrainResult", "Trainer"]
 
@@ -48,6 +48,7 @@ class Trainer:
         self.config = config.fitted_to(
             grid=train.grid, vocab_size=train.vocab_size, num_classes=train.num_classes
         )
+        require_training_memory(self.config, device, world_size())
         self.stores, self.device = stores, device
         self.run = RunFolder(run, self.config.keep)
         self.loader = TrainLoader(train, self.config, rank(), world_size())
@@ -58,12 +59,11 @@ class Trainer:
     @classmethod
     def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
         """Go on from the newest checkpoint; ``UserError`` if it or any part of the state is missing."""
+        settings = RunFolder(run).settings()
         path, content = RunFolder(run).newest()
-        trainer = cls(config_from_dict(content["config"]), stores, run, device)
+        trainer = cls(settings, stores, run, device)
         trainer._check_data(content, path)
-        for name, module in trainer.learner.parts().items():
-            check_keys(module, content[name] or {}, path)
-        trainer.learner.load_state_dict(content)
+        trainer.learner.load_state_dict(content, path)
         trainer.step = trainer.saved_step = content["step"]
         if rank() == 0:
             trainer.run.clean()
@@ -75,7 +75,7 @@ class Trainer:
         cls, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
     ) -> "Trainer":
         """Resume ``run`` if it holds a checkpoint of this very configuration, else start it."""
-        if not (run / NEWEST).exists() and not RunFolder(run).checkpoints():
+        if RunFolder(run).newest_path() is None:
             return cls(config, stores, run, device)
         trainer = cls.resume(run, stores, device)
         model = trainer.config.model

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from star.attention import attend, attention_rows, choose_kernel, visibility
 from star.config import ModelConfig
+from star.device import require_memory
 from star.dropout import Dropout, drop
 from star.errors import UserError
 from star.rotary import apply_rotary, rotary_table
@@ -322,6 +323,7 @@ def build_model(
     config: ModelConfig, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
     """A model on ``device``; initialised from ``generator``, or with memory to be loaded into."""
+    require_memory(f"a model of {config.parameters:,} parameters", 4 * config.parameters, device)
     with torch.device("meta"):
         model = Transformer(config)
     model.to_empty(device=device)

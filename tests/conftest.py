@@ -3,6 +3,9 @@
 import sys
 
 import pytest
+from helpers import TINY, cli
+
+from cli.main import main
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +58,6 @@ def own_cache(tmp_path_factory):
 @pytest.fixture
 def star(capsys, monkeypatch, tmp_path):
     """Run a command in an empty folder; returns (exit code, stdout, stderr)."""
-    from cli.main import main
-
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -70,3 +71,25 @@ def star(capsys, monkeypatch, tmp_path):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, digit_folder, tokenizer_file):
+    """A run folder made by the command line, shared by the tests; none changes it."""
+    run = tmp_path_factory.mktemp("runs") / "star"
+    command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory, digit_folder, tokenizer_file):
+    """Code stores of the small folder: train/, val/, test/; no test changes them."""
+    from star.images import open_source
+    from star.tokenize import tokenize
+    from star.tokenizer import load_tokenizer
+
+    out = tmp_path_factory.mktemp("stores") / "codes"
+    tokenize(open_source(digit_folder), load_tokenizer(tokenizer_file), out)
+    return out

@@ -1,5 +1,8 @@
 """Small shared pieces for the tests: a tiny model, an in-memory code store, the golden arrays."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +12,14 @@ from star.config import ModelConfig
 from star.randomness import torch_generator
 from star.transformer import Transformer, build_model
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+
+TINY = [
+    "--layers", "2", "--width", "32", "--heads", "2", "--batch-size", "4", "--max-steps", "4",
+    "--log-every", "1", "--validate-every", "4", "--warmup-steps", "0", "--device", "cpu",
+    "--precision", "fp32",
+]  # fmt: skip
 
 SMALL = ModelConfig(layers=3, heads=2, width=16, grid=3, vocab_size=11, num_classes=4)
 
@@ -55,3 +65,24 @@ def fake_store(
             "tokenizer_name": "fake",
         },
     )
+
+
+def cli(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def refused(result, *parts):
+    """One line on stderr, exit code 2, no traceback."""
+    code, out, err = result
+    assert code == 2, (code, out, err)
+    assert err.startswith("Error: ") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err, err
+    return True

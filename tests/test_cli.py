@@ -6,51 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import GOLDEN
-
-ROOT = Path(__file__).parent.parent
-TINY = [
-    "--layers", "2", "--width", "32", "--heads", "2", "--batch-size", "4", "--max-steps", "4",
-    "--log-every", "1", "--validate-every", "4", "--warmup-steps", "0", "--device", "cpu",
-    "--precision", "fp32",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, digit_folder, tokenizer_file):
-    """A run folder made by the command line, shared by the tests that look at one."""
-    run = tmp_path_factory.mktemp("runs") / "star"
-    command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
-    done = cli(*command)
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-def cli(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def refused(result, *parts):
-    """One line on stderr, exit code 2, no traceback."""
-    code, out, err = result
-    assert code == 2, (code, out, err)
-    assert err.startswith("Error: ") and err.count("\n") == 1, err
-    for part in parts:
-        assert part in err, err
-    return True
+from helpers import GOLDEN, ROOT, TINY, refused
 
 
 def test_help_names_every_command(star):
@@ -258,7 +219,7 @@ def test_codes_that_do_not_fit_the_model(star, trained, digit_folder, tokenizer_
         (["--device", "cuda:99"], "CUDA devices"),
         (["--device", "toaster"], "device is 'toaster'"),
         (["--config", "none.toml"], "cannot read settings from none.toml"),
-        (["--resume", "none"], "cannot read settings from none/config.json"),
+        (["--resume", "none"], "none holds no checkpoint (ckpt.pt or step-*.pt)"),
     ],
 )
 def test_train_refusals_leave_nothing_behind(star, tmp_path, options, message):
@@ -337,7 +298,7 @@ def test_views_that_make_no_sense_are_refused(star, tmp_path, tokenizer_file, op
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--each", "0"], "each is 0; expected at least 1"),
+        (["--each", "0"], "each is 0; expected 1 to 100"),
         (["--seed", "-1"], "seed is -1; expected at least 0"),
         (["--class", ""], "class is ''"),
         (["--temperature", "nan"], "temperature is nan"),

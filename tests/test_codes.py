@@ -229,7 +229,9 @@ def test_a_bad_image_in_the_first_batch_leaves_nothing(source, tmp_path):
 def test_a_bad_image_later_keeps_the_work(source, tmp_path):
     (tmp_path / "set" / "train" / "bee" / "01.png").write_text("text")
     source = open_source(tmp_path / "set")
-    with pytest.raises(BadImageError, match=r"01.png .*the work so far is kept in .*out.partial: run"):
+    with pytest.raises(
+        BadImageError, match=r"01.png .*the work so far is kept in .*partial: --skip-bad goes"
+    ):
         _write(source, tmp_path / "out", batch_size=16)
     tokenizer = MeanTokenizer()
     stores = _write(source, tmp_path / "out", batch_size=16, skip_bad=True, tokenizer=tokenizer)
@@ -314,7 +316,7 @@ def test_verify_finds_a_flipped_byte(store, file, place):
     ("file", "change", "message"),
     [
         ("codes.npy", lambda a: np.where(a == a.max(), 64, a).astype(np.uint16), "has code 64"),
-        ("labels.npy", lambda a: a + 1, "labels from 1 to 2; expected 0 to 1"),
+        ("labels.npy", lambda a: a + 1, "label 2; expected 0 to 1"),
         ("labels.npy", lambda a: np.zeros_like(a), "images per class differ"),
     ],
 )
@@ -332,7 +334,7 @@ def test_missing_and_truncated_files(store, file):
     content = path.read_bytes()
     for keep in (len(content) - 3, 70, 0, None):
         path.unlink() if keep is None else path.write_bytes(content[:keep])
-        with pytest.raises(UserError, match=rf"{file}.*write the store again with 'star tokenize'"):
+        with pytest.raises(UserError, match=rf"{file}.*remove the whole folder of stores"):
             open_codes(store.path)
 
 

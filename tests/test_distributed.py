@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import fake_store, small_model
-from test_cli import TINY, cli
+from helpers import TINY, cli, fake_store, small_model
 from test_reliability import stores
 from test_trainer import CPU, rows, tiny
 

@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-from test_cli import trained  # noqa: F401  (a fixture)
 
 from star.transformer import Transformer
 from star.vq import VQModel
@@ -39,7 +38,7 @@ def files(folder):
 
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize(("command", "nth"), [(("sample", "--each", 1), 20), (("probe",), 2)])
-def test_a_model_at_work(star, trained, tmp_path, interrupted, number, command, nth):  # noqa: F811
+def test_a_model_at_work(star, trained, tmp_path, interrupted, number, command, nth):
     before = files(trained)
     interrupted(Transformer, "forward", number, nth)
     code, _, err = star(command[0], trained, *command[1:], "--device", "cpu")

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import TINY, refused
 from rich.console import Console
-from test_cli import TINY, refused
 
 from cli import tracking, training_view
 from cli.curves import braille_curve

@@ -22,9 +22,10 @@ from viz.panel import (
 )
 from viz.style import INK, model_styles, new_figure, styled
 
-__all__ = ["attention_compare", "attention_grid", "attention_row"]
+__all__ = ["attention_compare", "attention_grid", "attention_row", "check_legible"]
 
 _WIDTH = 9.6  # inches: 1536 pixels, about what a README shows at half size
+_MOST_STEPS = 16  # panels side by side; in smaller ones no token can be told from the next
 _GAP = 0.12
 _NUMBER = 0.2  # below each map, for the class weight
 
@@ -117,8 +118,18 @@ def attention_compare(
     )  # fmt: skip
 
 
+def check_legible(steps: Sequence[int]) -> None:
+    """Raise ``UserError`` for more steps than one picture can show side by side."""
+    require(
+        len(steps) <= _MOST_STEPS,
+        f"{len(steps)} steps were asked for; one picture shows up to {_MOST_STEPS}: name the ones that "
+        "matter, such as --at 12,40,64",
+    )
+
+
 def _panels(image, maps, class_weights, rows, colours, steps, grid, title, scale_max, top) -> Figure:
     """The common layout, in inches: title, steps across, named rows, key and colour bar below."""
+    check_legible(steps)
     image = check_image("image", image)
     norm = heat_scale([maps], scale_max)
     left = 0.35
@@ -133,6 +144,7 @@ def _panels(image, maps, class_weights, rows, colours, steps, grid, title, scale
     figure.text(
         0.15 / width, 1 - 0.2 / figure.get_figheight(), title, va="center", weight="bold", size=12
     )
+    size = 10 if len(steps) <= 10 else 8
     for row, name in enumerate(rows):
         for column, step in enumerate(steps):
             x, y = left + column * (panel + _GAP), head + row * row_height
@@ -142,10 +154,10 @@ def _panels(image, maps, class_weights, rows, colours, steps, grid, title, scale
                 class_weight=float(class_weights[row, column]),
             )  # fmt: skip
             if row == 0:
-                axes.text(grid / 2, -0.06 * grid, f"step {step}", ha="center", va="bottom", size=10)
+                axes.text(grid / 2, -0.06 * grid, f"step {step}", ha="center", va="bottom", size=size)
             if column == 0:
                 axes.text(
-                    -0.06 * grid, grid / 2, name, ha="right", va="center", rotation=90, size=10,
+                    -0.06 * grid, grid / 2, name, ha="right", va="center", rotation=90, size=size,
                     color=colours[row], weight="bold",
                 )  # fmt: skip
     _draw_foot(figure, norm, bool(maps.max() > norm.vmax), top)

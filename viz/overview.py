@@ -59,7 +59,7 @@ def overview(
     )
     figure = new_figure(_WIDTH, _HEIGHT, layout=None)
     _head(figure, 0.12, 0.22, headings[0])
-    axes = place_axes(figure, 0.62, 0.46, 2.82, 3.38)
+    axes = place_axes(figure, 0.62, 0.46, 2.62, 3.38)
     draw_probe_curves(axes, tables, layer, total_steps=total_steps, chance=chance)
     _head(figure, _RIGHT, 0.22, f"{headings[1]} (layer {attention_layer})")
     _draw_attention(figure, image, maps_by_model, class_weights, steps, grid)

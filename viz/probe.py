@@ -28,6 +28,7 @@ from viz.style import (
 
 __all__ = ["draw_probe_curves", "probe_curves", "probe_heatmap", "probe_heatmap_difference"]
 
+_NUMBERED = 16  # columns of a heatmap that have room for a number; more show their colour alone
 _CURVE_COLUMNS = ("layer", "step", "accuracy", "low", "high")
 
 
@@ -72,24 +73,25 @@ def draw_probe_curves(
         _draw_curve(axes, curve, aside, {**styles[name], "label": name})
     steps = sorted(set().union(*(curve["step"] for curve in curves.values())))
     _draw_frame(axes, steps, total_steps, layer)
+    ends = {}
     if chance is not None:
         require(0 <= chance <= 1, f"chance is {chance}; expected a fraction 0..1")
         axes.axhline(100 * chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(
-            f"chance {100 * chance:.3g} %", (steps[-1], 100 * chance), (0, -4), color=MUTED, fontsize=9,
-            textcoords="offset points", ha="right", va="top",
-        )  # fmt: skip
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 100 * chance - 0.09 * (high - low)), high)
+        axes.set_ylim(min(low, 100 * chance - 0.04 * (high - low)), high)
+        ends[f"chance {100 * chance:.3g} %"] = (100 * chance, {"color": MUTED, "fontsize": 8.5})
     if len({style["color"] for style in styles.values()}) == len(styles):
-        _label_ends(axes, curves, styles)
+        for name, curve in curves.items():
+            words = {"color": styles[name]["color"], "fontweight": "bold"}
+            ends[name] = (100 * float(curve["accuracy"].iloc[-1]), words)
     else:  # variants in one colour: the legend shows their dashes and markers
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=3)
+    _label_ends(axes, ends)
 
 
 @styled
 def probe_heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Accuracy (percent) of every layer (down) at every step (across), the number in each cell.
+    """Accuracy (percent) of every layer (down) at every step (across), as numbers up to 16 steps.
 
     ``table`` holds one row per layer and step; pairs never measured stay blank. ``UserError`` on
     missing columns or a pair measured twice.
@@ -162,8 +164,7 @@ def _draw_curve(axes: Axes, curve: pd.DataFrame, aside: float, style: dict) -> N
 def _draw_frame(axes: Axes, steps: list[int], total_steps: int, layer: int) -> None:
     axes.set_xticks(steps)
     if len(steps) > 12:  # keep the labels apart
-        every = -(-len(steps) // 12)
-        axes.set_xticks(steps[::-1][::every][::-1])
+        axes.set_xticks(_thinned(steps))
     axes.set_xlim(steps[0] - 0.03 * total_steps, steps[-1] + 0.03 * total_steps)
     axes.set_xlabel(f"step t of {total_steps} (has seen tokens 1 .. t−1)")
     axes.set_ylabel(f"linear probe accuracy, layer {layer} (%)")
@@ -171,9 +172,21 @@ def _draw_frame(axes: Axes, steps: list[int], total_steps: int, layer: int) -> N
     axes.margins(y=0.08)
 
 
-def _label_ends(axes: Axes, curves: Mapping[str, pd.DataFrame], styles: Mapping[str, dict]) -> None:
-    """Write each model's name at the right end of its line, pushed apart where lines end together."""
-    ends = sorted((100 * float(curve["accuracy"].iloc[-1]), name) for name, curve in curves.items())
+def _thinned(steps: Sequence[int]) -> list[int]:
+    """Up to 12 of ``steps``, evenly spread, the last among them."""
+    every = -(-len(steps) // 12)
+    return list(steps)[::-1][::every][::-1]
+
+
+def _label_ends(axes: Axes, labels: Mapping[str, tuple[float, dict]]) -> None:
+    """Write labels at the right ends of their lines, pushed apart where lines end together.
+
+    ``labels`` maps a text to its line's last value and how to write it. Nothing is drawn out there, so
+    no whisker runs through a label.
+    """
+    if not labels:
+        return
+    ends = sorted((value, text) for text, (value, _) in labels.items())
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height / axes.figure.dpi * 72  # points, before the final layout
     apart = (high - low) * 13 / max(height, 1)
@@ -186,8 +199,7 @@ def _label_ends(axes: Axes, curves: Mapping[str, pd.DataFrame], styles: Mapping[
     for place, name in places:
         axes.annotate(
             name, (1.0, place - shift), (6, 0), xycoords=axes.get_yaxis_transform(),
-            annotation_clip=False, textcoords="offset points", va="center",
-            color=styles[name]["color"], fontweight="bold",
+            annotation_clip=False, textcoords="offset points", va="center", **labels[name][1],
         )  # fmt: skip
 
 
@@ -203,25 +215,28 @@ def _heatmap(
     grid: pd.DataFrame, colours: Colormap, norm: Normalize, number: str, unit: str, title: str
 ) -> Figure:
     rows, columns = grid.shape
+    numbered = columns <= _NUMBERED
     # At least wide enough for the title, at least high enough for the colour bar's label.
-    figure = new_figure(max(5.6, 1.8 + 0.72 * columns), max(2.9, 1.3 + 0.42 * rows))
+    across = 0.72 * columns if numbered else 0.72 * _NUMBERED
+    figure = new_figure(max(5.6, 1.8 + across), max(2.9, 1.3 + 0.42 * rows))
     axes = figure.subplots()
     values = grid.to_numpy()
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
-        if np.isfinite(value):
+        if numbered and np.isfinite(value):
             ink = text_colour(colours(norm(value)))
             axes.text(
                 column, row, number.format(value), ha="center", va="center", color=ink, fontsize=9
             )
-    axes.set_xticks(range(columns), [str(step) for step in grid.columns])
+    shown = range(columns) if numbered else _thinned(range(columns))
+    axes.set_xticks(shown, [str(grid.columns[place]) for place in shown])
     axes.set_yticks(range(rows), [str(layer) for layer in grid.index])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.grid(which="minor", color="white", linewidth=1.5 if numbered else 0.5)
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel("step")
     axes.set_ylabel("layer")

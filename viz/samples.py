@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 
 from viz.checks import check_images, require
 from viz.panel import place_axes
-from viz.style import MODEL_COLOURS, MUTED, new_figure, styled
+from viz.style import MODEL_COLOURS, MUTED, new_figure, shorten, styled
 
 __all__ = ["sample_compare", "sample_grid"]
 
 _WIDTH = 9.6  # inches
 _GAP = 0.04  # between images, as a share of one
 _REAL = "real images"
+_NAME = 28  # letters of a class name; longer ones leave no room for the images
 
 
 @styled
@@ -44,7 +45,7 @@ def sample_grid(
     )
     classes = np.unique(labels)
     rows = [images[labels == label][:columns] for label in classes]
-    names = [str(class_names[label]) for label in classes]
+    names = [shorten(str(class_names[label]), _NAME) for label in classes]
     columns = max(len(row) for row in rows)
     left = 0.25 + 0.085 * max(map(len, names))
     side = min((_WIDTH - left - 0.15) / columns, 0.85)

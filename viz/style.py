@@ -34,6 +34,7 @@ __all__ = [
     "model_styles",
     "new_figure",
     "save",
+    "shorten",
     "styled",
     "text_colour",
 ]
@@ -163,6 +164,11 @@ def text_colour(background: Sequence[float]) -> str:
     linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in background[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return INK if luminance > 0.24 else "white"
+
+
+def shorten(text: str, most: int) -> str:
+    """``text`` of at most ``most`` letters, an ellipsis in the place of what is left out."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def save(

@@ -15,6 +15,7 @@ __all__ = ["draw_indices", "token_views"]
 
 CHANGED, CALM = "#FAD7A8", "#F4F5F6"  # a light orange that ink can be read on; near white
 _CELLS = ListedColormap([CALM, CHANGED])
+_LABEL = 18  # letters of a view's name that fit above its picture; longer ones go to the caption
 _READABLE = 5.5  # points: smaller numbers are left out
 _DIGIT = 0.7  # width of a bold digit of DejaVu Sans, in font sizes
 
@@ -44,24 +45,29 @@ def token_views(
     changed = _changed(*indices)
     side = _grid_side(len(changed), max(int(values.max()) for values in indices))
     picture = min(2.1, (side - 0.35) / 2)
+    short = [
+        label if len(label) <= _LABEL else ("first view", "second view")[place]
+        for place, label in enumerate(labels)
+    ]
     left, gap, head, foot = 0.2, 0.3, 0.98, 0.45
     width = left + picture + 2 * (gap + side) + 0.2
     figure = new_figure(width, head + side + foot, layout=None)
     title = (
         title
-        or f"{changed.sum()} of {changed.size} token indices change: {labels[0]} against {labels[1]}"
+        or f"{changed.sum()} of {changed.size} token indices change: {short[0]} against {short[1]}"
     )
     figure.text(
         left / width, 1 - 0.24 / figure.get_figheight(), title, va="center", weight="bold", size=12
     )
-    for place, (image, values, label) in enumerate(zip(images, indices, labels, strict=True)):
+    for place, (image, values, label) in enumerate(zip(images, indices, short, strict=True)):
         axes = place_axes(figure, left, head + place * (side - picture), picture, picture)
         _draw_view(axes, image, len(changed))
         axes.set_title(label, size=10, weight="normal", pad=4)
         axes = place_axes(figure, left + picture + gap + place * (side + gap), head, side, side)
         draw_indices(axes, values, changed)
         axes.set_title(f"token indices, {label}", size=10, weight="normal", pad=4)
-    _draw_caption(figure, changed, share, chance)
+    long = [f"{name}: {label}" for name, label in zip(short, labels, strict=True) if name != label]
+    _draw_caption(figure, long, changed, share, chance)
     return figure
 
 
@@ -125,17 +131,18 @@ def _draw_view(axes: Axes, image: np.ndarray, grid: int) -> None:
 
 
 def _draw_caption(
-    figure: Figure, changed: np.ndarray, share: float | None, chance: float | None
+    figure: Figure, words: list[str], changed: np.ndarray, share: float | None, chance: float | None
 ) -> None:
     width, height = figure.get_size_inches()
     parts = [f"unchanged: {100 * (1 - changed.mean()):.0f} % in this pair"]
-    for value, words in ((share, "on average"), (chance, "between unrelated images")):
+    for value, whose in ((share, "on average"), (chance, "between unrelated images")):
         if value is not None:
             require(
                 0 <= value <= 1, f"a share of unchanged indices is {value}; expected a fraction 0..1"
             )
-            parts.append(f"{100 * value:.3g} % {words}")
-    figure.text(0.2 / width, 1 - 0.5 / height, ", ".join(parts), va="center", size=10, color=MUTED)
+            parts.append(f"{100 * value:.3g} % {whose}")
+    said = "; ".join([*words, ", ".join(parts)])
+    figure.text(0.2 / width, 1 - 0.5 / height, said, va="center", size=10, color=MUTED)
     figure.legend(
         handles=[
             Patch(facecolor=CHANGED, edgecolor=OKABE_ITO["vermillion"], label="changed (marked)"),

@@ -1,0 +1,38 @@
+"""Whether weights read from a file are those of a module: the same keys and shapes, all finite."""
+
+from pathlib import Path
+
+import torch
+
+from star.errors import UserError
+
+__all__ = ["check_weights"]
+
+SHOWN = 4  # differences that an error lists
+
+
+def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
+    """Raise ``UserError`` unless ``state`` holds finite tensors of the keys and shapes of ``module``.
+
+    Differences are listed on both sides; ``module`` may lie on the meta device.
+    """
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{path} is broken: {key} is a {type(value).__name__}, not a tensor")
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    differences = [
+        *(f"missing {key}" for key in expected if key not in given),
+        *(f"unexpected {key}" for key in given if key not in expected),
+        *(
+            f"{key} has shape {given[key]}, expected {shape}"
+            for key, shape in expected.items()
+            if key in given and given[key] != shape
+        ),
+    ]
+    if differences:
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise UserError(f"{path} does not fit the model: {'; '.join(differences[:SHOWN])}{more}")
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path} is broken: {key} holds values that are not finite")
