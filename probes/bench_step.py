@@ -44,7 +44,14 @@ def random_store(config: TrainConfig, images: int) -> CodeStore:
         path=Path("random"),
         codes=rng.integers(0, model.vocab_size, (images, views, model.tokens), dtype=np.uint16),
         labels=rng.integers(0, model.num_classes, images),
-        manifest={"grid": model.grid, "tokens": model.tokens, "views": views, "test_view": 0},
+        manifest={
+            "grid": model.grid,
+            "tokens": model.tokens,
+            "vocab_size": model.vocab_size,
+            "views": views,
+            "test_view": 0,
+            "class_names": [str(label) for label in range(model.num_classes)],
+        },
     )
 
 
