@@ -39,6 +39,11 @@ def train(
     tokenizer: Path = typer.Option(None, help="Tokenizer file for a source that is not tokenised yet."),
     run: Path = typer.Option(None, "--run", help="Run folder.  \\[default: runs/DATE-OBJECTIVE]"),
     resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
+    without: str = typer.Option(
+        None,
+        help="Resume although these parts of the checkpoint (teacher,projector,optimizer) are missing "
+        "or unreadable; they start anew.",
+    ),
     stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
     device: Device = "auto",
@@ -68,7 +73,8 @@ def train(
     from star.run_folder import RunFolder
 
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
-    own = None if resume is None else RunFolder(resume).settings()
+    left = _left_behind(resume, without)
+    own = None if resume is None else RunFolder(resume).settings(left)
     settings = own or _settings(objective, size, config, given)
     if dry_run:
         print_estimate(settings, nproc, device, tflops)
@@ -79,19 +85,22 @@ def train(
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
         launch(nproc)
-    trainer = _prepared(settings, folder, resume is not None, tokenizer, skip_bad, device)
+    trainer = _prepared(settings, folder, resume and left, tokenizer, skip_bad, device)
     _fit(trainer, stop_after, tracker)
 
 
 def _prepared(
     settings: TrainConfig,
     folder: Path,
-    resumed: bool,
+    without: list[str] | None,
     tokenizer: Path | None,
     skip_bad: bool,
     device: str,
 ):
-    """The trainer of this process, new or where the run ended; its codes are made if need be."""
+    """The trainer of this process; its codes are made if need be.
+
+    ``without``: None for a new run, else the parts to go on without from where the run ended.
+    """
     from cli.opening import tokenizer_path
     from cli.screen import Stages, console
     from star import distributed
@@ -103,16 +112,16 @@ def _prepared(
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
-            tokenizer=tokenizer_path(folder, tokenizer) if resumed else tokenizer,
+            tokenizer=tokenizer if without is None else tokenizer_path(folder, tokenizer),
             skip_bad=skip_bad,
             device=str(where),
             on_progress=stages.report,
             on_message=stages.message,
         )
-    if resumed:
-        trainer = Trainer.resume(folder, data.stores, where)
-    else:
+    if without is None:
         trainer = Trainer(settings, data.stores, folder, where)
+    else:
+        trainer = Trainer.resume(folder, data.stores, where, without)
     if distributed.rank() == 0:
         keep_tokenizer(data, folder)
     precision = str(trainer.learner.precision).removeprefix("torch.")
@@ -169,12 +178,25 @@ def _refuse_idle(
     if resume is not None and any(of_a_new_run):
         raise UserError(
             "--resume takes all settings from the run; give only --stop-after, --device, --nproc, "
-            "--track, --tokenizer or --skip-bad"
+            "--track, --without, --tokenizer or --skip-bad"
         )
     if tflops is not None and not dry_run:
         raise UserError("--tflops has an effect only with --dry-run")
     if stop_after is not None and stop_after < 1:
         raise UserError(f"stop-after is {stop_after}; expected at least 1")
+
+
+def _left_behind(resume: Path | None, without: str | None) -> list[str]:
+    """The parts of a checkpoint that ``--without`` names."""
+    from star.errors import UserError, require_choice
+    from star.learner import DISPENSABLE
+
+    if without is not None and resume is None:
+        raise UserError("--without has an effect only with --resume")
+    parts = [part.strip() for part in (without or "").split(",") if part.strip()]
+    for part in parts:
+        require_choice("without", part, DISPENSABLE)
+    return parts
 
 
 def _settings(objective: str | None, size: str | None, config: Path | None, given: dict) -> TrainConfig:

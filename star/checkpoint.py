@@ -6,6 +6,7 @@ name, stride), ``class_names``, ``data`` (hashes of the code stores). ``load_mod
 LlamaGen's.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +42,24 @@ def save_checkpoint(path: Path, content: dict) -> None:
         torch.save({"format": FORMAT, "version": VERSION, **content}, temporary)
 
 
-def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict:
-    """Our own checkpoint's content; ``UserError`` for any other file or a newer version."""
+def load_checkpoint(
+    path: Path | str, device: torch.device | str = "cpu", without: Collection[str] = ()
+) -> dict:
+    """Our own checkpoint's content; ``UserError`` for any other file or a newer version.
+
+    ``without`` names parts that are left out, whether they are there and whole or not.
+    """
     content = load_torch_file(path, device)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of star train; a LlamaGen file cannot be resumed")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise UserError(f"{path} has checkpoint version {version!r}; this release reads 1 to {VERSION}")
+    for name in without:
+        content.pop(name, None)
     for name, kind in CONTENT.items():
+        if name in without:
+            continue
         if name not in content:
             raise UserError(f"{path} has no {name}; it was cut or written by another program")
         if not isinstance(content[name], kind):

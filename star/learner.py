@@ -6,6 +6,7 @@ validation, checkpoints) is ``star.trainer``.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from star.teacher import Teacher
 from star.transformer import build_model
 from star.weights import check_weights
 
-__all__ = ["Learner", "Update", "learning_rate"]
+__all__ = ["DISPENSABLE", "Learner", "Update", "learning_rate"]
 
 # Below this the float16 gradients did not overflow by their scale: the run has diverged.
 SMALLEST_SCALE = 1.0
+DISPENSABLE = ("teacher", "projector", "optimizer")  # what a run can go on without
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,22 @@ class Learner:
             "loss_scale": self.loss_scale.state_dict(),
         }
 
-    def load_state_dict(self, state: dict, path: Path) -> None:
+    def load_state_dict(self, state: dict, path: Path, without: Collection[str] = ()) -> None:
         """Take over what ``state_dict`` gave, whatever the number of processes was.
 
         ``path`` is the file that it came from, named by a ``UserError`` where a part does not fit.
+        Parts ``without`` (of ``DISPENSABLE``) start anew: a teacher as a copy of the student.
         """
         for name, module in self.parts().items():
-            check_weights(module, state[name] or {}, path)
-            module.load_state_dict(to_sharded(state[name], module.state_dict()))
-        _load_optimizer(self.optimizer, state["optimizer"], path)
-        self.teacher.updates = state["teacher_updates"]
+            if name not in without:
+                check_weights(module, state[name] or {}, path)
+                module.load_state_dict(to_sharded(state[name], module.state_dict()))
+        if "teacher" in without:
+            self.teacher.model.load_state_dict(self.student.model.state_dict())
+        else:
+            self.teacher.updates = state["teacher_updates"]
+        if "optimizer" not in without:
+            _load_optimizer(self.optimizer, state["optimizer"], path)
         self.loss_scale.load_state_dict(state.get("loss_scale"))
 
 

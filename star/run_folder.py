@@ -8,6 +8,7 @@ checkpoints under these names, and at most a temporary file, which the next star
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from star.checkpoint import load_checkpoint, save_checkpoint
@@ -62,19 +63,28 @@ class RunFolder:
         newest = self.path / NEWEST
         return next(reversed(self.checkpoints()), newest if newest.exists() else None)
 
-    def newest(self, device: str = "cpu") -> tuple[Path, dict]:
-        """The newest checkpoint and its content; ``UserError`` if the folder holds none."""
+    def newest(self, device: str = "cpu", without: Collection[str] = ()) -> tuple[Path, dict]:
+        """The newest checkpoint and its content less the parts ``without``.
+
+        Raises ``UserError`` if the folder holds none or the newest cannot be read; an older one is
+        never taken silently.
+        """
         path = self.newest_path()
         if path is None:
             raise UserError(f"{self.path} holds no checkpoint ({NEWEST} or step-*.pt) to go on from")
-        return path, load_checkpoint(path, device)
+        try:
+            return path, load_checkpoint(path, device, without)
+        except UserError as error:
+            older = [other.name for other in self.checkpoints() if other != path]
+            advice = f"; delete it to go on from {older[-1]}" if older else ""
+            raise UserError(f"{error}{advice}") from error
 
-    def settings(self) -> TrainConfig:
+    def settings(self, without: Collection[str] = ()) -> TrainConfig:
         """Settings of the run, from its newest checkpoint.
 
         Raises ``UserError`` if ``config.json`` was edited since: a run goes on exactly as it was.
         """
-        path, content = self.newest("meta")  # reads no weights
+        path, content = self.newest("meta", without)  # reads no weights
         settings, written = config_from_dict(content["config"]), self.path / "config.json"
         if written.exists():
             present = config_from_dict(read_settings(written))

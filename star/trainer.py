@@ -5,7 +5,7 @@ step is ``star.learner``. It knows no probe and no picture: callbacks receive ea
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,13 +57,23 @@ class Trainer:
         self.saved_step = -1  # of the checkpoint in the run folder; -1: none
 
     @classmethod
-    def resume(cls, run: Path, stores: dict[str, CodeStore], device: torch.device) -> "Trainer":
-        """Go on from the newest checkpoint; ``UserError`` if it or any part of the state is missing."""
-        settings = RunFolder(run).settings()
-        path, content = RunFolder(run).newest()
+    def resume(
+        cls,
+        run: Path,
+        stores: dict[str, CodeStore],
+        device: torch.device,
+        without: Collection[str] = (),
+    ) -> "Trainer":
+        """Go on from the newest checkpoint.
+
+        Raises ``UserError`` if it or any part of its state is missing or unreadable, other than the
+        parts ``without`` (of ``star.learner.DISPENSABLE``), which start anew.
+        """
+        settings = RunFolder(run).settings(without)
+        path, content = RunFolder(run).newest(without=without)
         trainer = cls(settings, stores, run, device)
         trainer._check_data(content, path)
-        trainer.learner.load_state_dict(content, path)
+        trainer.learner.load_state_dict(content, path, without)
         trainer.step = trainer.saved_step = content["step"]
         if rank() == 0:
             trainer.run.clean()

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers import GOLDEN, ROOT, TINY, cli, refused, small_model
 from PIL import Image
 
@@ -95,6 +96,21 @@ def test_an_edited_config_is_no_silent_wish(star, trained, tmp_path, edit):
     code, out, err = star("train", "--resume", run)
     assert code == 0 and "finished" in out, err
     assert (run / "config.json").read_text() == (trained / "config.json").read_text()
+
+
+def test_a_part_can_be_left_behind_only_on_resume(star, trained, tmp_path):
+    assert refused(
+        star("train", "--without", "optimizer"), "--without has an effect only with --resume"
+    )
+    run = shutil.copytree(trained, tmp_path / "run")
+    content = torch.load(run / "ckpt.pt", weights_only=True)
+    del content["optimizer"]
+    for path in run.glob("*.pt"):
+        path.unlink()
+    torch.save(content, run / "ckpt.pt")
+    assert refused(star("train", "--resume", run), "has no optimizer")
+    code, out, err = star("train", "--resume", run, "--without", "optimizer,projector")
+    assert code == 0 and "finished" in out, err
 
 
 def test_options_of_the_dry_run_belong_to_it(star, trained):

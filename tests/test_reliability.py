@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,20 @@ def test_the_newest_checkpoints_are_kept_and_ckpt_is_the_newest(straight):
     assert load_checkpoint(straight / "ckpt.pt")["step"] == 12
     with pytest.raises(UserError, match="keep is 1; expected at least 2"):
         tiny(keep=1)
+
+
+def test_an_unreadable_newest_checkpoint_is_named_and_never_silently_passed_over(tmp_path, straight):
+    run = shutil.copytree(straight, tmp_path / "run")
+    newest = run / "step-000000012.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    advice = "step-000000012.pt as a checkpoint.*; delete it to go on from step-000000009.pt"
+    with pytest.raises(UserError, match=advice):
+        Trainer.resume(run, stores(), CPU)
+    newest.unlink()
+    trainer = Trainer.resume(run, stores(), CPU)
+    assert trainer.step == 9
+    trainer.fit()
+    assert [timeless(row) for row in rows(run)] == [timeless(row) for row in rows(straight)]
 
 
 def test_a_file_system_without_hard_links_is_copied_to(tmp_path, monkeypatch):

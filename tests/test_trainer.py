@@ -13,7 +13,7 @@ from star.batches import TrainLoader, plain_batches
 from star.checkpoint import load_checkpoint
 from star.config import ModelConfig, ObjectiveConfig, TrainConfig
 from star.errors import UserError
-from star.learner import learning_rate
+from star.learner import DISPENSABLE, learning_rate
 from star.likelihood import image_nll
 from star.trainer import Trainer
 
@@ -119,6 +119,29 @@ def test_resume_refuses_other_data_and_missing_state(stores, tmp_path):
     torch.save(content, path)
     with pytest.raises(UserError, match="missing 0.weight"):
         Trainer.resume(tmp_path, stores, CPU)
+
+
+@pytest.mark.parametrize("part", DISPENSABLE)
+def test_a_run_goes_on_without_a_part_only_when_told(stores, tmp_path, part):
+    Trainer(tiny(), stores, tmp_path, CPU).fit(stop_after=3)
+    path = tmp_path / "step-000000003.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in content.items() if name != part}, path)
+    with pytest.raises(UserError, match=f"has no {part}"):
+        Trainer.resume(tmp_path, stores, CPU)
+    trainer = Trainer.resume(tmp_path, stores, CPU, without=[part])
+    learner = trainer.learner
+    for name in {"student", "teacher", "projector"} - {part}:
+        for key, value in learner.parts()[name].state_dict().items():
+            assert torch.equal(value, content[name][key])
+    if part == "teacher":
+        assert learner.teacher.updates == 0
+        for a, b in zip(
+            learner.teacher.model.parameters(), learner.student.model.parameters(), strict=True
+        ):
+            assert torch.equal(a, b)
+    assert bool(learner.optimizer.state) == (part != "optimizer")
+    assert trainer.fit().finished
 
 
 def test_start_or_resume_refuses_other_settings(stores, tmp_path):
