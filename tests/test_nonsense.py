@@ -150,3 +150,13 @@ def test_an_allocation_that_fails_is_one_line(star, monkeypatch):
 
     monkeypatch.setattr("star.inspect.describe", full)
     assert refused(star("inspect", "x"), "out of memory (Unable to allocate 7.28 TiB")
+
+
+@pytest.mark.parametrize("name", ["channels", "decoder_blocks", "codebook_size"])
+def test_a_tokenizer_beyond_any_machine_is_refused(star, tokenizer_file, tmp_path, name):
+    model = load_tokenizer(tokenizer_file)
+    metadata = {"config": json.dumps(dataclasses.asdict(model.config) | {name: 10**9})}
+    path = tmp_path / "huge.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(tokenizer_file), path, metadata=metadata)
+    result = star("token-invariance", "china.jpg", "--tokenizer", path)
+    assert refused(result, f"tokenizer {name} is 1000000000; expected a whole number, 1 to")
