@@ -242,13 +242,15 @@ class StoreWriter:
             progress = json.loads((self.folder / "progress.json").read_text())
             self.codes = np.load(self.folder / "codes.npy", mmap_mode="r+")
             self.labels = np.load(self.folder / "labels.npy", mmap_mode="r+")
-        except (OSError, ValueError, EOFError):
+            shape = tuple(progress["shape"])
+            done, written, skipped = (progress[key] for key in ("done", "written", "skipped"))
+        except (OSError, ValueError, EOFError, KeyError, TypeError):
             return False
-        fits = self.codes.shape == self.shape and self.labels.shape == self.shape[:1]
-        if not fits or tuple(progress["shape"]) != self.shape:
+        fits = self.codes.shape == shape == self.shape and self.labels.shape == shape[:1]
+        counts = type(done) is int and type(written) is int and isinstance(skipped, list)
+        if not (fits and counts and 0 <= written <= done <= shape[0]):
             return False
-        self.done, self.written = progress["done"], progress["written"]
-        self.skipped = progress["skipped"]
+        self.done, self.written, self.skipped = done, written, skipped
         return True
 
     def _start(self) -> None:

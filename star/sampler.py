@@ -45,7 +45,8 @@ def generate(
     """
     config, device = model.config, model.output.weight.device
     labels = torch.as_tensor(labels_B, device=device)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.numel() and not whole:  # an empty list has no type of its own
         raise UserError(f"labels are {labels.dtype}; expected whole numbers".replace("torch.", ""))
     labels = labels.long()
     _check(labels, seeds, config.num_classes, cfg_scale, temperature, top_k, top_p)

@@ -150,9 +150,14 @@ def _facts(
     }
 
 
-def _identity(facts: dict) -> dict:
-    """What of ``facts`` decides the arrays: not the names of tokenizer and source, but their hashes."""
-    fingerprint = facts.get("source", {}).get("fingerprint")
+def _identity(facts: object) -> dict:
+    """What of ``facts`` decides the arrays: not the names of tokenizer and source, but their hashes.
+
+    Facts edited to something else are those of no work.
+    """
+    if not isinstance(facts, dict) or not isinstance(facts.get("source"), dict):
+        return {}
+    fingerprint = facts["source"].get("fingerprint")
     rest = {key: value for key, value in facts.items() if key not in ("source", "tokenizer_name")}
     return {"source": fingerprint, **rest}
 
@@ -200,7 +205,9 @@ def _prepare(partial: Path, plan: dict, say: Callable[[str], None]) -> None:
         ) from error
 
 
-def _same_work(known: dict, plan: dict) -> bool:
+def _same_work(known: object, plan: dict) -> bool:
+    if not isinstance(known, dict):
+        return False
     return list(known) == list(plan) and all(_identity(known[s]) == _identity(plan[s]) for s in plan)
 
 

@@ -27,6 +27,11 @@ __all__ = ["VQConfig", "VQModel", "decode_tokens", "to_uint8", "vq_preset"]
 GROUPS = 32  # of every GroupNorm
 USAGE_WINDOW = 65536  # length of LlamaGen's buffer of recently used codes
 INTEGER_TYPES = (torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64)
+# Beyond every tokenizer there is; the module of a larger one would take ages to build.
+_MOST = {
+    "channels": 1 << 12, "multipliers": 64, "encoder_blocks": 64, "decoder_blocks": 64,
+    "z_channels": 1 << 14, "codebook_size": 1 << 24, "codebook_dim": 1 << 12,
+}  # fmt: skip
 SIMILARITY_ELEMENTS = 2**24  # at most 64 MB of float32 similarities at a time
 
 
@@ -50,10 +55,15 @@ class VQConfig:
             if field.name != "multipliers":
                 numbers[field.name] = getattr(self, field.name)
         for name, value in numbers.items():
-            if type(value) is not int or value < 1:
-                raise UserError(f"tokenizer {name} is {value!r}; expected a whole number of at least 1")
+            most = _MOST.get(name, _MOST["multipliers"])
+            if type(value) is not int or not 1 <= value <= most:
+                raise UserError(
+                    f"tokenizer {name} is {value!r}; expected a whole number, 1 to {most:,}"
+                )
         if not self.multipliers:
             raise UserError("tokenizer multipliers are empty; expected one for each level")
+        if len(self.multipliers) > 10:
+            raise UserError(f"tokenizer multipliers are {len(self.multipliers)}; expected at most 10")
         if self.channels % GROUPS:
             raise UserError(
                 f"tokenizer channels is {self.channels}; group norm needs a multiple of {GROUPS}"

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from helpers import TINY, refused, small_model
 
+from star.codes import StoreWriter
 from star.config import ModelConfig, preset
 from star.errors import UserError
 from star.estimate import require_training_memory
@@ -150,3 +152,37 @@ def test_an_allocation_that_fails_is_one_line(star, monkeypatch):
 
     monkeypatch.setattr("star.inspect.describe", full)
     assert refused(star("inspect", "x"), "out of memory (Unable to allocate 7.28 TiB")
+
+
+@pytest.mark.parametrize("name", ["channels", "decoder_blocks", "codebook_size"])
+def test_a_tokenizer_beyond_any_machine_is_refused(star, tokenizer_file, tmp_path, name):
+    model = load_tokenizer(tokenizer_file)
+    metadata = {"config": json.dumps(dataclasses.asdict(model.config) | {name: 10**9})}
+    path = tmp_path / "huge.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(tokenizer_file), path, metadata=metadata)
+    result = star("token-invariance", "china.jpg", "--tokenizer", path)
+    assert refused(result, f"tokenizer {name} is 1000000000; expected a whole number, 1 to")
+
+
+@pytest.mark.parametrize("work", ["3", "[]", '{"train": 3, "val": 4, "test": 5}'])
+def test_a_work_folder_of_nonsense_is_started_afresh(star, stores, digit_folder, tokenizer_file, work):
+    partial = Path(shutil.copytree(stores, "codes.partial"))
+    (partial / "work.json").write_text(work)
+    code, out, err = star("tokenize", digit_folder, "codes", "--tokenizer", tokenizer_file)
+    assert code == 0 and "starting afresh" in out, (out, err)
+
+
+@pytest.mark.parametrize("progress", ["3", "{}", '{"shape": [46, 10, 64], "done": "x"}'])
+def test_progress_of_nonsense_is_started_afresh(stores, tmp_path, progress):
+    folder = shutil.copytree(stores / "train", tmp_path / "train")
+    (folder / "progress.json").write_text(progress)
+    assert StoreWriter(folder, images=46, views=10, tokens=64).done == 0
+
+
+@pytest.mark.parametrize("source", [None, 3, "x"])
+def test_a_store_of_nonsense_is_not_taken_for_ours(
+    star, stores, tmp_path, digit_folder, tokenizer_file, source
+):
+    edit_manifest(shutil.copytree(stores, tmp_path / "codes") / "train", {"source": source})
+    result = star("tokenize", digit_folder, "codes", "--tokenizer", tokenizer_file)
+    assert refused(result, "codes exists and was made with another", "choose another folder or remove")
