@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from star.config import TrainConfig
-from star.device import autocast, resolve_precision
+from star.device import autocast, keep_freed_memory, resolve_precision
 from star.distributed import distribute, gradients_synced, mean_over_processes, rank, world_size
 from star.dropout import Dropout
 from star.errors import UserError
@@ -69,6 +69,7 @@ class Learner:
     def __init__(self, config: TrainConfig, device: torch.device):
         objective = config.objective
         objective.check_model(config.model)
+        keep_freed_memory(device)
         self.config, self.device = config, device
         self.precision = resolve_precision(config.precision, device)
         self.loss_scale = LossScale(enabled=self.precision is torch.float16)
