@@ -139,7 +139,10 @@ def test_memory_is_asked_for_before_it_is_taken():
     with pytest.raises(UserError, match="a model of .* parameters would take .* GiB; cpu has"):
         build_model(huge)
     with pytest.raises(UserError, match="training .* parameters .* would take .* GiB; cpu has"):
-        require_training_memory(dataclasses.replace(preset("tiny"), model=huge), torch.device("cpu"))
+        config = dataclasses.replace(preset("tiny"), model=huge)
+        require_training_memory(config, torch.device("cpu"), 1)
+    sharded = dataclasses.replace(config, shard=True)
+    require_training_memory(sharded, torch.device("cpu"), 1 << 40)
     model = small_model()
     model.config = dataclasses.replace(model.config, layers=1000, grid=1024)
     with pytest.raises(UserError, match="the cache of 1,000 images would take"):
