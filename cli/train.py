@@ -188,8 +188,8 @@ def _refuse_idle(
 
 def _left_behind(resume: Path | None, without: str | None) -> list[str]:
     """The parts of a checkpoint that ``--without`` names."""
+    from star.checkpoint import DISPENSABLE
     from star.errors import UserError, require_choice
-    from star.learner import DISPENSABLE
 
     if without is not None and resume is None:
         raise UserError("--without has an effect only with --resume")

@@ -21,6 +21,7 @@ from star.transformer import Transformer, build_model
 from star.weights import check_weights
 
 __all__ = [
+    "DISPENSABLE",
     "Loaded",
     "load_checkpoint",
     "load_model",
@@ -34,6 +35,7 @@ CONTENT = {
     "step": int, "config": dict, "student": dict, "teacher": dict, "teacher_updates": int,
     "projector": dict | None, "optimizer": dict, "tokenizer": dict, "class_names": list, "data": dict,
 }  # fmt: skip
+DISPENSABLE = ("teacher", "projector", "optimizer")  # what a run can go on without
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
@@ -61,7 +63,8 @@ def load_checkpoint(
         if name in without:
             continue
         if name not in content:
-            raise UserError(f"{path} has no {name}; it was cut or written by another program")
+            advice = f" (--without {name} resumes without it)" if name in DISPENSABLE else ""
+            raise UserError(f"{path} has no {name}; it was cut or written by another program{advice}")
         if not isinstance(content[name], kind):
             raise UserError(
                 f"{path} is broken: its {name} is a {type(content[name]).__name__}, not a "

@@ -31,6 +31,8 @@ def export_model(loaded: Loaded, path: Path, form: str) -> Path:
     expected = ".pt" if form == "llamagen" else ".safetensors"
     if path.suffix != expected:
         raise UserError(f"{path} does not end in {expected}, the ending of format {form}")
+    if path.exists() and path.samefile(loaded.path):
+        raise UserError(f"{path} is the checkpoint itself; give another file to write")
     config = loaded.model.config
     weights = {
         key: value.detach().cpu().contiguous() for key, value in loaded.model.state_dict().items()

@@ -27,11 +27,10 @@ from star.teacher import Teacher
 from star.transformer import build_model
 from star.weights import check_weights
 
-__all__ = ["DISPENSABLE", "Learner", "Update", "learning_rate"]
+__all__ = ["Learner", "Update", "learning_rate"]
 
 # Below this the float16 gradients did not overflow by their scale: the run has diverged.
 SMALLEST_SCALE = 1.0
-DISPENSABLE = ("teacher", "projector", "optimizer")  # what a run can go on without
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ class Learner:
         """Take over what ``state_dict`` gave, whatever the number of processes was.
 
         ``path`` is the file that it came from, named by a ``UserError`` where a part does not fit.
-        Parts ``without`` (of ``DISPENSABLE``) start anew: a teacher as a copy of the student.
+        Parts ``without`` (of ``star.checkpoint.DISPENSABLE``) start anew: a teacher as a copy of the
+        student.
         """
         for name, module in self.parts().items():
             if name not in without:

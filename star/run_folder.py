@@ -5,10 +5,12 @@ becomes another name of the same file. A process killed at any moment therefore 
 checkpoints under these names, and at most a temporary file, which the next start removes.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from star.checkpoint import load_checkpoint, save_checkpoint
@@ -29,6 +31,26 @@ class RunFolder:
     def __init__(self, path: Path, keep: int = 2) -> None:
         assert keep >= 2, keep
         self.path, self.keep = path, keep
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder (which must exist) while the block runs; a killed process holds nothing.
+
+        Raises ``UserError`` if another process, or another run in this one, trains in it.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            # A file system without locks is no reason not to train.
+            with contextlib.suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"another process is training in {self.path}; wait, or give another --run"
+                    ) from None
+            yield
+        finally:
+            os.close(descriptor)
 
     def checkpoints(self) -> list[Path]:
         """``step-*.pt``, newest last."""

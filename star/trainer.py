@@ -67,7 +67,7 @@ class Trainer:
         """Go on from the newest checkpoint.
 
         Raises ``UserError`` if it or any part of its state is missing or unreadable, other than the
-        parts ``without`` (of ``star.learner.DISPENSABLE``), which start anew.
+        parts ``without`` (of ``star.checkpoint.DISPENSABLE``), which start anew.
         """
         settings = RunFolder(run).settings(without)
         path, content = RunFolder(run).newest(without=without)
@@ -76,8 +76,9 @@ class Trainer:
         trainer.learner.load_state_dict(content, path, without)
         trainer.step = trainer.saved_step = content["step"]
         if rank() == 0:
-            trainer.run.clean()
-            trainer.run.cut_metrics(trainer.step)
+            with trainer.run.locked():
+                trainer.run.clean()
+                trainer.run.cut_metrics(trainer.step)
         return trainer
 
     @classmethod
@@ -112,14 +113,26 @@ class Trainer:
         nothing, and every process calls it, each as if it were alone.
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
-        config = self.config
         if stop_after is not None and stop_after < 1:
             raise UserError(f"stop_after is {stop_after}; expected at least 1")
-        if rank() == 0:
-            self.run.path.mkdir(parents=True, exist_ok=True)
+        if rank() > 0:
+            return self._loop(stop_after, should_stop, callbacks, on_step, diagnose)
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        with self.run.locked():
             if self.step == 0:  # rows of a run that died before its first checkpoint
                 self.run.cut_metrics(0)
-            write_json(self.run.path / "config.json", config_to_dict(config))
+            write_json(self.run.path / "config.json", config_to_dict(self.config))
+            return self._loop(stop_after, should_stop, callbacks, on_step, diagnose)
+
+    def _loop(
+        self,
+        stop_after: int | None,
+        should_stop: Callable[[], bool],
+        callbacks: Sequence[OnRow],
+        on_step: Callable[[int], None],
+        diagnose: Callable[["Trainer"], dict] | None,
+    ) -> TrainResult:
+        config = self.config
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
         tick, ticked_step = time.perf_counter(), self.step

@@ -108,9 +108,15 @@ def test_a_part_can_be_left_behind_only_on_resume(star, trained, tmp_path):
     for path in run.glob("*.pt"):
         path.unlink()
     torch.save(content, run / "ckpt.pt")
-    assert refused(star("train", "--resume", run), "has no optimizer")
+    assert refused(star("train", "--resume", run), "has no optimizer", "--without optimizer")
     code, out, err = star("train", "--resume", run, "--without", "optimizer,projector")
     assert code == 0 and "finished" in out, err
+
+
+def test_an_export_does_not_replace_the_checkpoint_it_comes_from(star, trained):
+    before = (trained / "ckpt.pt").read_bytes()
+    assert refused(star("export", trained, trained / "ckpt.pt"), "is the checkpoint itself")
+    assert (trained / "ckpt.pt").read_bytes() == before
 
 
 def test_options_of_the_dry_run_belong_to_it(star, trained):

@@ -10,10 +10,10 @@ import torch
 from helpers import fake_store
 
 from star.batches import TrainLoader, plain_batches
-from star.checkpoint import load_checkpoint
+from star.checkpoint import DISPENSABLE, load_checkpoint
 from star.config import ModelConfig, ObjectiveConfig, TrainConfig
 from star.errors import UserError
-from star.learner import DISPENSABLE, learning_rate
+from star.learner import learning_rate
 from star.likelihood import image_nll
 from star.trainer import Trainer
 
@@ -142,6 +142,24 @@ def test_a_run_goes_on_without_a_part_only_when_told(stores, tmp_path, part):
             assert torch.equal(a, b)
     assert bool(learner.optimizer.state) == (part != "optimizer")
     assert trainer.fit().finished
+
+
+def test_one_run_at_a_time_in_a_folder(stores, tmp_path):
+    refusals = []
+
+    def intrude(step: int) -> None:
+        if step == 2:
+            for start in (
+                lambda: Trainer(tiny(seed=1), stores, tmp_path, CPU).fit(),
+                lambda: Trainer.resume(tmp_path, stores, CPU),
+            ):
+                with pytest.raises(UserError, match="another process is training in"):
+                    start()
+                refusals.append(step)
+
+    Trainer(tiny(save_every=1), stores, tmp_path, CPU).fit(on_step=intrude, stop_after=4)
+    assert refusals == [2, 2] and [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert Trainer.resume(tmp_path, stores, CPU).fit().finished
 
 
 def test_start_or_resume_refuses_other_settings(stores, tmp_path):
