@@ -5,6 +5,7 @@ from typing import Literal
 
 import typer
 
+from cli.options import Device
 from star.config import SIZES
 
 bench = typer.Typer(
@@ -23,7 +24,7 @@ def step(
     dropout: float = typer.Option(0.1, help="As star train."),
     compile_: bool = typer.Option(False, "--compile", help="Compile our blocks; theirs stay eager."),
     checkpoint_activations: bool = typer.Option(False, help="As star train."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    device: Device = "auto",
     json_: bool = JSON,
 ) -> None:
     """Time an optimiser step: ST-AR, plain AR, and AR the way LlamaGen's trainer computes it.
@@ -42,16 +43,17 @@ def step(
     config = replace(
         base,
         objective=replace(base.objective, views=views),
-        batch_size=images or base.batch_size,
+        batch_size=base.batch_size if images is None else images,
         precision=precision,
         dropout=dropout,
         compile=compile_,
         checkpoint_activations=checkpoint_activations,
     )
+    where = resolve_device(device)
     with Stages() as stages:
         found = bench_step(
             config,
-            resolve_device(device),
+            where,
             rounds=_rounds(rounds),
             on_round=_reporter(stages, json_),
         )
@@ -61,7 +63,7 @@ def step(
         "preset": size,
         "sequences": found.sequences,
         "tokens": config.model.tokens,
-        "device": str(resolve_device(device)),
+        "device": str(where),
         "precision": found.precision,
         "peak_memory_bytes": found.memory,
         "memory_ratio": round(found.memory[full] / found.memory[plain], 4),

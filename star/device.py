@@ -96,8 +96,9 @@ def keep_freed_memory(device: torch.device) -> None:
     if device.type != "cpu":
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            ctypes.CDLL(None).mallopt(parameter, value)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
