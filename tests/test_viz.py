@@ -206,7 +206,9 @@ DRAWINGS = {
         11.2,
     ),
     "classes": (
-        lambda: class_accuracy({"AR": _by_class(10), "ST-AR": _by_class(10, 0.1)}, _names(10), chance=0.1),
+        lambda: class_accuracy(
+            {"AR": _by_class(10), "ST-AR": _by_class(10, 0.1)}, _names(10), chance=0.1
+        ),
         1, ("class 9", "AR", "ST-AR", "chance 10 %", "linear probe accuracy (%), 95 % intervals"), 7.6,
     ),
     "many classes": (
