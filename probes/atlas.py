@@ -129,8 +129,8 @@ def _check_tokenizer(loaded: Loaded, splits: ProbeSplits) -> None:
     trained_with = (loaded.tokenizer or {}).get("sha256")
     if trained_with and splits.stores["train"].tokenizer_sha256 != trained_with:
         raise UserError(
-            f"{splits.stores['train'].path} was made by another tokenizer than the one {loaded.path} was "
-            f"trained with (sha256 {trained_with[:12]})"
+            f"{splits.stores['train'].path} was made by another tokenizer than the one {loaded.path} "
+            f"was trained with (sha256 {trained_with[:12]})"
         )
 
 
@@ -244,15 +244,14 @@ _CHANGING = ("command", "time", "machine", "processes", "checkpoint")
 
 def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_source: str) -> dict:
     protocol = config.protocol
-    mae = dataclasses.asdict(protocol.mae) if protocol.name == "mae" else {}
+    mae = protocol.mae
+    settings = {**dataclasses.asdict(mae), "base_lrs": list(mae.base_lrs)}
     return provenance(
         measurement="probe atlas",
         protocol=protocol.name,
         protocol_said=PROTOCOLS[protocol.name].said,
         departures=list(DEPARTURES) if protocol.name == "mae" else [],
-        settings={
-            key: list(value) if isinstance(value, tuple) else value for key, value in mae.items()
-        },
+        settings=settings if protocol.name == "mae" else {},
         condition="null class",
         checkpoint=str(loaded.path),
         checkpoint_sha256=sha256_file(loaded.path),
