@@ -178,7 +178,7 @@ def _config(model, layer: str | None, steps: int, protocol, seeds: int, precisio
 
 
 def _measure(loaded, config, data, images, tokenizer, work: Path, first):
-    """(atlas, class names) of one checkpoint, its codes made if need be; ``first`` is the one before."""
+    """(atlas, class names) of a checkpoint, its codes made if need be; ``first`` is one before it."""
     from cli.opening import data_name, tokenizer_path
     from cli.screen import Stages
     from probes.atlas import probe_atlas

@@ -31,6 +31,7 @@ __all__ = ["Material", "draw_all"]
 class Material:
     """Everything measured on two models, plain AR first, that the figures are drawn from.
 
+    ``probe_tables`` are those of atlases (``probes.atlas``), controls included.
     ``image`` (H, W, 3) uint8 is the one the attention maps belong to; ``unchanged`` holds the mean
     share of unchanged indices over many images and its chance level; ``samples`` and ``real`` are
     (N, H, W, 3), drawn in rows of ``columns``.
@@ -59,14 +60,21 @@ def draw_all(material: Material, folder: Path) -> list[Path]:
 def _probe_figures(m: Material) -> dict[str, Figure]:
     plain = next(iter(m.probe_tables))
     common = {"total_steps": m.total_steps, "chance": m.chance}
+    own = _own(m)
     title = f"class read from layer {m.layer}"
     figures = {
         "figure1b": probe_curves(
-            {plain: m.probe_tables[plain]}, m.layer, **common, title=f"Figure 1(b): {title} of {plain}"
+            {plain: own[plain]},
+            m.layer,
+            **common,
+            controls={plain: m.probe_tables[plain]},
+            title=f"Figure 1(b): {title} of {plain}",
         ),
-        "figure4": probe_curves(m.probe_tables, m.layer, **common, title=f"Figure 4: {title}"),
+        "figure4": probe_curves(
+            own, m.layer, **common, controls=m.probe_tables, title=f"Figure 4: {title}"
+        ),
     }
-    for name, table in m.probe_tables.items():
+    for name, table in own.items():
         figures[f"probe-heatmap-{name.lower()}"] = probe_heatmap(
             table, title=f"Probe accuracy (%) by layer and step: {name}"
         )
@@ -115,7 +123,7 @@ def _other_figures(m: Material) -> dict[str, Figure]:
             m.samples, reference=m.real, columns=m.columns, title="Samples, one row a class"
         ),
         "overview": overview(
-            m.probe_tables,
+            _own(m),
             layer=m.layer,
             total_steps=m.total_steps,
             chance=m.chance,
@@ -131,6 +139,11 @@ def _other_figures(m: Material) -> dict[str, Figure]:
             share=share,
         ),
     }
+
+
+def _own(m: Material) -> dict[str, pd.DataFrame]:
+    """Accuracies of the probe itself, without its controls."""
+    return {name: table[table["control"] == "none"] for name, table in m.probe_tables.items()}
 
 
 def _spread(steps: list[int], count: int = 4) -> list[int]:

@@ -18,10 +18,12 @@ import torch
 from figures.compare import Measured, comparison, training_seconds, verdict
 from figures.paper import LINEAR_PROBE
 from figures.recipes import Material, draw_all
+from probes.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.attention import AttentionMaps, attention_maps, attention_stats
 from probes.features import scattered_steps, uniform_steps
-from probes.linear import probe
+from probes.protocols import ProtocolConfig
 from probes.results import Result, provenance, write_result
+from probes.splits import probe_splits
 from probes.tokens import encode_images, token_change, unchanged_share
 from star.checkpoint import Loaded, open_model
 from star.codes import CodeStore
@@ -111,6 +113,7 @@ def reproduce(
     )
     write_json(out / PLAN_FILE, _plain(plan))
     models, probed, loaded = [], {}, {}
+    atlas: Atlas | None = None
     for name, config in _configs(plan.config).items():
         rate = _choose_rate(name, config, plan, data, out, device, on_progress, on_message)
         config = dataclasses.replace(config, lr=rate)
@@ -118,9 +121,9 @@ def reproduce(
         _train(config, data.stores, run, device, f"train {name}", on_progress)
         keep_tokenizer(data, run)
         loaded[name] = open_model(run, device=device)
-        measured, table = _measure(name, loaded[name], config, plan, data.stores, run, out, on_progress)
-        models.append(measured)
-        probed[name] = table
+        atlas = _probe(name, loaded[name], plan, data, out, atlas, on_progress)
+        models.append(_measure(name, loaded[name], atlas, config, plan, data.stores, run, out))
+        probed[name] = atlas.result.table
     figures = _draw(plan, data, loaded, probed, models[0].layer, out, on_progress)
     return _summarise(plan, models, out, figures)
 
@@ -207,49 +210,65 @@ def _train(
     trainer.fit(on_step=lambda step: on_progress(stage, step, config.max_steps))
 
 
+def _probe(
+    name: str,
+    loaded: Loaded,
+    plan: Plan,
+    data: PreparedData,
+    out: Path,
+    like: Atlas | None,
+    on_progress: Progress,
+) -> Atlas:
+    """Logistic regression at every layer and 8 steps, with its controls; written to results/."""
+    model = loaded.model.config
+    config = AtlasConfig(
+        layers=tuple(range(1, model.layers + 1)),
+        steps=tuple(uniform_steps(model.tokens, plan.probe_steps)),
+        protocol=ProtocolConfig(name="logreg"),
+    )
+    atlas = probe_atlas(
+        loaded,
+        probe_splits(data.stores),
+        config,
+        images=data.source,
+        tokenizer=data.tokenizer,
+        like=like,
+        on_stage=lambda stage, done, total: on_progress(f"probe {name}: {stage}", done, total),
+    )
+    write_result(atlas.result, out / "results" / f"probe-{name.lower()}.csv")
+    return atlas
+
+
 def _measure(
     name: str,
     loaded: Loaded,
+    atlas: Atlas,
     config: TrainConfig,
     plan: Plan,
     stores: dict[str, CodeStore],
     run: Path,
     out: Path,
-    on_progress: Progress,
-) -> tuple[Measured, pd.DataFrame]:
-    model = loaded.model
-    layers = list(range(1, model.config.layers + 1))
-    steps = uniform_steps(model.config.tokens, plan.probe_steps)
-    stage = f"probe {name}"
-    probed = probe(
-        loaded,
-        stores,
-        layers=layers,
-        steps=steps,
-        on_progress=lambda done, total: on_progress(stage, done, total),
-    )
-    write_result(probed.result, out / "results" / f"probe-{name.lower()}.csv")
+) -> Measured:
+    model, facts = loaded.model, atlas.result.info
+    layers, steps = facts["layers"], facts["steps"]
     stats = attention_stats(
         model, stores["test"], layers=layers, steps=steps, limit=plan.attention_images
     )
-    info = {
-        key: probed.result.info[key] for key in ("checkpoint", "checkpoint_sha256", "weights", "data")
-    }
+    info = {key: facts[key] for key in ("checkpoint", "checkpoint_sha256", "weights", "splits")}
     info = provenance(measurement="attention statistics", condition="true class", **info)
     write_result(Result(stats, info), out / "results" / f"attention-{name.lower()}.csv")
     layer = config.objective.resolved_contrast_layer(model.config)
     sequences = config.batch_size * config.objective.views
-    measured = Measured(
+    return Measured(
         name=name,
         lr=config.lr,
         steps=config.max_steps,
         seconds=training_seconds(run, sequences),
         layer=layer,
-        correct=probed.correct_LKN[layer - 1],
+        correct=atlas.hits_SLKN[0, layer - 1],
         nll=image_nll(model, stores["val"]),
         attention=stats,
     )
-    return measured, probed.result.table
 
 
 def _draw(

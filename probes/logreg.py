@@ -9,10 +9,11 @@ coordinates: features rotated to their principal axes and scaled so that the Hes
 identity. Heads share the evaluations, two batched products each, and nothing else: directions, step
 lengths and ends are a head's own, so a head's result does not depend on which others are fitted.
 
-Shapes: G groups of features, N images, D width, S label sets, Y classes; Q = S x strengths, the heads
-of a group; parameters are (G, D + 1, Q, Y), the last row being the bias.
+Shapes: G groups of features, N images, D width, S label sets, Y classes, R = min(N, D) principal axes;
+parameters are (G, R + 1, S, Y), the last row being the bias; a head is one (g, s) at one strength.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -36,14 +37,25 @@ def fit_logreg(
     *,
     iterations: int = 300,
 ) -> tuple[Tensor, Tensor]:
-    """Weights (G, D, S, strengths, Y) and biases (G, S, strengths, Y) of standardised features."""
-    groups, _, width = features_GND.shape
-    problem = _Problem(features_GND, labels_SN, classes, strengths)
-    sets = len(labels_SN) * len(strengths)
-    start = torch.zeros(groups, width + 1, sets, classes, device=features_GND.device)
-    found_GDQY = problem.weights(_minimise(problem, start, iterations))
-    shape = (len(labels_SN), len(strengths), classes)
-    return found_GDQY[:, :-1].unflatten(2, shape[:2]), found_GDQY[:, -1].reshape(groups, *shape)
+    """Weights (G, D, S, strengths, Y) and biases (G, S, strengths, Y) of standardised features.
+
+    The strengths are fitted from the smallest on, each from the minimum of the one before.
+    """
+    problem = _Problem(features_GND, labels_SN, classes)
+    inner = problem.x_GNR.new_zeros(len(features_GND), problem.x_GNR.shape[2], len(labels_SN), classes)
+    found = {}
+    for strength in sorted(strengths):
+        problem.set_strength(strength)
+        inner = _minimise(problem, inner / problem.scale_GR11, iterations) * problem.scale_GR11
+        found[strength] = torch.cat(
+            [
+                (problem.axes_GDR @ inner[:, :-1].flatten(2)).unflatten(2, inner.shape[2:]),
+                inner[:, -1:],
+            ],
+            dim=1,
+        )
+    both_GDSCY = torch.stack([found[strength] for strength in strengths], dim=3)
+    return both_GDSCY[:, :-1], both_GDSCY[:, -1]
 
 
 def predict(features_GND: Tensor, weight_GDSCY: Tensor, bias_GSCY: Tensor) -> Tensor:
@@ -55,76 +67,100 @@ def predict(features_GND: Tensor, weight_GDSCY: Tensor, bias_GSCY: Tensor) -> Te
 class _Problem:
     """The losses of all heads and their gradients, in preconditioned coordinates."""
 
-    def __init__(
-        self, features_GND: Tensor, labels_SN: Tensor, classes: int, strengths: Sequence[float]
-    ) -> None:
+    def __init__(self, features_GND: Tensor, labels_SN: Tensor, classes: int) -> None:
         groups, images, _ = features_GND.shape
-        variances_GD, self.axes_GDD = torch.linalg.eigh(features_GND.mT @ features_GND / images)
+        self.variances_GR, self.axes_GDR = _principal_axes(features_GND)
         ones = features_GND.new_ones(groups, images, 1)
-        self.x_GND = torch.cat([features_GND @ self.axes_GDD, ones], dim=2)
-        penalties = 1 / (torch.tensor(strengths, device=ones.device) * images)
-        self.penalty_Q = penalties.repeat(len(labels_SN))
-        curvature = CURVATURE * variances_GD[:, :, None].clamp_min(0) + self.penalty_Q
+        self.x_GNR = torch.cat([features_GND @ self.axes_GDR, ones], dim=2)
+        self.target_NSY = F.one_hot(labels_SN, classes).float().transpose(0, 1)
+
+    def set_strength(self, strength: float) -> None:
+        """Evaluate for this inverse strength C from now on."""
+        self.penalty = 1 / (strength * self.x_GNR.shape[1])
+        curvature = CURVATURE * self.variances_GR + self.penalty
         # The bias is not penalised; its curvature is that of a feature of variance 1.
         bias = torch.full_like(curvature[:, :1], CURVATURE)
-        self.scale_GDQ1 = torch.cat([curvature, bias], dim=1).rsqrt()[..., None]
-        target_SNY = F.one_hot(labels_SN, classes).float()
-        self.target_NQY = target_SNY.repeat_interleave(len(strengths), 0).transpose(0, 1)
+        self.scale_GR11 = torch.cat([curvature, bias], dim=1).rsqrt()[..., None, None]
 
-    def weights(self, free_GDQY: Tensor) -> Tensor:
-        """Parameters in the coordinates of the features."""
-        scaled = free_GDQY * self.scale_GDQ1
-        turned = (self.axes_GDD @ scaled[:, :-1].flatten(2)).unflatten(2, scaled.shape[2:])
-        return torch.cat([turned, scaled[:, -1:]], dim=1)
+    def only(self, chosen_G: Tensor) -> "_Problem":
+        """The same problem of some of the groups."""
+        part = copy.copy(self)
+        part.x_GNR, part.scale_GR11 = self.x_GNR[chosen_G], self.scale_GR11[chosen_G]
+        return part
 
-    def evaluate(self, free_GDQY: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (G, Q) and their gradients."""
-        weight_GDQY = free_GDQY * self.scale_GDQ1
-        logits_GNQY = (self.x_GND @ weight_GDQY.flatten(2)).unflatten(2, weight_GDQY.shape[2:])
-        log_sum_GNQ = logits_GNQY.logsumexp(-1)
-        picked_GNQ = (logits_GNQY * self.target_NQY).sum(-1)
-        loss_GQ = (log_sum_GNQ - picked_GNQ).mean(1)
-        error_GNQY = logits_GNQY.sub_(log_sum_GNQ[..., None]).exp_().sub_(self.target_NQY)
-        gradient = (self.x_GND.mT @ error_GNQY.flatten(2)).view_as(weight_GDQY) / self.x_GND.shape[1]
-        inner = weight_GDQY[:, :-1]
-        loss_GQ = loss_GQ + inner.square().sum((1, 3)) * self.penalty_Q / 2
-        gradient[:, :-1] += inner * self.penalty_Q[:, None]
-        return loss_GQ, gradient * self.scale_GDQ1
+    def evaluate(self, free_GRSY: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (G, 1, S, 1) and their gradients."""
+        weight_GRSY = free_GRSY * self.scale_GR11
+        logits_GNSY = (self.x_GNR @ weight_GRSY.flatten(2)).unflatten(2, weight_GRSY.shape[2:])
+        log_sum_GNS = logits_GNSY.logsumexp(-1)
+        picked_GNS = (logits_GNSY * self.target_NSY).sum(-1)
+        error_GNSY = logits_GNSY.sub_(log_sum_GNS[..., None]).exp_().sub_(self.target_NSY)
+        gradient = (self.x_GNR.mT @ error_GNSY.flatten(2)).view_as(weight_GRSY) / self.x_GNR.shape[1]
+        inner = weight_GRSY[:, :-1]
+        loss_GS = (log_sum_GNS - picked_GNS).mean(1) + inner.square().sum((1, 3)) * self.penalty / 2
+        gradient[:, :-1] += inner * self.penalty
+        return loss_GS[:, None, :, None], gradient * self.scale_GR11
 
 
-def _dot(a_GDQY: Tensor, b_GDQY: Tensor) -> Tensor:
-    return (a_GDQY * b_GDQY).sum((1, 3), keepdim=True)
+def _principal_axes(features_GND: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (G, R) along principal axes (G, D, R), R = min(N, D); in float64 for its small ones.
+
+    With fewer images than features the minimum lies in the images' span, whose axes suffice; those
+    without variance are 0.
+    """
+    images, width = features_GND.shape[1:]
+    x_GND = features_GND.double()
+    if width <= images:
+        variances_GR, axes_GDR = torch.linalg.eigh(x_GND.mT @ x_GND / images)
+    else:
+        variances_GR, inside_GNR = torch.linalg.eigh(x_GND @ x_GND.mT / images)
+        known = variances_GR > 1e-9 * variances_GR.amax(1, keepdim=True).clamp_min(1e-30)
+        length = torch.where(known, (images * variances_GR.clamp_min(1e-30)).rsqrt(), 0.0)
+        axes_GDR = (x_GND.mT @ inside_GNR) * length[:, None]
+    return variances_GR.clamp_min(0).float(), axes_GDR.float()
 
 
-def _minimise(problem: _Problem, point: Tensor, iterations: int) -> Tensor:
+def _dot(a_GRSY: Tensor, b_GRSY: Tensor) -> Tensor:
+    return (a_GRSY * b_GRSY).sum((1, 3), keepdim=True)
+
+
+def _minimise(problem: _Problem, start: Tensor, iterations: int) -> Tensor:
     """L-BFGS of every head on its own; a head whose step is refused tries half of it next time."""
+    result, places = start.clone(), torch.arange(len(start), device=start.device)
+    point = start
     loss, gradient = problem.evaluate(point)
+    direction, length = -gradient, torch.ones_like(loss)
+    size = torch.ones_like(loss)
     steps: list[Tensor] = []
     changes: list[Tensor] = []
-    direction, length = -gradient, torch.ones_like(_dot(point, point))
-    size = torch.ones_like(length)
     for _ in range(iterations):
         open_heads = gradient.abs().amax((1, 3), keepdim=True) > TOLERANCE
-        if not open_heads.any():
+        open_G = open_heads.flatten(1).any(1)
+        if not open_G.any():
             break
+        if 2 * open_G.sum() <= len(open_G):  # most groups are done: work on the others alone
+            result[places] = point
+            problem, places, open_heads = problem.only(open_G), places[open_G], open_heads[open_G]
+            point, loss, gradient, direction, length, size = (
+                value[open_G] for value in (point, loss, gradient, direction, length, size)
+            )
+            steps, changes = ([value[open_G] for value in kept] for kept in (steps, changes))
         trial = point + length * direction * open_heads
         trial_loss, trial_gradient = problem.evaluate(trial)
-        slope = _dot(gradient, direction)
         # Near the minimum the loss changes by less than float32 tells apart.
-        allowed = loss[:, None, :, None] * (1 + 1e-6) + SUFFICIENT * length * slope
-        taken = open_heads & (trial_loss[:, None, :, None] <= allowed)
-        step = (trial - point) * taken
-        change = (trial_gradient - gradient) * taken
+        allowed = loss * (1 + 1e-6) + SUFFICIENT * length * _dot(gradient, direction)
+        taken = open_heads & (trial_loss <= allowed)
+        step, change = (trial - point) * taken, (trial_gradient - gradient) * taken
         inner = _dot(step, change)
         size = torch.where(inner > 0, inner / _dot(change, change).clamp_min(1e-30), size)
         steps, changes = [*steps, step][-MEMORY:], [*changes, change][-MEMORY:]
         point, gradient = point + step, gradient + change
-        loss = torch.where(taken[:, 0, :, 0], trial_loss, loss)
+        loss = torch.where(taken, trial_loss, loss)
         refused = open_heads & ~taken
-        fresh = _direction(gradient, steps, changes, size)
-        direction = torch.where(refused, direction, fresh)
+        direction = torch.where(refused, direction, _direction(gradient, steps, changes, size))
         length = torch.where(refused, length / 2, torch.ones_like(length))
-    return point
+    result[places] = point
+    return result
 
 
 def _direction(gradient: Tensor, steps: list[Tensor], changes: list[Tensor], size: Tensor) -> Tensor:
