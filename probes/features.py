@@ -20,6 +20,7 @@ from star.transformer import Transformer, check_layers
 
 __all__ = [
     "StepFeatures",
+    "check_finite",
     "check_store",
     "parse_layers",
     "parse_steps",
@@ -130,3 +131,14 @@ def step_features(
             values[place, :, done : done + len(labels_B)] = chosen_BKD.swapaxes(0, 1)
         done += len(labels_B)
     return StepFeatures(values, np.asarray(store.labels), list(layers), list(steps))
+
+
+def check_finite(part: StepFeatures) -> None:
+    """Raise ``UserError`` that names the first layer and step whose features are not finite."""
+    bad = ~np.isfinite(part.values).all((2, 3))
+    if bad.any():
+        layer, step = np.argwhere(bad)[0]
+        raise UserError(
+            f"features of layer {part.layers[layer]} at step {part.steps[step]} are not finite; "
+            "the checkpoint is broken"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.features import StepFeatures, step_features
+from probes.features import StepFeatures, check_finite, step_features
 from probes.intervals import wilson_interval
 from probes.logreg import fit_logreg, predict
 from probes.results import PROBE_COLUMNS, Result, provenance
@@ -45,7 +45,7 @@ def probe_features(
     Returns the table, columns ``PROBE_COLUMNS`` and the chosen ``c``, and the hits (L, K, N_test).
     """
     for part in features.values():
-        _check_finite(part)
+        check_finite(part)
     train, val, test = (features[name] for name in ("train", "val", "test"))
     classes = 1 + int(train.labels.max())
     if len(np.unique(train.labels)) < 2:
@@ -98,16 +98,6 @@ def _moments(part: StepFeatures, heads: list[tuple[int, int]]) -> tuple[torch.Te
     x_HND = _stack(part, heads)
     # A feature that never changes (the class position at step 1) stays 0 instead of becoming NaN.
     return x_HND.mean(1, keepdim=True), x_HND.std(1, keepdim=True).clamp_min(1e-6)
-
-
-def _check_finite(part: StepFeatures) -> None:
-    bad = ~np.isfinite(part.values).all((2, 3))
-    if bad.any():
-        layer, step = np.argwhere(bad)[0]
-        raise UserError(
-            f"features of layer {part.layers[layer]} at step {part.steps[step]} are not finite; "
-            "the checkpoint is broken"
-        )
 
 
 def probe(
