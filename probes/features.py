@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from star.batches import plain_batches
+from star.checkpoint import Loaded
 from star.codes import CodeStore
 from star.device import autocast
 from star.errors import UserError
@@ -22,6 +23,7 @@ __all__ = [
     "StepFeatures",
     "check_finite",
     "check_store",
+    "check_tokenizer",
     "parse_layers",
     "parse_steps",
     "scattered_steps",
@@ -86,6 +88,16 @@ def check_store(model: Transformer, store: CodeStore) -> None:
             raise UserError(
                 f"the codes in {store.path} have {what} {given}; the model was built for {expected}"
             )
+
+
+def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:
+    """Raise ``UserError`` if the checkpoint names another tokenizer than the one of the codes."""
+    trained_with = (loaded.tokenizer or {}).get("sha256")
+    if trained_with and store.tokenizer_sha256 != trained_with:
+        raise UserError(
+            f"{store.path} was made by another tokenizer than the one {loaded.path} was "
+            f"trained with (sha256 {trained_with[:12]})"
+        )
 
 
 @dataclass(frozen=True)

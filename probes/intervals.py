@@ -1,8 +1,8 @@
 """95 % intervals: Wilson's for a proportion, the normal one for a mean over images, the jackknife's.
 
-The jackknife (Tukey 1958) is for numbers that are no mean over images: the number is taken again without
-each image, or without each of G equal groups of images. Unlike the bootstrap it never holds an image
-twice, which would give every image a neighbour at distance 0.
+The jackknife (Tukey 1958) is for numbers that are no mean over images: the number is taken again
+without each image, or without each of G equal groups of images. Unlike the bootstrap it never holds an
+image twice, which would give images a neighbour at distance 0.
 """
 
 import math

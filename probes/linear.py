@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from probes.features import StepFeatures, check_finite, step_features
+from probes.features import StepFeatures, check_finite, check_tokenizer, step_features
 from probes.intervals import wilson_interval
 from probes.logreg import fit_logreg, predict
 from probes.results import PROBE_COLUMNS, Result, provenance
@@ -112,12 +112,7 @@ def probe(
     missing = [name for name in ("train", "val", "test") if name not in stores]
     if missing:
         raise UserError(f"the data has no {missing[0]} split; probing needs train, val and test")
-    trained_with = (loaded.tokenizer or {}).get("sha256")
-    if trained_with and stores["train"].tokenizer_sha256 != trained_with:
-        raise UserError(
-            f"{stores['train'].path} was made by another tokenizer than the one {loaded.path} was "
-            f"trained with (sha256 {trained_with[:12]})"
-        )
+    check_tokenizer(loaded, stores["train"])
     features = {
         name: step_features(loaded.model, stores[name], layers=layers, steps=steps)
         for name in ("train", "val", "test")

@@ -5,8 +5,8 @@ of the features as they are. Features collapse in two ways, and each number sees
 point, where all images look alike (``image_cosine`` 1; the rank of the noise that is left may be high),
 or onto a line (``effective_rank`` 1; vectors that point both ways along it have a mean cosine of 0).
 
-Consistency is the paper's properties 2 and 3: the cosine of two features of one image (two steps, or one
-step under two views) beside the cosine of the same two kinds of features of different images.
+Consistency is the paper's properties 2 and 3: the cosine of two features of one image (two steps, or
+one step under two views) beside the cosine of the same two kinds of features of different images.
 ``alignment`` and ``uniformity`` are Wang and Isola's (2020), with u = features of length 1:
 E |u - u'|^2 over two views of an image, and log E exp(-2 |u - u'|^2) over pairs of images.
 

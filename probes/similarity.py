@@ -6,9 +6,9 @@ average for independent features, where the plain one grows with D / N; ``debias
 
 Mutual kNN (Huh et al. 2024, "The Platonic Representation Hypothesis") is the share of an image's k
 nearest other images, by cosine, that two sets of features agree on. CKNNA is defined as in that paper's
-released code, which published values come from, not as in its appendix: unbiased HSIC of cosine matrices
-kept only where j is among the k nearest of i in *both* (for the two norms: in the one) and 0 elsewhere,
-without making that mask symmetric. k is 10 there.
+released code, which published values come from: ratio as in CKA, HSIC the unbiased one, of matrices of
+cosines kept only where j is among the k nearest of i in *both* (for the two norms: in the one) and 0
+elsewhere, without making that mask symmetric. k is 10 there.
 
 Both CKA and CKNNA come with the values that leave out images, for ``probes.intervals``.
 
@@ -16,6 +16,7 @@ Shapes: N images, D width, k neighbours.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -138,10 +139,15 @@ class Neighbours:
     cosine: np.ndarray
     total: int
 
-    @property
+    @cached_property
     def keys(self) -> np.ndarray:
-        """(n k,) one number a pair (image, neighbour), and ``keys`` of both orders match."""
+        """(n k,) one number for each pair of an image and its neighbour: image x total + neighbour."""
         return (self.images[:, None] * self.total + self.index).ravel()
+
+    @cached_property
+    def own_hsic(self) -> float:
+        """CKNNA's norm of this side."""
+        return _local_hsic(self, self)
 
 
 def nearest(
@@ -181,9 +187,8 @@ def mutual_knn(first: Neighbours, second: Neighbours) -> np.ndarray:
 
 
 def cknna(first: Neighbours, second: Neighbours) -> float:
-    """CKNNA, 1 for equal cosine matrices; NaN if no pair of images is nearest both ways."""
-    pairs = ((first, second), (first, first), (second, second))
-    return float(_ratio(*(_local_hsic(*pair) for pair in pairs)))
+    """CKNNA, 1 for equal cosine matrices; NaN if a side's norm is not positive."""
+    return float(_ratio(_local_hsic(first, second), first.own_hsic, second.own_hsic))
 
 
 def _local_hsic(first: Neighbours, second: Neighbours) -> float:
