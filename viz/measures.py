@@ -183,18 +183,17 @@ def _draw_curve(axes: Axes, curve: pd.DataFrame, across: str, colour) -> None:
 
 def _draw_baselines(axes: Axes, curves: list, by_layer: bool, name: str) -> None:
     values = np.concatenate([curve["baseline"].to_numpy(dtype=float) for curve, _ in curves])
-    if not name or not np.isfinite(values).any():
-        return
+    known = values[np.isfinite(values)]
     dashes = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
-    if np.ptp(values[np.isfinite(values)]) < 1e-9:
-        axes.axhline(values[np.isfinite(values)][0], color=MUTED, **dashes)
-    else:
+    if len(known) and np.ptp(known) < 1e-9:
+        axes.axhline(known[0], color=MUTED, **dashes)
+    elif len(known):
         for curve, colour in curves:
             x = curve["layer" if by_layer else "step"]
             axes.plot(x, curve["baseline"], color=colour, **dashes)
     axes.annotate(
-        f"dashed: {name}", (1, 1), (0, 10), xycoords="axes fraction", textcoords="offset points",
-        ha="right", va="bottom", color=MUTED, fontsize=8.5,
+        "band: 95 %" + f"; dashed: {name}" * bool(len(known)), (1, 1), (0, 10), ha="right", va="bottom",
+        xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=8.5,
     )  # fmt: skip
 
 
