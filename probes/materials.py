@@ -173,21 +173,29 @@ class Materials:
             )
         return encoded
 
-    def compare(self, prepare: Callable, between: Callable, baseline: float) -> list[tuple]:
-        """Rows of a paired measure: ``prepare`` each side's features once, then every pair."""
-        own = {cell: _unless_constant(prepare, x) for cell, x in self.cells.items()}
+    @cached_property
+    def _prepared(self) -> dict[tuple[str, str], dict]:
+        return {}
+
+    def _prepare(self, kind: str, prepare: Callable, side: str, cells: dict[Cell, np.ndarray]) -> dict:
+        """``prepare`` of every cell of a side, made once a kind; None of cells that are constant."""
+        if (kind, side) not in self._prepared:
+            self._prepared[kind, side] = {
+                cell: None if is_constant(x_ND) else prepare(x_ND) for cell, x_ND in cells.items()
+            }
+        return self._prepared[kind, side]
+
+    def compare(self, kind: str, prepare: Callable, between: Callable, baseline: float) -> list[tuple]:
+        """Rows of a paired measure: ``prepare`` of each cell once, then ``between`` of pairs."""
         rows = []
         for against, cells in self.opponents.items():
-            theirs = (
-                own
-                if against == "self"
-                else {cell: _unless_constant(prepare, x) for cell, x in cells.items()}
-            )
+            own = self._prepare(kind, prepare, "self", self.cells)
+            theirs = self._prepare(kind, prepare, against, cells)
             for a, b in itertools.product(own, theirs):
                 if not _are_compared(against, a, b):
                     continue
                 usable = own[a] is not None and theirs[b] is not None
-                interval = between(own[a], theirs[b]) if usable else (math.nan, math.nan, math.nan)
+                interval = between(own[a], theirs[b]) if usable else (math.nan,) * 3
                 rows.append((against, *a, *b, *interval, len(self.sample), baseline))
         return rows
 
@@ -216,7 +224,3 @@ def _are_compared(against: str, a: Cell, b: Cell) -> bool:
         return True
     shared = a[0] == b[0] or a[1] == b[1]
     return shared and (against == "checkpoint" or a < b)
-
-
-def _unless_constant(prepare: Callable, features_ND: np.ndarray):
-    return None if is_constant(features_ND) else prepare(features_ND)

@@ -276,3 +276,19 @@ def test_intervals_of_cka_hold_the_value_of_many_images():
         held += low <= truth <= high
     # 100 intervals of 95 %: fewer than 88 has a chance of 1 in 500
     assert held >= 88
+
+
+def test_intervals_of_mutual_knn_are_wide_enough():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 9))
+    found = []
+    for _ in range(40):
+        x = rng.normal(size=(200, 6)) + 0.5
+        y = np.tanh(x @ mixing)
+        groups = rng.permutation(200) % 10
+        pairs = zip(nearest(x, 10, groups), nearest(y, 10, groups), strict=True)
+        value, *left_out = (float(mutual_knn(*pair).mean()) for pair in pairs)
+        found.append(jackknife_interval(value, np.array(left_out)))
+    values, low, high = np.array(found).T
+    # the mean of 40 values stands for the truth; fewer than 34 of 40 has a chance of 1 in 100
+    assert ((low <= values.mean()) & (values.mean() <= high)).sum() >= 34
