@@ -35,6 +35,7 @@ MODULES = (
     "samples",
     "training",
     "overview",
+    "measures",
 )
 
 

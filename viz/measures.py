@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from viz.checks import check_columns, require
-from viz.style import ACCURACY_MAP, INK, MUTED, OKABE_ITO, new_figure, styled
+from viz.style import ACCURACY_MAP, INK, MUTED, OKABE_ITO, new_figure, styled, text_colour, thinned
 
 __all__ = ["measure_curves", "measure_figures", "measure_heatmap"]
 
@@ -199,8 +199,7 @@ def _draw_baselines(axes: Axes, curves: list, by_layer: bool, name: str) -> None
 
 def _draw_frame(axes: Axes, rows: pd.DataFrame, by_layer: bool, total: int, unit: str) -> None:
     places = sorted(int(place) for place in rows["layer" if by_layer else "step"].unique())
-    every = -(-len(places) // 12)
-    axes.set_xticks(places[::-1][::every][::-1])
+    axes.set_xticks(thinned(places))
     reach = 0.03 * (max(places) - min(places) or 1)
     axes.set_xlim(places[0] - reach, places[-1] + reach)
     axes.set_xlabel("layer" if by_layer else f"step t of {total} (has seen tokens 1 .. t−1)")
@@ -217,8 +216,7 @@ def _draw_layers(figure: Figure, axes: Axes, layers: list[int]) -> None:
     bar = figure.colorbar(
         ScalarMappable(norm, LAYER_MAP), ax=axes, label="layer", pad=0.02, fraction=0.05
     )
-    every = -(-len(layers) // 12)
-    shown = list(range(len(layers)))[::-1][::every][::-1]
+    shown = thinned(range(len(layers)))
     bar.set_ticks(shown, labels=[str(layers[place]) for place in shown])
     bar.ax.tick_params(length=0)
     bar.ax.minorticks_off()
@@ -232,7 +230,7 @@ def _heatmap(grid: pd.DataFrame, down: str, across: str, unit: str, title: str) 
     rows, columns = grid.shape
     numbered = columns <= 16
     side = 0.5 if numbered else 0.2
-    figure = new_figure(max(5.2, 2.0 + side * columns), max(3.6, 1.5 + 0.84 * side * rows))
+    figure = new_figure(max(5.8, 2.0 + side * columns), max(3.6, 1.5 + 0.84 * side * rows))
     axes = figure.subplots()
     values = grid.to_numpy()
     low = min(0.0, float(np.nanmin(values)))
@@ -241,8 +239,15 @@ def _heatmap(grid: pd.DataFrame, down: str, across: str, unit: str, title: str) 
         grid, ax=axes, cmap=ACCURACY_MAP, vmin=low, vmax=high, annot=numbered, fmt=".2f",
         annot_kws={"fontsize": 8.5}, linewidths=1.0 if numbered else 0, linecolor="white",
         cbar_kws={"label": unit, "pad": 0.02, "fraction": 0.06},
-        xticklabels="auto", yticklabels="auto",
     )  # fmt: skip
+    norm = Normalize(low, high)
+    for text in axes.texts:  # seaborn's own choice is hard to read on the middle of the map
+        column, row = (int(place) for place in text.get_position())
+        text.set_color(text_colour(ACCURACY_MAP(norm(values[row, column]))))
+    shown = thinned(range(columns)) if not numbered else range(columns)
+    axes.set_xticks([place + 0.5 for place in shown], [str(grid.columns[place]) for place in shown])
+    shown = thinned(range(rows)) if not numbered else range(rows)
+    axes.set_yticks([place + 0.5 for place in shown], [str(grid.index[place]) for place in shown])
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     axes.tick_params(length=0, rotation=0)

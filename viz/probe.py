@@ -24,6 +24,7 @@ from viz.style import (
     new_figure,
     styled,
     text_colour,
+    thinned,
 )
 
 __all__ = ["draw_probe_curves", "probe_curves", "probe_heatmap", "probe_heatmap_difference"]
@@ -164,18 +165,12 @@ def _draw_curve(axes: Axes, curve: pd.DataFrame, aside: float, style: dict) -> N
 def _draw_frame(axes: Axes, steps: list[int], total_steps: int, layer: int) -> None:
     axes.set_xticks(steps)
     if len(steps) > 12:  # keep the labels apart
-        axes.set_xticks(_thinned(steps))
+        axes.set_xticks(thinned(steps))
     axes.set_xlim(steps[0] - 0.03 * total_steps, steps[-1] + 0.03 * total_steps)
     axes.set_xlabel(f"step t of {total_steps} (has seen tokens 1 .. t−1)")
     axes.set_ylabel(f"linear probe accuracy, layer {layer} (%)")
     axes.grid(axis="y")
     axes.margins(y=0.08)
-
-
-def _thinned(steps: Sequence[int]) -> list[int]:
-    """Up to 12 of ``steps``, evenly spread, the last among them."""
-    every = -(-len(steps) // 12)
-    return list(steps)[::-1][::every][::-1]
 
 
 def _label_ends(axes: Axes, labels: Mapping[str, tuple[float, dict]]) -> None:
@@ -229,7 +224,7 @@ def _heatmap(
             axes.text(
                 column, row, number.format(value), ha="center", va="center", color=ink, fontsize=9
             )
-    shown = range(columns) if numbered else _thinned(range(columns))
+    shown = range(columns) if numbered else thinned(range(columns))
     axes.set_xticks(shown, [str(grid.columns[place]) for place in shown])
     axes.set_yticks(range(rows), [str(layer) for layer in grid.index])
     axes.tick_params(length=0)

@@ -37,6 +37,7 @@ __all__ = [
     "shorten",
     "styled",
     "text_colour",
+    "thinned",
 ]
 
 PNG_DPI = 160
@@ -164,6 +165,12 @@ def text_colour(background: Sequence[float]) -> str:
     linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in background[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return INK if luminance > 0.24 else "white"
+
+
+def thinned(steps: Sequence[int]) -> list[int]:
+    """Up to 12 of ``steps``, evenly spread, the last among them."""
+    every = -(-len(steps) // 12)
+    return list(steps)[::-1][::every][::-1]
 
 
 def shorten(text: str, most: int) -> str:
