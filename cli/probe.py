@@ -35,7 +35,8 @@ def probe(
     from probes.results import write_result
     from star.prepare import prepare_data
     from star.transformer import check_layers
-    from viz.probe import probe_curves, probe_heatmap
+    from viz.probe import probe_curves
+    from viz.probe_maps import probe_heatmap
     from viz.style import save
 
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)

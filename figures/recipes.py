@@ -18,7 +18,8 @@ from probes.tokens import ViewChange
 from viz.attention import attention_grid, attention_row
 from viz.overview import overview
 from viz.panel import heat_scale
-from viz.probe import probe_curves, probe_heatmap
+from viz.probe import probe_curves
+from viz.probe_maps import probe_heatmap
 from viz.samples import sample_compare
 from viz.style import save
 from viz.tokens import token_views

@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson's for a proportion, the normal one for a mean over images, the jackknife's.
+"""95 % intervals: Wilson's for a proportion, normal and bootstrap for a mean over images, jackknife.
 
 The jackknife (Tukey 1958) is for numbers that are no mean over images: the number is taken again
 without each image, or without each of G equal groups of images. Unlike the bootstrap it never holds an
@@ -9,13 +9,22 @@ import math
 
 import numpy as np
 
-__all__ = ["jackknife_interval", "mean_interval", "student_quantile", "wilson_interval"]
+__all__ = [
+    "bootstrap_interval",
+    "jackknife_interval",
+    "mean_interval",
+    "student_quantile",
+    "wilson_interval",
+]
 
 Z = 1.959963984540054  # 97.5 % quantile of the standard normal
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """(low, high) of a proportion (Wilson 1927); inside [0, 1] also at 0 and at all successes."""
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """(low, high) of a proportion (Wilson 1927); inside [0, 1] also at 0 and at all successes.
+
+    ``successes`` may be fractional: the mean over several probes of the same ``trials`` images.
+    """
     assert 0 <= successes <= trials and trials > 0, (successes, trials)
     share, spread = successes / trials, Z**2 / trials
     centre = (share + spread / 2) / (1 + spread)
@@ -30,6 +39,20 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     half = Z * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def bootstrap_interval(
+    values_N: np.ndarray, rng: np.random.Generator, resamples: int = 10_000
+) -> tuple[float, float]:
+    """(low, high) of the mean over images: the percentile bootstrap (Efron 1979).
+
+    A mean needs only how often each distinct value is drawn, and these counts are multinomial: drawing
+    them is the same as drawing N images with replacement, at the cost of the few distinct values.
+    """
+    distinct_V, counts_V = np.unique(values_N, return_counts=True)
+    drawn_RV = rng.multinomial(len(values_N), counts_V / len(values_N), size=resamples)
+    low, high = np.percentile(drawn_RV @ distinct_V / len(values_N), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def jackknife_interval(value: float, left_out_G: np.ndarray) -> tuple[float, float, float]:

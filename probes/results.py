@@ -20,7 +20,7 @@ from star.versions import PACKAGE, installed_version
 __all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
 
 PROBE_COLUMNS = (
-    "layer", "step", "protocol", "control", "split", "accuracy", "low", "high", "n",
+    "layer", "step", "protocol", "control", "seed", "split", "accuracy", "low", "high", "n",
 )  # fmt: skip
 
 

@@ -13,13 +13,15 @@ from matplotlib.patches import Polygon, Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
-from probes.results import PROBE_COLUMNS
 from star.errors import UserError
 from viz import style
 from viz.attention import attention_compare, attention_grid, attention_row
+from viz.classes import class_accuracy
+from viz.confusion import confused_pairs, confusion_matrix
 from viz.overview import overview
 from viz.panel import heat_scale, most_attended
-from viz.probe import probe_curves, probe_heatmap, probe_heatmap_difference
+from viz.probe import probe_curves
+from viz.probe_maps import probe_heatmap, probe_heatmap_difference
 from viz.samples import sample_compare, sample_grid
 from viz.tokens import token_views
 from viz.training import training_curves
@@ -30,6 +32,9 @@ MODULES = (
     "checks",
     "panel",
     "probe",
+    "probe_maps",
+    "confusion",
+    "classes",
     "attention",
     "tokens",
     "samples",
@@ -62,21 +67,56 @@ def _maps(rows: int, grid: int = GRID, steps=STEPS) -> tuple[np.ndarray, np.ndar
 
 def _table(shift: float = 0.0, layers=(5, 6), steps=(4, 8, 12, 16)) -> pd.DataFrame:
     rows = [
-        (
-            layer,
-            step,
-            "mae",
-            "",
-            "test",
-            0.4 + shift + 0.01 * layer + 0.02 * step,
-            0.3 + shift,
-            0.85,
-            100,
-        )
+        {
+            "layer": layer,
+            "step": step,
+            "protocol": "mae",
+            "control": "none",
+            "split": "test",
+            "accuracy": 0.4 + shift + 0.01 * layer + 0.02 * step,
+            "low": 0.3 + shift,
+            "high": 0.85,
+            "n": 100,
+        }
         for layer in layers
         for step in steps
     ]
-    return pd.DataFrame(rows, columns=list(PROBE_COLUMNS))
+    return pd.DataFrame(rows)
+
+
+def _controls(shift: float = 0.0, layer: int = 6) -> pd.DataFrame:
+    """All four controls, level over the steps; tokens and pixels at layer 0."""
+    levels = {"random": (layer, 0.31), "shuffled": (layer, 0.1), "codes": (0, 0.3), "pixels": (0, 0.33)}
+    tables = [
+        _table(layers=(at,)).assign(control=name, accuracy=level + shift, low=0.05, high=0.4)
+        for name, (at, level) in levels.items()
+    ]
+    return pd.concat([_table(), *tables])
+
+
+def _tested(better, layers=(5, 6), steps=(4, 8, 12, 16)) -> pd.DataFrame:
+    """The columns of ``probes.compare`` that a drawing reads; ``better`` by layer and step."""
+    cells = [(layer, step) for layer in layers for step in steps]
+    rows = [(*cell, better.get(cell, "neither")) for cell in cells] + [(5, 0, None)]
+    return pd.DataFrame(rows, columns=["layer", "step", "better"])
+
+
+def _counts(classes: int) -> np.ndarray:
+    """Of 10 images a class, 7 right, 2 taken for the next class, 1 for the one after."""
+    return sum(
+        count * np.roll(np.eye(classes, dtype=int), place, 1) for place, count in enumerate((7, 2, 1))
+    )
+
+
+def _by_class(classes: int, shift: float = 0.0) -> pd.DataFrame:
+    accuracy = np.linspace(0.2, 0.8, classes) + shift
+    return pd.DataFrame(
+        {"class": range(classes), "accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
+    )
+
+
+def _names(classes: int) -> list[str]:
+    return [f"class {label}" for label in range(classes)]
 
 
 def _metrics(contrast: bool) -> pd.DataFrame:
@@ -142,6 +182,40 @@ DRAWINGS = {
     "difference": (
         lambda: probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR")),
         2, ("+10.0", "Linear probe accuracy: ST-AR minus AR", "difference (percentage points)"), 5.6,
+    ),
+    "controls": (
+        lambda: probe_curves(
+            {"AR": _table(), "ST-AR": _table(0.1)}, 6, total_steps=16, chance=0.1,
+            controls={"AR": _controls(), "ST-AR": _controls(0.02)},
+        ),
+        1, ("ST-AR", "random weights", "shuffled labels", "tokens alone", "raw pixels", "chance 10 %"),
+        7.6,
+    ),
+    "tested": (
+        lambda: probe_heatmap_difference(
+            _table(0.1), _table(), ("ST-AR", "AR"), tested=_tested({(5, 8): "ST-AR"})
+        ),
+        2, ("+10.0", "step\n•  one is better: McNemar's test, Holm-corrected, p < 0.05"), 5.6,
+    ),
+    "confusion": (
+        lambda: confusion_matrix(_counts(10), _names(10)),
+        2, ("class 9", "70", "20", "10", "0", "predicted class", "of the true class's images (%)"), 6.5,
+    ),
+    "confusion of many": (
+        lambda: confusion_matrix(_counts(250), _names(250), "Title"),
+        3, ("Title", "predicted class (its number, 3 neighbours a cell)", "class 0 → class 1", "20 %"),
+        11.2,
+    ),
+    "classes": (
+        lambda: class_accuracy(
+            {"AR": _by_class(10), "ST-AR": _by_class(10, 0.1)}, _names(10), chance=0.1
+        ),
+        1, ("class 9", "AR", "ST-AR", "chance 10 %", "linear probe accuracy (%), 95 % intervals"), 7.6,
+    ),
+    "many classes": (
+        lambda: class_accuracy({"ST-AR": _by_class(100)}, _names(100)),
+        1, ("the 100 classes, each model's best first",
+            "ST-AR, best: class 99 (80 %), class 98 (79 %), class 97 (79 %), class 96 (78 %)"), 8.6,
     ),
     "grid": (_grid_figure, 7, ("layer 2", "layer 6", "step 1", "step 16", "1.00", ".30"), 9.6),
     "row": (_row_figure, 4, ("layer 6", "step 6", "not yet seen"), 9.6),
@@ -294,6 +368,89 @@ def test_probe_curve_is_in_percent_with_its_interval():
     assert container[2][0].get_segments()[0][:, 1] == pytest.approx([30, 85])
 
 
+def test_controls_are_thin_lines_of_distinct_dashes_under_the_models():
+    figure = probe_curves(
+        {"AR": _table()}, 6, total_steps=16, controls={"AR": _controls(), "ST-AR": _controls(0.02)}
+    )
+    axes = figure.axes[0]
+    thin = [line for line in axes.lines if line.get_linewidth() == 1.1]
+    model = axes.containers[0][0]
+    assert all(line.get_zorder() < model.get_zorder() for line in thin)
+    assert len({str(line._dash_pattern) for line in thin}) == len(thin) == 4
+    # The mean over the tables, in a band from the lower to the higher.
+    assert [line.get_ydata()[-1] for line in thin] == pytest.approx([32, 11, 31, 34])
+    bands = [c.get_paths()[0].get_extents() for c in axes.collections if c.get_zorder() == 1.5]
+    assert sorted(band.y0 for band in bands) == pytest.approx([10, 30, 31, 33])
+    assert sorted(band.y1 for band in bands) == pytest.approx([12, 32, 33, 35])
+    one = probe_curves({"AR": _table()}, 6, total_steps=16, controls={"AR": _controls()})
+    assert not [c for c in one.axes[0].collections if c.get_zorder() == 1.5]
+
+
+def test_a_control_not_measured_at_this_layer_is_left_out():
+    figure = probe_curves({"AR": _table()}, 5, total_steps=16, controls={"AR": _controls(layer=6)})
+    texts = _texts(figure)
+    assert {"tokens alone", "raw pixels"} <= texts and "random weights" not in texts
+
+
+def test_several_seeds_are_drawn_as_their_mean():
+    seeds = pd.concat([_table().assign(seed=0), _table(0.1).assign(seed=1)])
+    [container] = probe_curves({"AR": seeds}, 6, total_steps=16).axes[0].containers
+    assert container[0].get_ydata() == pytest.approx([59, 67, 75, 83])
+    assert "59.0" in _texts(probe_heatmap(seeds))
+    with pytest.raises(UserError, match="layer 6 step 4 more than once"):
+        probe_curves({"AR": pd.concat([seeds, seeds])}, 6, total_steps=16)
+
+
+def test_dots_mark_the_cells_with_a_difference_that_was_found():
+    found = {(5, 8): "ST-AR", (6, 16): "AR"}
+    figure = probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR"), tested=_tested(found))
+    [dots] = figure.axes[0].collections
+    assert [tuple(place) for place in np.rint(dots.get_offsets()).astype(int)] == [(1, 0), (3, 1)]
+    plain = probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR"))
+    assert not plain.axes[0].collections
+    assert not [text for text in _texts(plain) if "McNemar" in text]
+
+
+def test_a_confusion_matrix_shows_percent_of_the_true_class():
+    counts = np.array([[3, 1, 0], [0, 0, 0], [5, 5, 10]])
+    figure = confusion_matrix(counts, ["cat", "dog", "ship"])
+    numbers = {
+        (round(text.get_position()[1]), round(text.get_position()[0])): text.get_text()
+        for text in figure.axes[0].texts
+    }
+    expected = {(0, 0): "75", (0, 1): "25", (0, 2): "0", (2, 0): "25", (2, 1): "25", (2, 2): "50"}
+    assert numbers == expected  # no image of a dog: its row stays blank
+    assert confused_pairs(counts) == [(0, 1, 0.25), (2, 0, 0.25), (2, 1, 0.25)]
+
+
+def test_neighbouring_classes_are_summed_where_there_are_too_many():
+    figure = confusion_matrix(_counts(250), _names(250))
+    [image] = figure.axes[0].images
+    drawn = np.asarray(image.get_array())
+    assert drawn.shape == (84, 84)
+    # Three classes of 10 images: 7 + 2 + 1, 7 + 2 and 7 stay inside the group.
+    assert drawn[0, :2] == pytest.approx([100 * 26 / 30, 100 * 4 / 30])
+    np.testing.assert_allclose(drawn.sum(1), 100)
+
+
+def test_classes_are_sorted_by_the_first_model():
+    tables = {"AR": _by_class(3), "ST-AR": _by_class(3).assign(accuracy=[0.9, 0.5, 0.1], low=0, high=1)}
+    axes = class_accuracy(tables, ["cat", "dog", "ship"]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ship", "dog", "cat"]
+    # Each model leaves a container of whiskers and one of bars.
+    widths = [
+        [patch.get_width() for patch in bars] for bars in axes.containers if hasattr(bars, "patches")
+    ]
+    assert widths == [pytest.approx([80, 50, 20]), pytest.approx([10, 50, 90])]
+
+
+def test_a_class_without_images_is_left_out():
+    table = _by_class(3)
+    table.loc[1, ["accuracy", "low", "high"]] = np.nan
+    axes = class_accuracy({"AR": table}, ["cat", "dog", "ship"]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ship", "cat"]
+
+
 def _unseen_weight():
     maps, weights = _maps(1)
     maps[0, 1] = np.roll(maps[0, 1], 1)
@@ -313,6 +470,26 @@ BAD = {
     ),
     "no layer 7; it has: 5, 6": lambda: probe_curves({"AR": _table()}, 7, total_steps=16),
     "outside 1..8": lambda: probe_curves({"AR": _table()}, 6, total_steps=8),
+    "controls holds none of random, shuffled, codes, pixels at layer 5 or 0": lambda: probe_curves(
+        {"AR": _table()}, 5, total_steps=16, controls={"AR": _controls().query("layer == 6")}
+    ),
+    "the controls of AR lacks the columns control": lambda: probe_curves(
+        {"AR": _table()}, 6, total_steps=16, controls={"AR": _table().drop(columns="control")}
+    ),
+    "no test at layer 6 step 4": lambda: probe_heatmap_difference(
+        _table(), _table(), ("a", "b"), tested=_tested({}, layers=(5,))
+    ),
+    "tested finds c better; expected a or b": lambda: probe_heatmap_difference(
+        _table(), _table(), ("a", "b"), tested=_tested({(5, 4): "c"})
+    ),
+    "expected counts (classes, classes)": lambda: confusion_matrix(_counts(3) / 10, _names(3)),
+    "holds 2 names; expected 3": lambda: confusion_matrix(_counts(3), _names(2)),
+    "holds no image": lambda: confusion_matrix(0 * _counts(3), _names(3)),
+    "a class more than once": lambda: class_accuracy({"AR": pd.concat([_by_class(3)] * 2)}, _names(3)),
+    "has classes 0..2; 2 names": lambda: class_accuracy({"AR": _by_class(3)}, _names(2)),
+    "ST-AR was tested on other classes than AR": lambda: class_accuracy(
+        {"AR": _by_class(3), "ST-AR": _by_class(2)}, _names(3)
+    ),
     "more than once": lambda: probe_curves({"AR": pd.concat([_table()] * 2)}, 6, total_steps=16),
     "lacks the columns accuracy": lambda: probe_heatmap(_table().drop(columns="accuracy")),
     "same layers and steps": lambda: probe_heatmap_difference(

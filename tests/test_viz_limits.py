@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from test_viz import _image, _maps, _samples, _table
+from test_viz import _by_class, _controls, _counts, _image, _maps, _samples, _table
 
 from figures.recipes import Material, _attention_figures
 from probes.attention import AttentionMaps
 from star.errors import UserError
 from viz.attention import attention_grid
-from viz.probe import probe_curves, probe_heatmap
+from viz.classes import class_accuracy
+from viz.confusion import confusion_matrix
+from viz.probe import _spread, probe_curves
+from viz.probe_maps import probe_heatmap
 from viz.samples import sample_grid
 from viz.tokens import token_views
 
@@ -72,6 +75,48 @@ def test_the_label_of_chance_lies_beside_the_whiskers():
     [box] = [box for text, box in boxes(figure) if text == "chance 33.3 %"]
     assert box.x0 >= figure.axes[0].get_window_extent().x1
     assert overlapping(figure) == []
+
+
+def test_labels_of_lines_that_end_together_are_apart_and_in_order():
+    level = _table().assign(accuracy=0.32, low=0.3, high=0.34)
+    models = {"AR": level, "ST-AR": level.assign(accuracy=0.33)}
+    figure = probe_curves(models, 6, total_steps=16, chance=0.1, controls={"AR": _controls()})
+    words = (
+        "chance 10 %",
+        "shuffled labels",
+        "tokens alone",
+        "random weights",
+        "AR",
+        "ST-AR",
+        "raw pixels",
+    )
+    heights = {text: box.y0 for text, box in boxes(figure) if text in words}
+    assert set(heights) == set(words) and overlapping(figure) == []
+    ends = sorted(words[2:], key=heights.get)
+    assert ends[:3] == ["tokens alone", "random weights", "AR"] and set(ends[3:]) == set(words[5:])
+    assert max(heights["chance 10 %"], heights["shuffled labels"]) < heights["tokens alone"]
+
+
+def test_labels_move_as_little_as_possible():
+    assert _spread([0, 10, 20], 5) == [0, 10, 20]
+    assert _spread([0, 10, 10], 4) == [0, 8, 12]
+    assert _spread([0, 3, 3, 30], 4) == [-2, 2, 6, 30]
+
+
+def test_long_class_names_stay_inside_the_picture():
+    names = [f"a name of many letters {label}" for label in range(20)]
+    tall = confusion_matrix(_counts(20), names, "A title")
+    pair = confusion_matrix(_counts(30)[:2, :2], names[:2], "A title that is wider than two cells are")
+    many = confusion_matrix(_counts(120), names * 6)
+    bars = class_accuracy({"AR": _by_class(20)}, names)
+    ends = class_accuracy({"AR": _by_class(120), "ST-AR": _by_class(120)}, names * 6, chance=0.1)
+    for figure in (tall, pair, many, bars, ends):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)  # lays it out
+        drawn = figure.get_tightbbox(renderer)
+        width, height = figure.get_size_inches()
+        assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
+    assert overlapping(many) == []
 
 
 def test_figures_2_and_5_share_one_scale():

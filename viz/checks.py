@@ -8,7 +8,15 @@ import pandas as pd
 
 from probes.results import UserError
 
-__all__ = ["check_columns", "check_image", "check_images", "check_indices", "check_steps", "require"]
+__all__ = [
+    "check_columns",
+    "check_image",
+    "check_images",
+    "check_indices",
+    "check_probe_cells",
+    "check_steps",
+    "require",
+]
 
 
 def require(condition: bool, message: str) -> None:
@@ -70,3 +78,25 @@ def check_columns(name: str, table: pd.DataFrame, columns: Iterable[str]) -> Non
         f"{name} lacks the columns {', '.join(missing)}; it has: {', '.join(map(str, table.columns))}",
     )
     require(len(table) > 0, f"{name} has no rows")
+
+
+def check_probe_cells(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` (columns layer, step, accuracy, ...) with one row per layer and step.
+
+    Where it holds several seeds: the means of accuracy, low and high over them. ``UserError`` if a
+    seed holds a layer and step twice.
+    """
+    cell = ["layer", "step"]
+    seeded = "seed" in table.columns
+    twice = table[table.duplicated([*cell, "seed"] if seeded else cell)]
+    if len(twice):
+        first = twice.iloc[0]
+        require(
+            False,
+            f"{name} holds layer {first['layer']} step {first['step']} more than once; "
+            "select one protocol, control and split first",
+        )
+    if not seeded:
+        return table
+    numbers = [column for column in ("accuracy", "low", "high") if column in table.columns]
+    return table.groupby(cell, as_index=False)[numbers].mean()

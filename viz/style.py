@@ -28,6 +28,7 @@ __all__ = [
     "MUTED",
     "OKABE_ITO",
     "PNG_DPI",
+    "SHARE_MAP",
     "TOP",
     "UNSEEN",
     "diverging_map",
@@ -73,6 +74,7 @@ _MAKO = (
     "#35264C",
 )
 ACCURACY_MAP = LinearSegmentedColormap.from_list("accuracy", _MAKO[:-1])
+SHARE_MAP = LinearSegmentedColormap.from_list("share", ["#FAFAFA", *_MAKO[:-1]])  # nothing: near-white
 HEAT_MAP = LinearSegmentedColormap.from_list(
     "attention",
     [
@@ -167,15 +169,15 @@ def text_colour(background: Sequence[float]) -> str:
     return INK if luminance > 0.24 else "white"
 
 
-def thinned(steps: Sequence[int]) -> list[int]:
-    """Up to 12 of ``steps``, evenly spread, the last among them."""
-    every = -(-len(steps) // 12)
-    return list(steps)[::-1][::every][::-1]
-
-
 def shorten(text: str, most: int) -> str:
     """``text`` of at most ``most`` letters, an ellipsis in the place of what is left out."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def thinned(values: Sequence[int], most: int = 12) -> list[int]:
+    """Up to ``most`` of ``values``, evenly spread, the last among them."""
+    every = -(-len(values) // most)
+    return list(values)[::-1][::every][::-1]
 
 
 def save(

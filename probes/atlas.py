@@ -1,0 +1,308 @@
+"""The probing atlas: every layer at every step of a checkpoint, each number beside its controls.
+
+The controls are the same probe, with the same protocol, images and choice on the validation part, on
+
+- ``random``: the same layers and steps of the model with its initial random weights;
+- ``shuffled``: the checkpoint's features with the training labels permuted;
+- ``codes``: a bag of visual words, the tokens seen so far counted (layer 0);
+- ``pixels``: the pixels of the area seen so far (layer 0).
+
+Work is done arm by arm (one source, both label sets where it has them); arms that are done and heads in
+training are kept in a work folder, so that an interrupted atlas goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.cached import cached
+from probes.features import check_store
+from probes.intervals import wilson_interval
+from probes.mae import DEPARTURES
+from probes.pixels import small_pictures
+from probes.predictions import Predictions
+from probes.protocols import PROTOCOLS, ProtocolConfig, run_protocol
+from probes.results import PROBE_COLUMNS, Result, provenance
+from probes.sharing import share_broken
+from probes.sources import CodeSource, ModelSource, PixelSource, Source
+from probes.splits import ProbeSplits
+from star.checkpoint import Loaded
+from star.distributed import rank, world_size
+from star.errors import UserError
+from star.files import publish_file, sha256_file, write_json
+from star.images import ImageSource
+from star.randomness import generator, torch_generator
+from star.transformer import build_model, check_layers
+from star.vq import VQModel
+
+__all__ = ["CONTROLS", "Atlas", "AtlasConfig", "probe_atlas"]
+
+CONTROLS = ("none", "random", "shuffled", "codes", "pixels")
+Stage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasConfig:
+    """What is probed and how; ``layers`` and ``steps`` count from 1, ``seeds`` are run one by one."""
+
+    layers: tuple[int, ...]
+    steps: tuple[int, ...]
+    protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
+    seeds: tuple[int, ...] = (0,)
+    precision: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The result, and every prediction of the probe itself: (seeds, L, K, N_test), beside the labels.
+
+    ``broken`` names layers at steps whose features are not finite; they have no rows in the table.
+    """
+
+    result: Result
+    predicted_SLKN: np.ndarray
+    labels_N: np.ndarray
+    broken: list[str]
+
+    @property
+    def hits_SLKN(self) -> np.ndarray:
+        """Where a prediction is the image's class."""
+        return self.predicted_SLKN == self.labels_N
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One source; ``controls`` names what each label set's accuracy is in the table."""
+
+    name: str
+    source: Source
+    controls: tuple[str, ...]
+    broken: set[int]
+    by_seed: dict[int, Predictions]
+
+
+def probe_atlas(
+    loaded: Loaded,
+    splits: ProbeSplits,
+    config: AtlasConfig,
+    *,
+    images: ImageSource | None = None,
+    tokenizer: VQModel | None = None,
+    work: Path | None = None,
+    on_stage: Stage = lambda stage, done, total: None,
+) -> Atlas:
+    """Probe ``loaded`` at every layer and step of ``config``, with all controls.
+
+    ``images`` or ``tokenizer`` give the pixels of the pixel control. ``work``: folder for what is done
+    so far. In several processes every one calls this and gets the same atlas.
+
+    Raises ``UserError`` for a layer or step that does not exist, and for codes of another vocabulary,
+    grid or tokenizer than the model's.
+    """
+    check_layers(loaded.model.config, config.layers)
+    for step in config.steps:
+        if not 1 <= step <= loaded.model.config.tokens:
+            raise UserError(f"step {step} does not exist; expected 1 to {loaded.model.config.tokens}")
+    for store in splits.stores.values():
+        check_store(loaded.model, store)
+    _check_tokenizer(loaded, splits)
+    pictures, pixel_source = small_pictures(
+        splits, images, tokenizer, lambda done, total: on_stage("pixels", done, total)
+    )
+    info = _provenance(loaded, splits, config, pixel_source)
+    kept = _Work(work, info)
+    arms = [
+        _run_arm(name, sources, splits, config, kept, on_stage)
+        for name, sources in _sources(loaded, splits, config, pictures)
+    ]
+    return _assemble(arms, splits, config, info)
+
+
+def _check_tokenizer(loaded: Loaded, splits: ProbeSplits) -> None:
+    trained_with = (loaded.tokenizer or {}).get("sha256")
+    if trained_with and splits.stores["train"].tokenizer_sha256 != trained_with:
+        raise UserError(
+            f"{splits.stores['train'].path} was made by another tokenizer than the one {loaded.path} "
+            f"was trained with (sha256 {trained_with[:12]})"
+        )
+
+
+def _sources(
+    loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pictures: dict[str, np.ndarray]
+) -> Iterator[tuple[str, Callable[[int], Source]]]:
+    """Arms by name, each with a function from a seed to its source."""
+    model, steps = loaded.model, list(config.steps)
+    device = model.output.weight.device
+    options = {"layers": list(config.layers), "steps": steps, "precision": config.precision}
+
+    def random_model(seed: int) -> Source:
+        fresh = build_model(model.config, torch_generator(seed, "probe control"), device)
+        return ModelSource(fresh, splits, **options)
+
+    of_model = ModelSource(model, splits, **options)
+    yield "model", lambda seed: of_model
+    yield "random", random_model
+    yield "codes", lambda seed: CodeSource(splits, steps, device)
+    yield "pixels", lambda seed: PixelSource(splits, steps, pictures, device)
+
+
+def _run_arm(
+    name: str,
+    source_of: Callable[[int], Source],
+    splits: ProbeSplits,
+    config: AtlasConfig,
+    kept: "_Work",
+    on_stage: Stage,
+) -> _Arm:
+    controls = ("none", "shuffled") if name == "model" else (name,)
+    stages = [
+        (seed, name if len(config.seeds) == 1 else f"{name}, seed {seed}") for seed in config.seeds
+    ]
+    by_seed, source, before = {}, None, None
+    for seed, stage in stages:
+        uncached = source_of(seed)
+        if uncached is not before:
+            limit = config.protocol.cache_gb
+            source = cached(uncached, splits.count("train"), world_size(), limit)
+        before = uncached
+        found = kept.read(name, seed)
+        if found is None:
+            labels_SN = _label_sets(splits, controls, seed)
+            predictions = run_protocol(
+                source,
+                splits,
+                labels_SN,
+                config.protocol,
+                seed=seed,
+                on_progress=lambda phase, done, total, stage=stage: on_stage(
+                    f"{stage}: {phase}", done, total
+                ),
+                bank_file=kept.bank_file(name, seed),
+            )
+            broken = share_broken(source.broken, len(source.groups), source.device)
+            found = predictions, broken
+            kept.write(name, seed, predictions, broken)
+        predictions, broken = found
+        source.broken |= broken
+        by_seed[seed] = predictions
+    return _Arm(name, source, controls, source.broken, by_seed)
+
+
+def _label_sets(splits: ProbeSplits, controls: tuple[str, ...], seed: int) -> np.ndarray:
+    labels_N = splits.labels("train")
+    shuffled_N = generator(seed, "probe shuffled labels").permutation(labels_N)
+    return np.stack([shuffled_N if control == "shuffled" else labels_N for control in controls])
+
+
+class _Work:
+    """What is done so far, in a folder that belongs to exactly these settings."""
+
+    def __init__(self, folder: Path | None, info: dict) -> None:
+        self._folder = folder
+        if folder is None:
+            return
+        same = {key: value for key, value in info.items() if key not in _CHANGING}
+        self._folder = folder / hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
+        if rank() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._folder / "settings.json", same)
+
+    def _path(self, arm: str, seed: int, ending: str) -> Path:
+        return self._folder / f"{arm}-seed-{seed}.{ending}"
+
+    def bank_file(self, arm: str, seed: int) -> Path | None:
+        """Where the heads of an arm are kept while they train."""
+        return None if self._folder is None else self._path(arm, seed, "pt")
+
+    def read(self, arm: str, seed: int) -> tuple[Predictions, set[int]] | None:
+        """An arm that is done, or None."""
+        if self._folder is None or not self._path(arm, seed, "npz").exists():
+            return None
+        with np.load(self._path(arm, seed, "npz")) as file:
+            predictions = Predictions(file["predicted"], file["val_accuracy"], file["choice"])
+            return predictions, set(file["broken"].tolist())
+
+    def write(self, arm: str, seed: int, predictions: Predictions, broken: set[int]) -> None:
+        """Keep an arm that is done; its heads go."""
+        if self._folder is None or rank() > 0:
+            return
+        path = self._path(arm, seed, "npz")
+        with publish_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **vars(predictions), broken=np.array(sorted(broken), dtype=np.int64))
+        self._path(arm, seed, "pt").unlink(missing_ok=True)
+
+
+_CHANGING = ("command", "time", "machine", "processes", "checkpoint")
+
+
+def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_source: str) -> dict:
+    protocol = config.protocol
+    mae = protocol.mae
+    settings = {**dataclasses.asdict(mae), "base_lrs": list(mae.base_lrs)}
+    return provenance(
+        measurement="probe atlas",
+        protocol=protocol.name,
+        protocol_said=PROTOCOLS[protocol.name].said,
+        departures=list(DEPARTURES) if protocol.name == "mae" else [],
+        settings=settings if protocol.name == "mae" else {},
+        condition="null class",
+        checkpoint=str(loaded.path),
+        checkpoint_sha256=sha256_file(loaded.path),
+        checkpoint_step=loaded.step,
+        weights=loaded.weights,
+        model=loaded.description,
+        splits=splits.describe(),
+        layers=list(config.layers),
+        steps=list(config.steps),
+        seeds=list(config.seeds),
+        total_steps=loaded.model.config.tokens,
+        chance=splits.chance,
+        precision=str(config.precision).removeprefix("torch."),
+        pixels=pixel_source,
+        processes=world_size(),
+    )
+
+
+def _assemble(arms: list[_Arm], splits: ProbeSplits, config: AtlasConfig, info: dict) -> Atlas:
+    labels_N = splits.labels("test")
+    rows, broken = [], []
+    for arm in arms:
+        for group in sorted(arm.broken):
+            layer, step = arm.source.groups[group]
+            whose = "" if arm.name == "model" else f" of the {arm.name} control"
+            broken.append(f"layer {layer} at step {step}{whose}")
+        for seed, predictions in arm.by_seed.items():
+            rows += _rows(arm, seed, predictions, labels_N, config.protocol.name)
+    of_model = arms[0]
+    shape = (len(config.layers), len(config.steps), len(labels_N))
+    predicted = np.stack([of_model.by_seed[seed].predicted[0].reshape(shape) for seed in config.seeds])
+    info = {**info, "complete": not broken, "broken": broken}
+    return Atlas(Result(pd.DataFrame(rows), info), predicted, labels_N, broken)
+
+
+def _rows(
+    arm: _Arm, seed: int, predictions: Predictions, labels_N: np.ndarray, protocol: str
+) -> list[dict]:
+    rows = []
+    for place, control in enumerate(arm.controls):
+        for group, (layer, step) in enumerate(arm.source.groups):
+            if group in arm.broken:
+                continue
+            hits = int((predictions.predicted[place, group] == labels_N).sum())
+            low, high = wilson_interval(hits, len(labels_N))
+            values = (
+                layer, step, protocol, control, seed, "test",
+                hits / len(labels_N), low, high, len(labels_N),
+            )  # fmt: skip
+            row = dict(zip(PROBE_COLUMNS, values, strict=True))
+            row["val_accuracy"] = predictions.val_accuracy[place, group]
+            row["choice"] = predictions.choice[place, group]
+            rows.append(row)
+    return rows

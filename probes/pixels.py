@@ -1,0 +1,98 @@
+"""Small pictures of every image for the pixel control: the source's own, else the tokens decoded.
+
+The area that a probe's model was shown is that of the store's test view; it is reduced to c x c pixels
+a cell (area averages), so that a picture has about 32 x 32 pixels whatever the grid.
+
+Shapes: N images, g grid, c pixels a cell.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+from probes.splits import PARTS, ProbeSplits
+from star.codes import CodeStore
+from star.errors import UserError
+from star.images import ImageSource, Split
+from star.views import ViewSet, view_set
+from star.vq import VQModel, decode_tokens
+
+__all__ = ["small_pictures"]
+
+SIDE = 32  # pixels that the cells of a row have together, about
+
+
+def small_pictures(
+    splits: ProbeSplits,
+    source: ImageSource | None,
+    tokenizer: VQModel | None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, np.ndarray], str]:
+    """(N, g c, g c, 3) uint8 of each part, and what they are: ``source`` or ``decoded tokens``.
+
+    Raises ``UserError`` if there is neither a source nor a tokenizer, or if the source's images are
+    not those the codes were made from.
+    """
+    if source is None and tokenizer is None:
+        raise UserError(
+            f"{splits.stores['train'].path} holds codes alone; the pixel control needs the images they "
+            "were made from (--images FOLDER) or the tokenizer (--tokenizer FILE)"
+        )
+    grid = splits.stores["train"].grid
+    side = grid * max(1, SIDE // grid)
+    total = sum(splits.count(part) for part in PARTS)
+    done = 0
+    pictures = {}
+    for part in PARTS:
+        found = np.empty((splits.count(part), side, side, 3), dtype=np.uint8)
+        store, rows = splits.stores[part], splits.rows[part]
+        if source is not None:
+            pieces = _from_source(store, rows, _same_images(store, source))
+        else:
+            pieces = _from_tokens(store, rows, tokenizer)
+        start = 0
+        for images_NHWC in pieces:
+            for image in images_NHWC:
+                found[start] = _reduce(image, side)
+                start += 1
+            done += len(images_NHWC)
+            on_progress(done, total)
+        pictures[part] = found
+    return pictures, "source" if source is not None else "decoded tokens"
+
+
+def _reduce(image: np.ndarray, side: int) -> np.ndarray:
+    if image.shape[0] == side:
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))
+
+
+def _same_images(store: CodeStore, source: ImageSource) -> Split:
+    """The source's split whose fingerprint is the one that ``store`` was made from."""
+    made_from = store.manifest.get("source")
+    wanted = made_from.get("fingerprint") if isinstance(made_from, dict) else None
+    for split in source.splits.values():
+        if split.fingerprint() == wanted:
+            return split
+    raise UserError(f"the images of {source.name} are not those that {store.path} was made from")
+
+
+def _from_source(store: CodeStore, rows: np.ndarray, split: Split) -> Iterator[np.ndarray]:
+    facts = store.manifest["view_set"]
+    cut: ViewSet = view_set(facts["name"], facts["size"], seed=facts.get("seed", 0)).test_only()
+    left_out = set(store.skipped)
+    kept = [index for index in range(len(split)) if split.name(index) not in left_out]
+    for row in rows:
+        yield cut(split.load(kept[row]), kept[row])
+
+
+def _from_tokens(
+    store: CodeStore, rows: np.ndarray, tokenizer: VQModel, batch_size: int = 64
+) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), batch_size):
+        codes = store.codes[rows[start : start + batch_size], store.test_view]
+        tokens_BT = torch.from_numpy(np.asarray(codes, dtype=np.int64))
+        with torch.no_grad():
+            yield decode_tokens(tokenizer, tokens_BT, store.grid)
