@@ -23,7 +23,7 @@ from probes.knn import NEIGHBOURS as VOTERS
 from probes.similarity import is_constant
 from star.codes import CodeStore
 from star.device import require_memory
-from star.errors import UserError
+from star.errors import UserError, require_choice
 from star.randomness import generator
 from star.transformer import Transformer, check_layers
 from star.vq import VQModel, decode_tokens
@@ -62,7 +62,7 @@ class Materials:
     precision: torch.dtype
 
     def check(self) -> None:
-        """Raise ``UserError`` unless layers exist and leaving out a group leaves enough neighbours."""
+        """Raise ``UserError`` unless layers and view exist and images less a group have neighbours."""
         check_layers(self.model.config, self.layers)
         if self.other is not None:
             check_layers(self.other.config, self.other_layers)
@@ -76,6 +76,14 @@ class Materials:
             raise UserError(f"the measures need at least {least} images; {had}")
         if self.references < 1:
             raise UserError(f"references is {self.references}; expected at least 1 training image")
+        if self.view is not None:
+            names = self.store.view_names
+            others = [name for i, name in enumerate(names) if i != self.store.test_view]
+            require_choice("view", self.view, others)
+        if self.encoder is not None and self.tokenizer is None:
+            raise UserError(
+                "the encoder needs pixels, and codes give none without the tokenizer; give both"
+            )
 
     def facts(self) -> dict:
         """What was measured, for the provenance."""

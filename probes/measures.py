@@ -62,6 +62,7 @@ from star.checkpoint import Loaded
 from star.codes import CodeStore
 from star.errors import UserError, require_choice
 from star.files import sha256_file
+from star.tokenizer import tokenizer_sha256
 from star.transformer import Transformer
 from star.vq import VQModel
 
@@ -126,14 +127,6 @@ def measure(
         require_choice("measure", name, MEASURES)
     chosen = list(dict.fromkeys(names)) if names else list(MEASURES)
     layers, steps = list(dict.fromkeys(layers)), sorted(set(steps))
-    if encoder is not None and tokenizer is None:
-        raise UserError(
-            "the encoder needs pixels, and codes give none without the tokenizer; give both"
-        )
-    if view is not None:
-        require_choice(
-            "view", view, [n for i, n in enumerate(store.view_names) if i != store.test_view]
-        )
     work = Materials(
         model, store, layers, steps, images, seed, view, train, references, other,
         layers if other_layers is None else list(dict.fromkeys(other_layers)), encoder, tokenizer,
@@ -165,12 +158,19 @@ def measure_checkpoint(
 ) -> Result:
     """``measure`` (same options) of a checkpoint on ``split``, kNN looking at the train split.
 
-    Raises ``UserError`` too if there is no such split or the codes are another tokenizer's.
+    Raises ``UserError`` too if there is no such split or the codes are another tokenizer's than a
+    checkpoint's or the one given for the encoder.
     """
     require_choice("split", split, stores)
     for checkpoint in (loaded, other):
         if checkpoint is not None:
             check_tokenizer(checkpoint, stores[split])
+    tokenizer = options.get("tokenizer")
+    if tokenizer is not None and tokenizer_sha256(tokenizer) != stores[split].tokenizer_sha256:
+        raise UserError(
+            f"{stores[split].path} was made by another tokenizer than {tokenizer.name}, which cannot "
+            "decode its codes; give the one it was made by"
+        )
     facts = {
         "split": split,
         "data": {name: stores[name].manifest["sha256"] for name in {split, "train"} & set(stores)},
@@ -250,7 +250,10 @@ def _effective_rank(work: Materials) -> list[tuple]:
 
 def _knn(work: Materials) -> list[tuple]:
     if work.train is None:
-        raise Missing("kNN looks its neighbours up among training images; give a train split")
+        raise Missing(
+            "kNN looks its neighbours up among training images other than those measured; give a train "
+            "split and measure another"
+        )
     reference = draw(work.train, work.references, work.seed, "measures reference")
     known = work.features_of(work.model, reference, work.layers)
     k, labels_N = min(VOTERS, len(reference)), work.sample.labels

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from probes.similarity import cka, cknna, mutual_knn, nearest
 from probes.spatial import layer_lds
 from star.config import ModelConfig
 from star.errors import UserError
+from star.vq import VQModel, vq_preset
 from viz.measures import measure_curves, measure_figures, measure_heatmap
 from viz.style import save
 
@@ -186,7 +188,7 @@ def test_what_cannot_be_measured_is_noted_or_refused():
     for names, message in (
         (["view_consistency"], "has one view of each image.*--eval-views all"),
         (["alignment"], "has one view of each image"),
-        (["knn"], "kNN looks its neighbours up among training images; give a train split"),
+        (["knn"], "kNN looks its neighbours up among training images.*give a train split"),
         (["step_consistency"], "compares two steps or more; give more steps"),
         (["cka"], "one layer at one step has nothing to be compared with"),
     ):
@@ -255,6 +257,18 @@ def test_a_checkpoint_with_provenance(trained, stores):
     assert len(same) == 4 and np.allclose(same["value"], 1)
     with pytest.raises(UserError, match="split is 'tset'; expected one of: train, val, test"):
         measure_checkpoint(loaded, splits, split="tset", **options)
+    model = VQModel(vq_preset("small"))
+    with pytest.raises(UserError, match="was made by another tokenizer than"):
+        measure_checkpoint(loaded, splits, split="train", tokenizer=model, **options)
+
+
+def test_the_second_view_can_be_named(cells):
+    model, store = small_model(CONFIG), store_of()
+    options = {**CELLS, "names": ["view_consistency"], "images": 40}
+    found = [measure(model, store, **options, view=view) for view in (None, "left", "right")]
+    assert [result.info["other_view"] for result in found] == ["left", "left", "right"]
+    pd.testing.assert_frame_equal(found[0].table, found[1].table)
+    assert not np.allclose(found[0].table["value"], found[2].table["value"])
 
 
 def pictures(count=3, size=16):
@@ -292,6 +306,39 @@ def test_an_encoder_gives_what_its_classifier_reads(resnet, tmp_path):
     for name in ("bare.pt", "bare.safetensors"):
         same = encode_pooled(load_encoder("resnet18", tmp_path / name), pictures(), batch_size=2)
         np.testing.assert_array_equal(same, features)
+
+
+class Pooled(torch.nn.Module):
+    """Stands for a network of timm built without its classifier: the mean of each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(3))
+        self.pretrained_cfg = {"classifier": "head"}
+
+    def forward(self, images):
+        self.side = images.shape[-1]
+        return images.mean((2, 3)) * self.scale
+
+
+def test_an_encoder_of_timm_takes_its_own_size_and_moments(tmp_path, monkeypatch):
+    wish = {
+        "input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic",
+    }  # fmt: skip
+    timm = SimpleNamespace(
+        is_model=lambda name: name == "small",
+        create_model=lambda name, pretrained, num_classes: Pooled(),
+        data=SimpleNamespace(resolve_model_data_config=lambda module: wish),
+    )
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    torch.save({"scale": torch.full((3,), 2.0), "head.weight": torch.ones(5, 3)}, tmp_path / "w.pt")
+    encoder = load_encoder("timm/small", tmp_path / "w.pt")
+    grey = np.full((2, 16, 16, 3), 191, dtype=np.uint8)
+    # 2 (191 / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(encode_pooled(encoder, grey), np.full((2, 3), 0.99608), atol=1e-4)
+    assert encoder.module.side == 8 and encoder.interpolation == "bicubic"
+    with pytest.raises(UserError, match="timm knows no 'large'"):
+        load_encoder("timm/large", tmp_path / "w.pt")
 
 
 def test_encoders_that_cannot_be_loaded(resnet, tmp_path, monkeypatch):
