@@ -1,11 +1,11 @@
 """Spatial structure of a layer: whether tokens that lie side by side are more alike than distant ones.
 
 LDS, local against distant similarity, of iREPA (Singh et al. 2025, "What matters for representation
-alignment: global information or spatial structure?", as in its published code): the mean cosine of a
-token with its up to four neighbours on the grid less the mean cosine of pairs whose Manhattan distance
-is at least 6 (of a 16 x 16 grid there). Features are neither centred nor pooled. The feature of token
-p is the hidden state at position p (class at position 0), which has seen tokens 1..p and none after it;
-an encoder's patches see the whole image, so numbers of the two compare with care.
+alignment: global information or spatial structure?"), near and far as in the public code of it: the
+mean cosine of pairs of neighbours on the grid (Manhattan distance 1) less the mean cosine of pairs at
+least 6 apart. Features are neither centred nor pooled. The feature of token p is the hidden state at
+position p (class at position 0), which has seen tokens 1..p and none after it; an encoder's patches see
+the whole image, so numbers of the two compare with care.
 
 Shapes: B or N images, T = grid x grid tokens, D width, L layers.
 """

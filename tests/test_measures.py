@@ -416,6 +416,14 @@ def test_a_curve_a_layer_and_a_symmetric_map_with_ones(result):
     assert shown[0, 2] == row_of(result, "cka", **at).value
 
 
+def test_one_layer_at_one_step_and_constant_features_are_drawn(tmp_path):
+    options = {"other": small_model(CONFIG, seed=1), "images": 30}
+    for layers, steps in (([2], [16]), ([1, 2], [1]), ([2], [1, 16])):
+        found = measure(small_model(CONFIG), store_of(), layers=layers, steps=steps, **options)
+        names = [name for name, _ in measure_figures(found.table, total_steps=16)]
+        assert "uniformity" in names and ("cka-checkpoint" in names) == (16 in steps)
+
+
 def test_drawings_say_what_they_lack(result):
     table = result.table
     for draw_it, message in (
@@ -428,6 +436,7 @@ def test_drawings_say_what_they_lack(result):
         (lambda: measure_curves(table[:0], "uniformity", total_steps=9), "has no rows"),
         (lambda: measure_curves(table[["step"]], "cka", total_steps=9), "lacks the columns measure"),
         (lambda: measure_heatmap(table, "cka"), "either a layer or a step"),
+        (lambda: measure_heatmap(table, "alignment", layer=1, against="view"), "against is 'view'"),
         (lambda: measure_heatmap(table, "cka", layer=2), "has no cka with self at layer 2"),
     ):
         with pytest.raises(UserError, match=message):

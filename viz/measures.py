@@ -36,6 +36,7 @@ _WORDS = {
     "mutual_knn": ("Mutual kNN", "share of nearest neighbours in common", "chance"),
     "cknna": ("CKNNA", "CKNNA", ""),
 }
+_PAIRED = ("self", "checkpoint")  # sides with layers and steps of their own
 _AGAINST = {
     "self": "",
     "checkpoint": " with the other checkpoint",
@@ -104,6 +105,7 @@ def measure_heatmap(
     columns or if there is nothing to draw.
     """
     require((layer is None) != (step is None), "give either a layer or a step, and not both")
+    require(against in _PAIRED, f"against is {against!r}; expected one of: {', '.join(_PAIRED)}")
     check_columns("the table", table, _COLUMNS)
     fixed, free, at = ("step", "layer", step) if layer is None else ("layer", "step", layer)
     mine = table["measure"].eq(measure) & table["against"].eq(against)
@@ -142,7 +144,7 @@ def measure_figures(table: pd.DataFrame, *, total_steps: int) -> Iterator[tuple[
         if against != "self" or measure == "step_consistency":
             yield name, measure_curves(table, measure, total_steps=total_steps, against=against)
         pairs = rows[(rows[["layer_b", "step_b"]] > 0).all(axis=1) & rows["value"].notna()]
-        if against not in ("self", "checkpoint"):
+        if against not in _PAIRED:
             continue
         for fixed, free in (("step", "layer"), ("layer", "step")):
             same = pairs[pairs[fixed].eq(pairs[f"{fixed}_b"]) & pairs[free].ne(pairs[f"{free}_b"])]
