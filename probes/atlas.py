@@ -12,8 +12,7 @@ training are kept in a work folder, so that an interrupted atlas goes on where i
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from probes.atlas_work import AtlasWork
 from probes.cached import cached
 from probes.features import check_store
 from probes.intervals import wilson_interval
@@ -34,9 +34,9 @@ from probes.sharing import share_broken
 from probes.sources import CodeSource, ModelSource, PixelSource, Source
 from probes.splits import ProbeSplits
 from star.checkpoint import Loaded
-from star.distributed import rank, world_size
+from star.distributed import world_size
 from star.errors import UserError
-from star.files import publish_file, sha256_file, write_json
+from star.files import sha256_file
 from star.images import ImageSource
 from star.randomness import generator, torch_generator
 from star.transformer import build_model, check_layers
@@ -45,6 +45,7 @@ from star.vq import VQModel
 __all__ = ["CONTROLS", "Atlas", "AtlasConfig", "probe_atlas"]
 
 CONTROLS = ("none", "random", "shuffled", "codes", "pixels")
+DATA_CONTROLS = ("codes", "pixels")  # the same for every checkpoint
 Stage = Callable[[str, int, int], None]
 
 
@@ -96,12 +97,15 @@ def probe_atlas(
     images: ImageSource | None = None,
     tokenizer: VQModel | None = None,
     work: Path | None = None,
+    like: Atlas | None = None,
     on_stage: Stage = lambda stage, done, total: None,
 ) -> Atlas:
     """Probe ``loaded`` at every layer and step of ``config``, with all controls.
 
     ``images`` or ``tokenizer`` give the pixels of the pixel control. ``work``: folder for what is done
-    so far. In several processes every one calls this and gets the same atlas.
+    so far; delete it when the atlas is written. ``like``: an atlas of another checkpoint with the same
+    data and settings, whose controls ``codes`` and ``pixels``, being the same, are taken over. In
+    several processes every one calls this and gets the same atlas.
 
     Raises ``UserError`` for a layer or step that does not exist, and for codes of another vocabulary,
     grid or tokenizer than the model's.
@@ -113,16 +117,18 @@ def probe_atlas(
     for store in splits.stores.values():
         check_store(loaded.model, store)
     _check_tokenizer(loaded, splits)
-    pictures, pixel_source = small_pictures(
-        splits, images, tokenizer, lambda done, total: on_stage("pixels", done, total)
-    )
+    if like is None:
+        report = functools.partial(on_stage, "pixels")
+        pictures, pixel_source = small_pictures(splits, images, tokenizer, report)
+    else:
+        pictures, pixel_source = None, like.result.info["pixels"]
     info = _provenance(loaded, splits, config, pixel_source)
-    kept = _Work(work, info)
+    kept = AtlasWork(work, info)
     arms = [
         _run_arm(name, sources, splits, config, kept, on_stage)
         for name, sources in _sources(loaded, splits, config, pictures)
     ]
-    return _assemble(arms, splits, config, info)
+    return _assemble(arms, splits, config, info, like)
 
 
 def _check_tokenizer(loaded: Loaded, splits: ProbeSplits) -> None:
@@ -135,9 +141,9 @@ def _check_tokenizer(loaded: Loaded, splits: ProbeSplits) -> None:
 
 
 def _sources(
-    loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pictures: dict[str, np.ndarray]
+    loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pictures: dict[str, np.ndarray] | None
 ) -> Iterator[tuple[str, Callable[[int], Source]]]:
-    """Arms by name, each with a function from a seed to its source."""
+    """Arms by name, each with a function from a seed to its source; the data's own need pictures."""
     model, steps = loaded.model, list(config.steps)
     device = model.output.weight.device
     options = {"layers": list(config.layers), "steps": steps, "precision": config.precision}
@@ -149,6 +155,8 @@ def _sources(
     of_model = ModelSource(model, splits, **options)
     yield "model", lambda seed: of_model
     yield "random", random_model
+    if pictures is None:
+        return
     yield "codes", lambda seed: CodeSource(splits, steps, device)
     yield "pixels", lambda seed: PixelSource(splits, steps, pictures, device)
 
@@ -158,7 +166,7 @@ def _run_arm(
     source_of: Callable[[int], Source],
     splits: ProbeSplits,
     config: AtlasConfig,
-    kept: "_Work",
+    kept: AtlasWork,
     on_stage: Stage,
 ) -> _Arm:
     controls = ("none", "shuffled") if name == "model" else (name,)
@@ -201,47 +209,6 @@ def _label_sets(splits: ProbeSplits, controls: tuple[str, ...], seed: int) -> np
     return np.stack([shuffled_N if control == "shuffled" else labels_N for control in controls])
 
 
-class _Work:
-    """What is done so far, in a folder that belongs to exactly these settings."""
-
-    def __init__(self, folder: Path | None, info: dict) -> None:
-        self._folder = folder
-        if folder is None:
-            return
-        same = {key: value for key, value in info.items() if key not in _CHANGING}
-        self._folder = folder / hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
-        if rank() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._folder / "settings.json", same)
-
-    def _path(self, arm: str, seed: int, ending: str) -> Path:
-        return self._folder / f"{arm}-seed-{seed}.{ending}"
-
-    def bank_file(self, arm: str, seed: int) -> Path | None:
-        """Where the heads of an arm are kept while they train."""
-        return None if self._folder is None else self._path(arm, seed, "pt")
-
-    def read(self, arm: str, seed: int) -> tuple[Predictions, set[int]] | None:
-        """An arm that is done, or None."""
-        if self._folder is None or not self._path(arm, seed, "npz").exists():
-            return None
-        with np.load(self._path(arm, seed, "npz")) as file:
-            predictions = Predictions(file["predicted"], file["val_accuracy"], file["choice"])
-            return predictions, set(file["broken"].tolist())
-
-    def write(self, arm: str, seed: int, predictions: Predictions, broken: set[int]) -> None:
-        """Keep an arm that is done; its heads go."""
-        if self._folder is None or rank() > 0:
-            return
-        path = self._path(arm, seed, "npz")
-        with publish_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **vars(predictions), broken=np.array(sorted(broken), dtype=np.int64))
-        self._path(arm, seed, "pt").unlink(missing_ok=True)
-
-
-_CHANGING = ("command", "time", "machine", "processes", "checkpoint")
-
-
 def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_source: str) -> dict:
     protocol = config.protocol
     mae = protocol.mae
@@ -270,7 +237,9 @@ def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_
     )
 
 
-def _assemble(arms: list[_Arm], splits: ProbeSplits, config: AtlasConfig, info: dict) -> Atlas:
+def _assemble(
+    arms: list[_Arm], splits: ProbeSplits, config: AtlasConfig, info: dict, like: Atlas | None
+) -> Atlas:
     labels_N = splits.labels("test")
     rows, broken = [], []
     for arm in arms:
@@ -283,8 +252,15 @@ def _assemble(arms: list[_Arm], splits: ProbeSplits, config: AtlasConfig, info: 
     of_model = arms[0]
     shape = (len(config.layers), len(config.steps), len(labels_N))
     predicted = np.stack([of_model.by_seed[seed].predicted[0].reshape(shape) for seed in config.seeds])
+    table = pd.DataFrame(rows)
+    if like is not None:
+        assert (
+            like.result.info["splits"] == info["splits"] and like.result.info["steps"] == info["steps"]
+        )
+        shared = like.result.table
+        table = pd.concat([table, shared[shared["control"].isin(DATA_CONTROLS)]], ignore_index=True)
     info = {**info, "complete": not broken, "broken": broken}
-    return Atlas(Result(pd.DataFrame(rows), info), predicted, labels_N, broken)
+    return Atlas(Result(table, info), predicted, labels_N, broken)
 
 
 def _rows(

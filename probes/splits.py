@@ -53,6 +53,7 @@ class ProbeSplits:
             "rule": self.rule,
             "images": {part: self.count(part) for part in PARTS},
             "data": {part: dict(self.stores[part].manifest["sha256"]) for part in PARTS},
+            "source": {part: self.stores[part].manifest.get("source") for part in PARTS},
         }
 
 
