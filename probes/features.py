@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from star.batches import plain_batches
+from star.checkpoint import Loaded
 from star.codes import CodeStore
 from star.device import autocast
 from star.errors import UserError
@@ -20,7 +21,9 @@ from star.transformer import Transformer, check_layers
 
 __all__ = [
     "StepFeatures",
+    "check_finite",
     "check_store",
+    "check_tokenizer",
     "parse_layers",
     "parse_steps",
     "scattered_steps",
@@ -87,6 +90,16 @@ def check_store(model: Transformer, store: CodeStore) -> None:
             )
 
 
+def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:
+    """Raise ``UserError`` if the checkpoint names another tokenizer than the one of the codes."""
+    trained_with = (loaded.tokenizer or {}).get("sha256")
+    if trained_with and store.tokenizer_sha256 != trained_with:
+        raise UserError(
+            f"{store.path} was made by another tokenizer than the one {loaded.path} was "
+            f"trained with (sha256 {trained_with[:12]})"
+        )
+
+
 @dataclass(frozen=True)
 class StepFeatures:
     """``values`` (L, K, N, D) float32 of ``layers`` at ``steps``, with ``labels`` (N,)."""
@@ -130,3 +143,14 @@ def step_features(
             values[place, :, done : done + len(labels_B)] = chosen_BKD.swapaxes(0, 1)
         done += len(labels_B)
     return StepFeatures(values, np.asarray(store.labels), list(layers), list(steps))
+
+
+def check_finite(part: StepFeatures) -> None:
+    """Raise ``UserError`` that names the first layer and step whose features are not finite."""
+    bad = ~np.isfinite(part.values).all((2, 3))
+    if bad.any():
+        layer, step = np.argwhere(bad)[0]
+        raise UserError(
+            f"features of layer {part.layers[layer]} at step {part.steps[step]} are not finite; "
+            "the checkpoint is broken"
+        )

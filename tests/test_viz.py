@@ -40,6 +40,7 @@ MODULES = (
     "samples",
     "training",
     "overview",
+    "measures",
 )
 
 
