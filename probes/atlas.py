@@ -23,7 +23,7 @@ import torch
 
 from probes.atlas_work import AtlasWork
 from probes.cached import cached
-from probes.features import check_store
+from probes.features import check_store, check_tokenizer
 from probes.intervals import wilson_interval
 from probes.mae import DEPARTURES
 from probes.pixels import small_pictures
@@ -116,7 +116,7 @@ def probe_atlas(
             raise UserError(f"step {step} does not exist; expected 1 to {loaded.model.config.tokens}")
     for store in splits.stores.values():
         check_store(loaded.model, store)
-    _check_tokenizer(loaded, splits)
+    check_tokenizer(loaded, splits.stores["train"])
     if like is None:
         report = functools.partial(on_stage, "pixels")
         pictures, pixel_source = small_pictures(splits, images, tokenizer, report)
@@ -129,15 +129,6 @@ def probe_atlas(
         for name, sources in _sources(loaded, splits, config, pictures)
     ]
     return _assemble(arms, splits, config, info, like)
-
-
-def _check_tokenizer(loaded: Loaded, splits: ProbeSplits) -> None:
-    trained_with = (loaded.tokenizer or {}).get("sha256")
-    if trained_with and splits.stores["train"].tokenizer_sha256 != trained_with:
-        raise UserError(
-            f"{splits.stores['train'].path} was made by another tokenizer than the one {loaded.path} "
-            f"was trained with (sha256 {trained_with[:12]})"
-        )
 
 
 def _sources(

@@ -68,7 +68,7 @@ def test_the_chain_end_to_end_and_again(tmp_path, digit_folder, tokenizer_file):
     assert (tmp_path / "out" / "st-ar" / "tokenizer.safetensors").exists(), "star sample needs it"
     probes = pd.read_csv(tmp_path / "out" / "results" / "probe-st-ar.csv")
     assert len(probes[probes["control"] == "none"]) == 2 * 4
-        assert set(probes["control"]) == {"none", "random", "shuffled", "codes", "pixels"}
+    assert set(probes["control"]) == {"none", "random", "shuffled", "codes", "pixels"}
     info = json.loads((tmp_path / "out" / "results" / "comparison.json").read_text())
     assert info["verdict"] == summary.verdict and info["plan"]["pilot_steps"] == 2
 

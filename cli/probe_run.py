@@ -1,0 +1,330 @@
+"""What ``star probe`` does with its options: open, measure, print, write."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.opening import data_name, open_checkpoint, output_folder, tokenizer_path
+from cli.probe_cost import print_probe_cost
+from cli.probe_report import compare_atlases, print_atlas, slug, write_atlas
+from cli.processes import launch
+from cli.screen import Stages, console, print_rows
+from probes.atlas import Atlas, AtlasConfig, probe_atlas
+from probes.encoders import load_encoder
+from probes.features import parse_layers, uniform_steps
+from probes.mae import MaeConfig
+from probes.measures import MEASURES, measure_checkpoint
+from probes.protocols import ProtocolConfig
+from probes.results import write_result
+from probes.splits import ProbeSplits, probe_splits
+from star import distributed
+from star.checkpoint import Loaded
+from star.config import ModelConfig, preset
+from star.device import resolve_precision
+from star.errors import UserError
+from star.files import remove_folder
+from star.images import open_source
+from star.prepare import PreparedData, prepare_data
+from star.transformer import check_layers
+from viz.measures import measure_figures
+from viz.style import save
+
+__all__ = ["ProbeRequest", "run"]
+
+FEW_UPDATES = 2000  # a note below; ImageNet's 1.28 million images give 7,020
+DRY_RUN_HELD_OUT, DRY_RUN_VIEWS = 60_000, 10  # ImageNet: 50,000 tested on, 10,000 cut from train
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest:
+    """The command's options, as given."""
+
+    ckpts: list[Path] | None
+    layer: str | None
+    steps: int
+    protocol: str
+    lr: str | None
+    epochs: int | None
+    batch_size: int | None
+    seeds: int
+    cache_gb: float
+    precision: str
+    data: str | None
+    images: str | None
+    tokenizer: Path | None
+    weights: str
+    out: Path | None
+    heads: int | None
+    grid: int | None
+    measure: str | None
+    split: str
+    encoder: str | None
+    encoder_weights: Path | None
+    nproc: int
+    device: str
+    dry_run: bool
+    size: str | None
+    train_images: int
+    tflops: float | None
+
+
+def run(asked: ProbeRequest) -> None:
+    """Do what the options ask for."""
+    protocol = _protocol(asked)
+    _refuse_idle(asked)
+    if asked.dry_run:
+        _dry_run(asked, protocol)
+        return
+    if asked.nproc != 1:
+        launch(asked.nproc)
+    where = distributed.join(asked.device)
+    console.quiet = distributed.rank() > 0
+    opened = _open(asked, str(where))
+    written = _measure(asked, opened) if asked.measure else _probe(asked, protocol, opened)
+    for place in dict.fromkeys(path.parent for path in written):
+        names = ", ".join(path.name for path in written if path.parent == place)
+        console.print(f"written to {place}: {names}", highlight=False)
+    distributed.leave()
+
+
+def _probe(asked: ProbeRequest, protocol: ProtocolConfig, opened: dict[str, Loaded]) -> list[Path]:
+    """One atlas a checkpoint, and their comparison; the files written."""
+    atlases: dict[str, Atlas] = {}
+    written, broken = [], []
+    several = asked.out is not None and len(opened) > 1
+    for name, loaded in opened.items():
+        config = _config(asked, loaded.model.config, protocol, loaded.model.output.weight.device)
+        folder = output_folder(loaded, asked.out, "probe")
+        stem = _stem(f"probe-{protocol.name}", config.layers, asked)
+        own = f"{stem}-{slug(name)}" if several else stem
+        work = folder / f"{own}.work"
+        first = next(iter(atlases.values()), None)
+        atlases[name], class_names = _atlas(asked, loaded, config, work, first)
+        if distributed.rank() == 0:
+            print_atlas(atlases[name], name)
+            written += write_atlas(atlases[name], name, folder, own, class_names)
+            remove_folder(work)
+        broken += [f"{cell} in {loaded.path}" for cell in atlases[name].broken]
+    if broken:
+        raise UserError(
+            f"features are not finite at {', '.join(broken[:3])}{', ...' if broken[3:] else ''}; the "
+            f"others are written and marked incomplete in {folder}"
+        )
+    if len(atlases) > 1 and distributed.rank() == 0:
+        written += compare_atlases(atlases, folder, stem, seed=0)
+    return written
+
+
+def _measure(asked: ProbeRequest, opened: dict[str, Loaded]) -> list[Path]:
+    """Representation measures of the first checkpoint, against the second if there is one."""
+    if len(opened) > 2:
+        raise UserError(f"--measure takes one checkpoint or two; {len(opened)} were given")
+    if distributed.world_size() > 1:
+        raise UserError("--measure runs in one process; leave out --nproc")
+    (name, loaded), *rest = opened.items()
+    other_name, other = rest[0] if rest else (None, None)
+    model, where = loaded.model.config, loaded.model.output.weight.device
+    layers, steps = _layers(asked, model), uniform_steps(model.tokens, asked.steps)
+    wanted = None if asked.measure == "all" else [part.strip() for part in asked.measure.split(",")]
+    encoder = asked.encoder and load_encoder(asked.encoder, asked.encoder_weights, where)
+    with Stages() as stages:
+        data = _prepare(asked, loaded, stages)
+        result = measure_checkpoint(
+            loaded,
+            data.stores,
+            split=asked.split,
+            layers=layers,
+            steps=steps,
+            names=wanted,
+            other=other,
+            encoder=encoder or None,
+            tokenizer=data.tokenizer if encoder else None,
+            precision=resolve_precision(asked.precision, where),
+            on_progress=lambda done, total: stages.report("measures", done, total),
+        )
+    _print_measures(result, name if other is None else f"{name} (against: {other_name})")
+    folder = output_folder(loaded, asked.out, "probe")
+    stem = _stem("measures", layers, asked)
+    written = write_result(result, folder / f"{stem}.csv")
+    for label, figure in measure_figures(result.table, total_steps=model.tokens):
+        written += save(figure, folder / f"{stem}-{label}")
+    return written
+
+
+def _print_measures(result, name: str) -> None:
+    """Means over layers and steps of each measure; the table has the rest."""
+    rows = []
+    for (measure, against), group in result.table.groupby(["measure", "against"], sort=False):
+        values = group["value"].dropna()
+        if values.empty:
+            continue
+        base = group["baseline"].dropna()
+        cells = [measure, "" if against == "none" else against, str(len(values))]
+        cells += [f"{values.mean():.3f}", f"{values.min():.3f} to {values.max():.3f}"]
+        rows.append([*cells, f"{base.mean():.3f}" if len(base) else "-"])
+    columns = ["measure", "against", "numbers", "mean", "range", "baseline"]
+    print_rows(f"{name}: {result.info['images']} images", columns, rows)
+    for measure, why in result.info["left_out"].items():
+        console.print(f"left out: {measure} ({why})", highlight=False)
+    said = ", ".join(f"{measure}: {MEASURES[measure]}" for measure in dict.fromkeys(r[0] for r in rows))
+    console.print(said, highlight=False)
+
+
+def _stem(kind: str, layers, asked: ProbeRequest) -> str:
+    which = asked.layer if asked.layer == "all" else "-".join(map(str, layers))
+    return f"{kind}-layer-{which}-{asked.weights}"
+
+
+def _protocol(asked: ProbeRequest) -> ProtocolConfig:
+    """Settings of the protocol from the options given."""
+    given = {"--lr": asked.lr, "--epochs": asked.epochs, "--batch-size": asked.batch_size}
+    used = [flag for flag, value in given.items() if value is not None]
+    if used and asked.protocol != "mae":
+        raise UserError(
+            f"{', '.join(used)} belong to --protocol mae; {asked.protocol} has no such setting"
+        )
+    if not asked.cache_gb >= 0:
+        raise UserError(f"cache-gb is {asked.cache_gb}; expected a number >= 0")
+    if asked.seeds < 1:
+        raise UserError(f"seeds is {asked.seeds}; expected at least 1")
+    settings = {}
+    if asked.lr is not None:
+        try:
+            settings["base_lrs"] = tuple(float(part) for part in asked.lr.split(","))
+        except ValueError:
+            raise UserError(f"lr is {asked.lr!r}; expected numbers such as 0.1 or 0.1,1,10") from None
+    if asked.epochs is not None:
+        settings |= {"epochs": asked.epochs, "warmup_epochs": asked.epochs // 9}
+    if asked.batch_size is not None:
+        settings["batch_size"] = asked.batch_size
+    return ProtocolConfig(name=asked.protocol, mae=MaeConfig(**settings), cache_gb=asked.cache_gb)
+
+
+def _refuse_idle(asked: ProbeRequest) -> None:
+    """Refuse options that would have no effect."""
+    if not asked.dry_run and (asked.size is not None or asked.tflops is not None):
+        raise UserError("--preset and --tflops have an effect only with --dry-run")
+    if asked.size is not None and asked.ckpts:
+        raise UserError("--preset stands in for a checkpoint in a dry run; give one of them")
+    if asked.measure is None and (asked.encoder or asked.encoder_weights or asked.split != "test"):
+        raise UserError("--encoder, --encoder-weights and --split have an effect only with --measure")
+    if bool(asked.encoder) != bool(asked.encoder_weights):
+        raise UserError("--encoder and --encoder-weights belong together: a name and its weights' file")
+
+
+def _open(asked: ProbeRequest, device: str) -> dict[str, Loaded]:
+    """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough."""
+    loaded = [
+        open_checkpoint(path, asked.weights, device, asked.heads, asked.grid)
+        for path in asked.ckpts or [None]
+    ]
+    count = Counter(item.objective_name for item in loaded)
+    named: dict[str, Loaded] = {}
+    for item in loaded:
+        name = item.objective_name
+        if count[name] > 1:
+            name += f" {item.path.parent.name}" if item.path.stem == "ckpt" else f" {item.path.stem}"
+        while name in named:
+            name += "'"
+        named[name] = item
+    return named
+
+
+def _layers(asked: ProbeRequest, model: ModelConfig) -> list[int]:
+    layers = parse_layers(asked.layer or str(max(1, model.layers // 2)), model.layers)
+    check_layers(model, layers)
+    return layers
+
+
+def _config(asked: ProbeRequest, model: ModelConfig, protocol: ProtocolConfig, device) -> AtlasConfig:
+    """The atlas that the options ask of a model of this shape."""
+    return AtlasConfig(
+        layers=tuple(_layers(asked, model)),
+        steps=tuple(uniform_steps(model.tokens, asked.steps)),
+        protocol=protocol,
+        seeds=tuple(range(asked.seeds)),
+        precision=resolve_precision(asked.precision, device),
+    )
+
+
+def _prepare(asked: ProbeRequest, loaded: Loaded, stages: Stages) -> PreparedData:
+    """The checkpoint's codes, made if need be."""
+    with distributed.main_first():
+        return prepare_data(
+            data_name(loaded, asked.data),
+            tokenizer=tokenizer_path(loaded.path.parent, asked.tokenizer),
+            device=str(loaded.model.output.weight.device),
+            on_progress=stages.report,
+            on_message=stages.message,
+        )
+
+
+def _atlas(
+    asked: ProbeRequest, loaded: Loaded, config: AtlasConfig, work: Path, first: Atlas | None
+) -> tuple[Atlas, tuple[str, ...]]:
+    """The atlas of one checkpoint and the names of its classes; ``first`` is one made before it."""
+    with Stages() as stages:
+        data = _prepare(asked, loaded, stages)
+        splits = probe_splits(data.stores)
+        _note_few_updates(config.protocol, splits.count("train"))
+        atlas = probe_atlas(
+            loaded,
+            splits,
+            config,
+            images=open_source(asked.images) if asked.images else data.source,
+            tokenizer=data.tokenizer,
+            work=work,
+            like=_same_data(first, splits),
+            on_stage=stages.report,
+        )
+    return atlas, splits.stores["train"].class_names
+
+
+def _same_data(first: Atlas | None, splits: ProbeSplits) -> Atlas | None:
+    """``first`` if it was probed on the very same codes, None if on other codes of the same images."""
+    if first is None or first.result.info["splits"] == splits.describe():
+        return first
+    if first.result.info["splits"]["source"]["test"] != splits.describe()["source"]["test"]:
+        raise UserError("the checkpoints' test images differ; give --data to probe both on the same")
+    return None
+
+
+def _note_few_updates(protocol: ProtocolConfig, images: int) -> None:
+    """MAE's protocol is made for large data; say so where its heads are hardly trained."""
+    mae, batch = protocol.mae, min(protocol.mae.batch_size, images)
+    updates = mae.epochs * (images // batch)
+    if protocol.name == "mae" and updates < FEW_UPDATES and len(mae.base_lrs) == 1:
+        console.print(
+            f"note: {images:,} training images make {updates} updates at lr {mae.base_lrs[0]:g} x "
+            f"{batch}/256 (ImageNet: 7,020 at 6.4): hardly trained heads. Try --batch-size 256 "
+            "--lr 0.1,1,10, or --protocol logreg",
+            highlight=False,
+        )
+
+
+def _dry_run(asked: ProbeRequest, protocol: ProtocolConfig) -> None:
+    """Print what the atlas of a size or of a checkpoint would take."""
+    common = {"processes": asked.nproc, "device": asked.device, "tflops": asked.tflops}
+    if asked.size is not None:
+        model = preset(asked.size).model
+        print_probe_cost(
+            model,
+            _config(asked, model, protocol, "cpu"),
+            train=asked.train_images,
+            held_out=DRY_RUN_HELD_OUT,
+            views=DRY_RUN_VIEWS,
+            classes=model.num_classes,
+            **common,
+        )
+        return
+    for loaded in _open(asked, "cpu").values():
+        splits = probe_splits(prepare_data(data_name(loaded, asked.data)).stores)
+        print_probe_cost(
+            loaded.model.config,
+            _config(asked, loaded.model.config, protocol, "cpu"),
+            train=splits.count("train"),
+            held_out=splits.count("val") + splits.count("test"),
+            views=splits.stores["train"].views,
+            classes=splits.classes,
+            **common,
+        )
