@@ -159,15 +159,19 @@ def _print_measures(result, name: str) -> None:
         if values.empty:
             continue
         base = group["baseline"].dropna()
-        cells = [measure, "" if against == "none" else against, str(len(values))]
-        cells += [f"{values.mean():.3f}", f"{values.min():.3f} to {values.max():.3f}"]
-        rows.append([*cells, f"{base.mean():.3f}" if len(base) else "-"])
-    columns = ["measure", "against", "numbers", "mean", "range", "baseline"]
+        cells = [measure, "" if against == "none" else against, f"{values.mean():.3g}"]
+        cells += [f"{values.min():.3g}", f"{values.max():.3g}"]
+        rows.append([*cells, f"{base.mean():.3g}" if len(base) else "-"])
+    columns = ["over layers and steps", "against", "mean", "least", "most", "baseline"]
     print_rows(f"{name}: {result.info['images']} images", columns, rows)
+    if result.info.get("of_train"):
+        console.print(
+            f"of training images, which have several views: {', '.join(result.info['of_train'])}"
+        )
     for measure, why in result.info["left_out"].items():
         console.print(f"left out: {measure} ({why})", highlight=False)
-    said = ", ".join(f"{measure}: {MEASURES[measure]}" for measure in dict.fromkeys(r[0] for r in rows))
-    console.print(said, highlight=False)
+    for measure in dict.fromkeys(row[0] for row in rows):
+        console.print(f"{measure}: {MEASURES[measure]}", highlight=False)
 
 
 def _stem(kind: str, layers, asked: ProbeRequest) -> str:

@@ -80,6 +80,7 @@ MEASURES = {
     "mutual_knn": "share of nearest neighbours in common with the same (Huh et al. 2024)",
     "cknna": "CKA restricted to common nearest neighbours, with the same (Huh et al. 2024)",
 }
+TWO_VIEWS = ("view_consistency", "alignment")
 MEASURE_COLUMNS = (
     "measure", "against", "layer", "step", "layer_b", "step_b", "value", "low", "high", "n", "baseline",
 )  # fmt: skip
@@ -158,6 +159,9 @@ def measure_checkpoint(
 ) -> Result:
     """``measure`` (same options) of a checkpoint on ``split``, kNN looking at the train split.
 
+    Where ``split`` has one view of an image and train has several, the measures of two views are taken
+    on train, which ``info["of_train"]`` says.
+
     Raises ``UserError`` too if there is no such split or the codes are another tokenizer's than a
     checkpoint's or the one given for the encoder.
     """
@@ -177,14 +181,24 @@ def measure_checkpoint(
         **_checkpoint_facts("checkpoint", loaded),
         **({} if other is None else _checkpoint_facts("other_checkpoint", other)),
     }
-    return measure(
-        loaded.model,
-        stores[split],
-        train=None if split == "train" else stores.get("train"),
-        other=None if other is None else other.model,
-        facts=facts,
-        **options,
-    )
+    options |= {"other": None if other is None else other.model, "facts": facts}
+    names = list(options.pop("names", None) or ())
+    of_train = [name for name in names or MEASURES if name in TWO_VIEWS]
+    train = stores.get("train")
+    if stores[split].views > 1 or train is None or train.views < 2 or not of_train:
+        others = None if split == "train" else train
+        return measure(loaded.model, stores[split], train=others, names=names or None, **options)
+    first = [name for name in names or MEASURES if name not in TWO_VIEWS]
+    found = measure(loaded.model, train, **{**options, "names": of_train})
+    found = Result(found.table, {**found.info, "of_train": of_train})
+    if not first:
+        return found
+    rest = measure(loaded.model, stores[split], train=train, names=names and first, **options)
+    rest.info["left_out"] = {
+        name: why for name, why in rest.info["left_out"].items() if name not in of_train
+    }
+    table = pd.concat([rest.table, found.table], ignore_index=True)
+    return Result(table, {**rest.info, "of_train": of_train})
 
 
 def _checkpoint_facts(role: str, loaded: Loaded) -> dict:
