@@ -9,9 +9,8 @@ import pytest
 import torch
 from helpers import SMALL, fake_store, small_model
 from reference.fill import fill_
-from test_distributed import one_of_two
 
-from probes import pixels, saving
+from probes import saving
 from probes.atlas import AtlasConfig, probe_atlas
 from probes.features import step_features
 from probes.intervals import wilson_interval
@@ -346,46 +345,3 @@ def test_another_setting_works_in_another_folder(tmp_path):
         assert len(folders()) == len(changes) + number
     settings = [json.loads(path.read_text()) for path in work.glob("*/settings.json")]
     assert len(settings) == len(changes) + 3 and all(kept["checkpoint_sha256"] for kept in settings)
-
-
-# --- several processes ---------------------------------------------------------------------------
-
-IN_TWO = ("mae", "ridge", "knn")
-
-
-def in_two(rank, folder):
-    pixels.SIDE = 3
-    with one_of_two(rank, str(folder / "rendezvous")):
-        mine = folder / str(rank)
-        mine.mkdir()
-        for name in IN_TWO:
-            broken = small_model()
-            broken.layers[2].attention.wo.weight.data[:] = float("nan")
-            atlas = atlas_of(mine, config=config(name), work=folder / "work")
-            write_result(atlas.result, mine / f"{name}.csv")
-            np.save(mine / f"{name}.npy", atlas.predicted_SLKN)
-            assert atlas_of(mine, model=broken, config=config(name)).broken == [
-                f"layer 3 at step {step}" for step in STEPS
-            ]
-
-
-def test_two_processes_make_the_atlas_of_one(tmp_path):
-    torch.multiprocessing.spawn(in_two, (tmp_path,), nprocs=2)
-    for name in IN_TWO:
-        one = atlas_of(tmp_path, config=config(name))
-        results = [read_result(tmp_path / str(rank) / f"{name}.csv") for rank in range(2)]
-        pd.testing.assert_frame_equal(results[0].table, results[1].table)
-        table, expected = results[0].table, one.result.table
-        places = ["layer", "step", "protocol", "control", "seed", "split", "n"]
-        pd.testing.assert_frame_equal(table[places], expected[places])
-        # Sums over images are added up in another order (float32), so an image that lies on a border
-        # may change sides: one of the 24.
-        for column, images in (("accuracy", 24), ("low", 24), ("high", 24), ("val_accuracy", 16)):
-            np.testing.assert_allclose(
-                table[column], expected[column], atol=1.01 / images, rtol=0, equal_nan=True
-            )
-        predicted = np.load(tmp_path / "0" / f"{name}.npy")
-        np.testing.assert_array_equal(predicted, np.load(tmp_path / "1" / f"{name}.npy"))
-        assert (predicted == one.predicted_SLKN).mean() > 0.98
-        assert results[0].info["processes"] == 2 and one.result.info["processes"] == 1
-    assert len(list((tmp_path / "work").glob("*/model-seed-0.npz"))) == len(IN_TWO)

@@ -6,9 +6,7 @@ import torch
 from helpers import fake_store, small_model
 from probing import CPU, blob_task
 from reference.linprobe import Lars, LinearProbe, rate
-from test_distributed import one_of_two
 
-from probes import mae
 from probes.cached import CachedSource, cached
 from probes.lars import lars_step, linprobe_lr
 from probes.mae import HeadBank, MaeConfig, train_heads
@@ -380,29 +378,3 @@ def test_a_feature_that_never_changes_does_no_harm():
     predicted = bank.predict(source("test", np.arange(30), None))
     assert (predicted[1, 0, 0] == predicted[1, 0, 0, 0]).all(), "nothing to tell images apart by"
     assert bank.weight.device == CPU
-
-
-def train_in_two(rank, folder):
-    """One of two processes; pieces are so small that their number could follow a process's share."""
-    mae.PIECE = 588
-    source, splits = blob_task(GROUPS)
-    with one_of_two(rank, f"{folder}/rendezvous"):
-        bank = trained(source, label_sets(splits), UNEVEN)
-        assert all((images % 2 == rank).all() for images, _ in source.calls)
-        if rank == 0:
-            torch.save(bank.state(), f"{folder}/bank.pt")
-
-
-UNEVEN = MaeConfig(base_lrs=(20.0, 102.4), epochs=5, warmup_epochs=2, batch_size=15)
-
-
-def test_two_processes_with_unequal_shares_train_the_heads_of_one(tmp_path):
-    source, splits = blob_task(GROUPS)
-    one = trained(source, label_sets(splits), UNEVEN)
-    shares = {int((images % 2 == 0).sum()) for images, _ in source.calls}
-    assert min(shares) < 7 and max(shares) > 8, "of 15 images"
-    torch.multiprocessing.spawn(train_in_two, (str(tmp_path),), nprocs=2)
-    two = torch.load(tmp_path / "bank.pt", weights_only=True)
-    for name, value in one.state().items():
-        # The same float32 sums in another order, over 15 steps.
-        torch.testing.assert_close(two[name], value, rtol=2e-6, atol=2e-6)
