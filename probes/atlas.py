@@ -59,6 +59,11 @@ class AtlasConfig:
     seeds: tuple[int, ...] = (0,)
     precision: torch.dtype = torch.float32
 
+    def __post_init__(self) -> None:
+        # The bag of codes grows from step to step, the attentive probe sees the steps before its own.
+        if not self.steps or list(self.steps) != sorted(set(self.steps)):
+            raise UserError(f"steps are {self.steps}; expected ascending numbers, each once")
+
 
 @dataclass(frozen=True)
 class Atlas:
@@ -80,7 +85,10 @@ class Atlas:
 
 @dataclass(frozen=True)
 class _Arm:
-    """One source; ``controls`` names what each label set's accuracy is in the table."""
+    """One source; ``controls`` names what each label set's accuracy is in the table.
+
+    ``broken`` holds the groups that are not finite at any seed.
+    """
 
     name: str
     source: Source
@@ -165,6 +173,7 @@ def _run_arm(
         (seed, name if len(config.seeds) == 1 else f"{name}, seed {seed}") for seed in config.seeds
     ]
     by_seed, source, before = {}, None, None
+    of_any_seed: set[int] = set()
     for seed, stage in stages:
         uncached = source_of(seed)
         if uncached is not before:
@@ -189,9 +198,9 @@ def _run_arm(
             found = predictions, broken
             kept.write(name, seed, predictions, broken)
         predictions, broken = found
-        source.broken |= broken
+        of_any_seed |= broken
         by_seed[seed] = predictions
-    return _Arm(name, source, controls, source.broken, by_seed)
+    return _Arm(name, source, controls, of_any_seed, by_seed)
 
 
 def _label_sets(splits: ProbeSplits, controls: tuple[str, ...], seed: int) -> np.ndarray:

@@ -50,4 +50,5 @@ class CachedSource:
             new = self._source(part, images_B[missing], views_B[missing])
             self._features_RGD[rows_B[missing]] = new.transpose(0, 1).cpu()
             self._known_R[rows_B[missing]] = True
-        return self._features_RGD[rows_B].to(self.device).transpose(0, 1)
+        # Laid out as a source does, so that what sums over images rounds alike.
+        return self._features_RGD[rows_B].to(self.device).transpose(0, 1).contiguous()

@@ -22,6 +22,7 @@ from torch import Tensor
 from probes.lars import lars_step, linprobe_lr
 from probes.sharing import add_up, mine
 from probes.sources import Source
+from star.distributed import world_size
 from star.errors import UserError
 from star.randomness import generator, torch_generator
 
@@ -94,7 +95,8 @@ class HeadBank:
     def update(self, features_GBD: Tensor, labels_SB: Tensor, images: int, lrs_R: list[float]) -> None:
         """One LARS step on a batch of ``images``, of which this process holds B."""
         weight_gradient, bias_gradient = torch.empty_like(self.weight), torch.empty_like(self.bias)
-        for some in self._pieces(features_GBD.shape[1]):
+        # Pieces by the mean share of a process: their sums over processes must be the same ones in all.
+        for some in self._pieces(-(-images // world_size())):
             x_GBD = self._normalise(features_GBD[some].float(), some, images)
             error_GBH = self._error(x_GBD, some, labels_SB, images)
             weight_gradient[some] = (x_GBD.mT @ error_GBH).view_as(self.weight[some])

@@ -1,15 +1,13 @@
-"""Probing: features, intervals, the batched logistic regression, attention numbers, token changes."""
+"""Probing: features, intervals, attention numbers, token changes."""
 
 import numpy as np
 import pytest
 import torch
 from helpers import SMALL, fake_store, small_model
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 
 from probes.attention import attention_at_steps, attention_maps, attention_stats
 from probes.features import (
-    StepFeatures,
     parse_layers,
     parse_steps,
     scattered_steps,
@@ -17,8 +15,6 @@ from probes.features import (
     uniform_steps,
 )
 from probes.intervals import mean_interval, wilson_interval
-from probes.linear import probe_features
-from probes.logreg import fit_logreg, predict
 from probes.tokens import nudge
 from star.errors import UserError
 
@@ -108,74 +104,6 @@ def test_mean_interval():
     half = 1.959964 * np.std(values, ddof=1) / 2
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
     assert np.isnan(mean_interval(np.array([1.0]))[1:]).all()
-
-
-def blobs(rng, images=300, width=12, classes=4, scales=True):
-    labels = rng.integers(0, classes, images)
-    centres = np.random.default_rng(0).normal(size=(classes, width))
-    x = centres[labels] + 1.5 * rng.normal(size=(images, width))
-    return x * (np.logspace(-1, 1, width) if scales else 1), labels
-
-
-@pytest.mark.parametrize("scales", [True, False])
-def test_batched_logistic_regression_finds_scikit_learns_minimum(scales):
-    rng = np.random.default_rng(1)
-    x, labels = blobs(rng, scales=scales)
-    mixing = rng.normal(size=(12, 12))
-    heads = np.stack([x, x @ mixing]).astype(np.float32)
-    heads = (heads - heads.mean(1, keepdims=True)) / heads.std(1, keepdims=True)
-    weight, bias = fit_logreg(torch.from_numpy(heads), torch.from_numpy(labels), 4, (0.01, 1.0))
-    for head in range(2):
-        for s, c in enumerate((0.01, 1.0)):
-            expected = LogisticRegression(C=c, tol=1e-10, max_iter=5000).fit(heads[head], labels)
-            # Both stop where the gradient is small in float32, not at the exact minimum.
-            np.testing.assert_allclose(weight[head, s].T, expected.coef_, atol=6e-3)
-            ours, theirs = bias[head, s].numpy(), expected.intercept_
-            np.testing.assert_allclose(ours - ours.mean(), theirs - theirs.mean(), atol=6e-3)
-            found = predict(torch.from_numpy(heads[head : head + 1]), weight[head : head + 1],
-                            bias[head : head + 1])[0, s]  # fmt: skip
-            agree = (found.numpy() == expected.predict(heads[head])).mean()
-            assert agree > 0.99
-
-
-def fake_features(rng, noise_step):
-    parts = {}
-    for name, images in (("train", 200), ("val", 60), ("test", 80)):
-        x, labels = blobs(rng, images)
-        values = np.stack([x, rng.normal(size=x.shape)]) if noise_step else np.stack([x, x])
-        parts[name] = StepFeatures(values[None].astype(np.float32), labels, [5], [10, 20])
-    return parts
-
-
-def test_the_probe_reads_classes_where_they_are_and_not_where_they_are_not():
-    table, hits = probe_features(fake_features(np.random.default_rng(2), noise_step=True))
-    assert list(table.columns[:9]) == [
-        "layer", "step", "protocol", "control", "split", "accuracy", "low", "high", "n",
-    ]  # fmt: skip
-    signal, noise = table.set_index("step").loc[10], table.set_index("step").loc[20]
-    assert signal.accuracy > 0.8 and signal.low < signal.accuracy < signal.high
-    assert noise.accuracy < 0.45
-    assert signal.layer == 5 and signal.n == 80
-    assert hits[0, 0].mean() == pytest.approx(signal.accuracy)
-
-
-def test_heads_fitted_in_groups_give_the_same_result(monkeypatch):
-    whole, _ = probe_features(fake_features(np.random.default_rng(3), noise_step=True))
-    monkeypatch.setattr("probes.linear.GROUP_FLOATS", 1)
-    split, _ = probe_features(fake_features(np.random.default_rng(3), noise_step=True))
-    # L-BFGS stops at slightly different points: at most one image may move.
-    assert np.abs(whole["accuracy"] - split["accuracy"]).max() <= 1 / 80 + 1e-9
-
-
-def test_broken_features_and_a_single_class_are_named():
-    parts = fake_features(np.random.default_rng(4), noise_step=False)
-    parts["test"].values[0, 1, 3, 2] = np.nan
-    with pytest.raises(UserError, match="layer 5 at step 20 are not finite"):
-        probe_features(parts)
-    parts = fake_features(np.random.default_rng(4), noise_step=False)
-    parts["train"].labels[:] = 2
-    with pytest.raises(UserError, match="one class"):
-        probe_features(parts)
 
 
 def test_attention_rows_at_steps_are_rows_of_the_whole_pattern():
