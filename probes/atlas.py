@@ -63,6 +63,9 @@ class AtlasConfig:
         # The bag of codes grows from step to step, the attentive probe sees the steps before its own.
         if not self.steps or list(self.steps) != sorted(set(self.steps)):
             raise UserError(f"steps are {self.steps}; expected ascending numbers, each once")
+        for name, values in (("layers", self.layers), ("seeds", self.seeds)):
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"{name} are {values}; expected at least one, each once")
 
 
 @dataclass(frozen=True)
@@ -195,12 +198,23 @@ def _run_arm(
                 bank_file=kept.bank_file(name, seed),
             )
             broken = share_broken(source.broken, len(source.groups), source.device)
+            if config.protocol.name == "attentive":
+                broken |= _later(broken, source)
             found = predictions, broken
             kept.write(name, seed, predictions, broken)
         predictions, broken = found
         of_any_seed |= broken
         by_seed[seed] = predictions
     return _Arm(name, source, controls, of_any_seed, by_seed)
+
+
+def _later(broken: set[int], source: Source) -> set[int]:
+    """Groups that look at a broken one: the later steps of its layer."""
+    return {
+        group
+        for group, (layer, step) in enumerate(source.groups)
+        if any(layer == source.groups[bad][0] and step > source.groups[bad][1] for bad in broken)
+    }
 
 
 def _label_sets(splits: ProbeSplits, controls: tuple[str, ...], seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from star.files import publish_file, write_json
 __all__ = ["AtlasWork"]
 
 # Facts of a run that do not decide its result.
-_CHANGING = ("command", "time", "machine", "processes", "checkpoint")
+_CHANGING = ("command", "time", "machine", "processes", "checkpoint", "seeds")
 
 
 class AtlasWork:

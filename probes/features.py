@@ -17,10 +17,13 @@ from star.checkpoint import Loaded
 from star.codes import CodeStore
 from star.device import autocast
 from star.errors import UserError
+from star.tokenizer import tokenizer_sha256
 from star.transformer import Transformer, check_layers
+from star.vq import VQModel
 
 __all__ = [
     "StepFeatures",
+    "check_decoder",
     "check_finite",
     "check_store",
     "check_tokenizer",
@@ -97,6 +100,15 @@ def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:
         raise UserError(
             f"{store.path} was made by another tokenizer than the one {loaded.path} was "
             f"trained with (sha256 {trained_with[:12]})"
+        )
+
+
+def check_decoder(tokenizer: VQModel, store: CodeStore) -> None:
+    """Raise ``UserError`` if ``tokenizer`` is not the one that made the codes."""
+    if tokenizer_sha256(tokenizer) != store.tokenizer_sha256:
+        raise UserError(
+            f"{store.path} was made by another tokenizer than {tokenizer.name}, which cannot decode "
+            "its codes; give the one it was made by"
         )
 
 

@@ -34,6 +34,7 @@ DEPARTURES = (
     "a batch holds min(16384, N) images, and lr is derived from that number",
     "batch norm takes its moments over the whole batch, not over each process's part",
     "features are rounded to float16 between the model and the heads",
+    "the validation images, by which rates are chosen, are never trained on",
 )
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-6, 0.1
 INIT_STD = 0.01

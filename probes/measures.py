@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 
 from probes.encoders import Encoder
-from probes.features import check_tokenizer
+from probes.features import check_decoder, check_tokenizer
 from probes.intervals import jackknife_interval, mean_interval, wilson_interval
 from probes.knn import NEIGHBOURS as VOTERS
 from probes.knn import knn_predict
@@ -60,9 +60,8 @@ from probes.similarity import (
 from probes.spatial import FAR, layer_lds
 from star.checkpoint import Loaded
 from star.codes import CodeStore
-from star.errors import UserError, require_choice
+from star.errors import require_choice
 from star.files import sha256_file
-from star.tokenizer import tokenizer_sha256
 from star.transformer import Transformer
 from star.vq import VQModel
 
@@ -169,12 +168,8 @@ def measure_checkpoint(
     for checkpoint in (loaded, other):
         if checkpoint is not None:
             check_tokenizer(checkpoint, stores[split])
-    tokenizer = options.get("tokenizer")
-    if tokenizer is not None and tokenizer_sha256(tokenizer) != stores[split].tokenizer_sha256:
-        raise UserError(
-            f"{stores[split].path} was made by another tokenizer than {tokenizer.name}, which cannot "
-            "decode its codes; give the one it was made by"
-        )
+    if options.get("tokenizer") is not None:
+        check_decoder(options["tokenizer"], stores[split])
     facts = {
         "split": split,
         "data": {name: stores[name].manifest["sha256"] for name in {split, "train"} & set(stores)},

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from probes.features import check_decoder
 from probes.splits import PARTS, ProbeSplits
 from star.codes import CodeStore
 from star.errors import UserError
@@ -32,14 +33,16 @@ def small_pictures(
 ) -> tuple[dict[str, np.ndarray], str]:
     """(N, g c, g c, 3) uint8 of each part, and what they are: ``source`` or ``decoded tokens``.
 
-    Raises ``UserError`` if there is neither a source nor a tokenizer, or if the source's images are
-    not those the codes were made from.
+    Raises ``UserError`` if there is neither a source nor a tokenizer, or if the source's images (the
+    tokenizer) are not those (is not the one) that the codes were made from.
     """
     if source is None and tokenizer is None:
         raise UserError(
             f"{splits.stores['train'].path} holds codes alone; the pixel control needs the images they "
             "were made from (--images FOLDER) or the tokenizer (--tokenizer FILE)"
         )
+    if source is None:
+        check_decoder(tokenizer, splits.stores["train"])
     grid = splits.stores["train"].grid
     side = grid * max(1, SIDE // grid)
     total = sum(splits.count(part) for part in PARTS)

@@ -25,6 +25,7 @@ from star.config import ModelConfig
 from star.errors import UserError
 from star.images import open_source
 from star.randomness import torch_generator
+from star.tokenizer import tokenizer_sha256
 from star.transformer import build_model
 from star.vq import VQConfig, VQModel
 
@@ -51,13 +52,14 @@ def tokenizer():
 
 
 def splits():
-    return probe_splits(
-        {
-            "train": fake_store(images=40),
-            "val": fake_store(images=16, views=1, seed=5),
-            "test": fake_store(images=24, views=1, seed=6),
-        }
-    )
+    stores = {
+        "train": fake_store(images=40),
+        "val": fake_store(images=16, views=1, seed=5),
+        "test": fake_store(images=24, views=1, seed=6),
+    }
+    for store in stores.values():
+        store.tokenizer_sha256 = tokenizer_sha256(tokenizer())
+    return probe_splits(stores)
 
 
 def loaded(folder, model=None) -> Loaded:

@@ -19,7 +19,7 @@ from star.images import open_source
 from star.tokenize import tokenize
 from star.tokenizer import load_tokenizer
 from star.views import view_set
-from star.vq import decode_tokens
+from star.vq import VQModel, decode_tokens, vq_preset
 
 STEPS = [1, 2, 4, 9]
 
@@ -351,3 +351,11 @@ def test_images_that_were_skipped_shift_nothing(tmp_path, digit_folder, tokenize
         assert len(pictures[part]) == len(readable)
         for picture, index in zip(pictures[part], readable, strict=True):
             np.testing.assert_array_equal(picture, np.asarray(split.load(index)))
+
+
+def test_another_tokenizer_cannot_draw_the_codes(stores):
+    splits, other = cut_splits(stores), VQModel(vq_preset("small"))
+    with pytest.raises(
+        UserError, match="was made by another tokenizer than small, which cannot decode"
+    ):
+        small_pictures(splits, None, other)
