@@ -1,4 +1,4 @@
-"""``star bench``: how fast training steps and batches are on this machine, as ratios with intervals."""
+"""``star bench``: how fast steps, probes and batches are on this machine, as ratios with intervals."""
 
 from pathlib import Path
 from typing import Literal
@@ -69,6 +69,55 @@ def step(
         "memory_ratio": round(found.memory[full] / found.memory[plain], 4),
     }
     _show(found.timings, ratios, facts, f"{size}, {found.sequences} sequences a step", json_)
+
+
+@bench.command()
+def probe(
+    size: str = typer.Option("tiny", "--preset", help=f"Size: {', '.join(SIZES)}."),
+    layer: int = typer.Option(6, help="The one layer that all layers are compared with."),
+    steps: int = typer.Option(8, help="Uniformly spaced steps."),
+    images: int = typer.Option(1024, help="Random images of an epoch."),
+    rounds: int = typer.Option(6, help="Timed epochs of each arm."),
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = typer.Option("auto", help="As star probe."),
+    device: Device = "auto",
+    json_: bool = JSON,
+) -> None:
+    """Time an epoch of MAE's linear probing: every layer in one pass, one layer, one head at a time."""
+    from dataclasses import replace
+
+    from cli.screen import Stages
+    from probes.bench_probe import ARMS, bench_probe
+    from star.config import preset
+    from star.device import resolve_device
+    from star.errors import UserError
+
+    if images < 2:
+        raise UserError(f"images is {images}; expected at least 2")
+    where = resolve_device(device)
+    with Stages() as stages:
+        found = bench_probe(
+            replace(preset(size), precision=precision),
+            where,
+            layer=layer,
+            steps=steps,
+            images=images,
+            rounds=_rounds(rounds),
+            on_round=_reporter(stages, json_),
+        )
+    every, one, alone = ARMS
+    ratio = found.timings.ratio(alone, every)
+    facts = {
+        "preset": size,
+        "images": images,
+        "heads": found.heads,
+        "device": str(where),
+        "precision": found.precision,
+        "all heads one by one / all layers": [
+            round(found.layers * value, 3) for value in (ratio.median, ratio.low, ratio.high)
+        ],
+    }
+    ratios = {f"{every} / {one}": (every, one), f"{alone} / {every}": (alone, every)}
+    _show(found.timings, ratios, facts, f"{size}, {images} images, {found.heads} heads", json_)
 
 
 @bench.command()

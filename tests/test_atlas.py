@@ -302,13 +302,25 @@ def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path, monkeypatch, n
     assert not list(folder.glob("*.pt")), "heads in training go when their arm is done"
 
 
+def test_another_seed_takes_over_what_is_done(tmp_path):
+    stages = []
+
+    def note(stage, done, total):
+        stages.append(stage)
+
+    first = atlas_of(tmp_path, work=tmp_path / "work").result.table
+    both = atlas_of(tmp_path, config=config(seeds=(0, 1)), work=tmp_path / "work", on_stage=note)
+    pd.testing.assert_frame_equal(both.result.table.query("seed == 0").reset_index(drop=True), first)
+    assert any("model, seed 1" in stage for stage in stages)
+    assert not any("seed 0" in stage for stage in stages)
+
+
 def test_another_setting_works_in_another_folder(tmp_path):
     work = tmp_path / "work"
     changes = [
         {},
         {"layers": (1,)},
         {"steps": (4, 9)},
-        {"seeds": (1,)},
         {"protocol": ProtocolConfig(name="knn")},
         {"protocol": ProtocolConfig(mae=MAE)},
         {"protocol": ProtocolConfig(mae=dataclasses.replace(MAE, epochs=7))},
