@@ -19,13 +19,15 @@ from probes.results import write_result
 from probes.splits import ProbeSplits, probe_splits
 from star import distributed
 from star.checkpoint import Loaded
+from star.codes import open_splits
 from star.config import ModelConfig, preset
 from star.device import resolve_precision
 from star.errors import UserError
 from star.files import remove_folder
 from star.images import open_source
-from star.prepare import PreparedData, prepare_data
+from star.prepare import PreparedData, is_code_folder, prepare_data
 from star.transformer import check_layers
+from star.views import view_set
 from viz.measures import measure_figures
 from viz.style import save
 
@@ -235,7 +237,8 @@ def _open(asked: ProbeRequest, device: str) -> dict[str, Loaded]:
 
 
 def _layers(asked: ProbeRequest, model: ModelConfig) -> list[int]:
-    layers = parse_layers(asked.layer or str(max(1, model.layers // 2)), model.layers)
+    given = str(max(1, model.layers // 2)) if asked.layer is None else asked.layer
+    layers = parse_layers(given, model.layers)
     check_layers(model, layers)
     return layers
 
@@ -322,13 +325,21 @@ def _dry_run(asked: ProbeRequest, protocol: ProtocolConfig) -> None:
         )
         return
     for loaded in _open(asked, "cpu").values():
-        splits = probe_splits(prepare_data(data_name(loaded, asked.data)).stores)
-        print_probe_cost(
-            loaded.model.config,
-            _config(asked, loaded.model.config, protocol, "cpu"),
-            train=splits.count("train"),
-            held_out=splits.count("val") + splits.count("test"),
-            views=splits.stores["train"].views,
-            classes=splits.classes,
-            **common,
-        )
+        model = loaded.model.config
+        sizes = _sizes(data_name(loaded, asked.data))
+        print_probe_cost(model, _config(asked, model, protocol, "cpu"), **sizes, **common)
+
+
+def _sizes(data: str) -> dict[str, int]:
+    """Images, views and classes of ``data``, without tokenising anything."""
+    if is_code_folder(data):
+        splits = probe_splits(open_splits(data))
+        train, views = splits.count("train"), splits.stores["train"].views
+        held_out, classes = splits.count("val") + splits.count("test"), splits.classes
+    else:
+        source = open_source(data)
+        counts = {name: len(split) for name, split in source.splits.items()}
+        train, held_out = counts.pop("train"), sum(counts.values())
+        views = len(view_set(source.default_views, source.native_size))
+        classes = len(source.class_names)
+    return {"train": train, "held_out": held_out, "views": views, "classes": classes}

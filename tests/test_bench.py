@@ -7,9 +7,10 @@ import mmap
 import numpy as np
 import pytest
 import torch
-from helpers import fake_store, small_model
+from helpers import fake_store, refused, small_model
 from test_trainer import CPU, tiny
 
+from probes import bench_probe as probes_bench
 from probes import bench_step as steps
 from probes.bench_loader import ARMS, bench_loader
 from probes.llamagen_way import LlamaGenStep, LlamaGenTransformer
@@ -127,3 +128,28 @@ def test_random_access_is_announced_for_mapped_codes():
     store.codes.mapping = mapping
     TrainLoader(store, tiny()).batch(0)
     assert told == [mmap.MADV_RANDOM]
+
+
+def test_the_probe_bench_trains_the_same_heads_in_every_arm(monkeypatch):
+    seen = []
+    run = probes_bench.train_heads
+
+    def note(bank, source, *arguments, **options):
+        seen.append(sorted(source.groups))
+        run(bank, source, *arguments, **options)
+
+    monkeypatch.setattr(probes_bench, "train_heads", note)
+    found = probes_bench.bench_probe(tiny(), CPU, layer=1, steps=3, images=12, rounds=1)
+    layers = tiny().model.layers
+    steps = sorted({step for _, step in seen[0]})
+    assert len(steps) == 3 and found.heads == layers * 3 and found.layers == layers
+    warm_up = [[(layer, step) for layer in range(1, layers + 1) for step in steps]]
+    warm_up += [[(1, step) for step in steps], *[[(1, step)] for step in steps]]
+    assert seen[:5] == warm_up
+    assert set(found.timings.seconds) == set(probes_bench.ARMS)
+
+
+def test_the_probe_bench_refuses_what_does_not_exist(star):
+    assert refused(star("bench", "probe", "--layer", "9"), "layer 9 does not exist")
+    assert refused(star("bench", "probe", "--images", "1"), "images is 1; expected at least 2")
+    assert refused(star("bench", "probe", "--rounds", "1"), "rounds is 1; expected at least 2")

@@ -81,42 +81,6 @@ def test_the_baseline_trains_and_refuses_options_it_does_not_use(
     )
 
 
-def test_probe_writes_table_provenance_and_pictures(star, trained):
-    code, _, err = star("probe", trained, "--layer", "all", "--steps", "7")
-    assert code == 0, err
-    table = pd.read_csv(trained / "probe" / "probe-layer-all-teacher.csv")
-    assert list(table.columns[:9]) == [
-        "layer", "step", "protocol", "control", "split", "accuracy", "low", "high", "n",
-    ]  # fmt: skip
-    assert len(table) == 14 and (table["n"] == 16).all()
-    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
-    info = json.loads((trained / "probe" / "probe-layer-all-teacher.json").read_text())
-    assert info["condition"] == "null class" and info["weights"] == "teacher"
-    code, _out, err = star("probe", trained / "ckpt.pt", "--layer", "2", "--weights", "student")
-    assert code == 0, err
-    for suffix in ("csv", "json", "png", "pdf"):
-        assert (trained / "probe" / f"probe-layer-2-student.{suffix}").stat().st_size > 100
-
-
-def test_probe_without_a_checkpoint_takes_the_newest_run_and_says_which(star, trained, tmp_path):
-    import shutil
-
-    shutil.copytree(trained, tmp_path / "runs" / "mine")
-    code, out, err = star("probe", "--steps", "2")
-    assert "probe-layer-1-teacher.csv" in out.replace("\n", ""), "half of two layers"
-    assert code == 0 and "newest run: runs/mine/ckpt.pt" in out.replace("\n", ""), (out, err)
-
-
-def test_probe_refusals(star, trained, tmp_path):
-    assert refused(star("probe"), "no run with a ckpt.pt below runs")
-    assert refused(star("probe", trained, "--layer", "99"), "layer 99 does not exist", "layers 1 to 2")
-    for steps in ("0", "1000"):
-        assert refused(star("probe", trained, "--layer", "1", "--steps", steps), f"steps is {steps}")
-    assert refused(star("probe", "nowhere.pt"), "no such file: nowhere.pt")
-    assert refused(star("probe", GOLDEN / "llamagen_gpt_tiny.pt", "--layer", "1"), "give --data")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_attention_maps_of_the_first_test_image_a_photograph_and_codes(star, trained, tmp_path):
     code, out, err = star("attn-maps", trained)
     assert code == 0 and "the model is shown the class" in out, (out, err)
