@@ -91,12 +91,12 @@ def write_atlas(
     if own.empty:
         return written
     if len(layers) > 1:
-        title = f"Probe accuracy (%) by layer and step: {name}"
+        title = f"Probe accuracy (%) by layer and step: {name} ({info['protocol']})"
         written += save(probe_heatmap(own, title=title), folder / f"{stem}-heatmap")
     layer, step = shown_cell(own)
     figure = _curves({name: own}, layer, atlas, {name: atlas.result.table})
     written += save(figure, folder / stem)
-    where = f"{name}, layer {layer}, step {step}"
+    where = f"{name}, layer {layer}, step {step} ({info['protocol']})"
     predicted_SN = atlas.predicted_SLKN[:, layers.index(layer), steps.index(step)]
     counts = confusion(predicted_SN, atlas.labels_N, len(class_names))
     figure = confusion_matrix(counts, class_names, f"What the probe takes each class for: {where}")
@@ -118,7 +118,12 @@ def shown_cell(own: pd.DataFrame) -> tuple[int, int]:
 def _curves(tables: dict, layer: int, atlas: Atlas, controls: dict):
     info = atlas.result.info
     return probe_curves(
-        tables, layer, total_steps=info["total_steps"], chance=info["chance"], controls=controls
+        tables,
+        layer,
+        total_steps=info["total_steps"],
+        chance=info["chance"],
+        controls=controls,
+        title=f"What layer {layer} knows of the class, step by step ({info['protocol']})",
     )
 
 

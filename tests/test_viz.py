@@ -174,14 +174,14 @@ def _samples() -> np.ndarray:
 DRAWINGS = {
     "curves": (
         lambda: probe_curves({"AR": _table(), "ST-AR": _table(0.1)}, 6, total_steps=16, chance=0.1),
-        1, ("AR", "ST-AR", "chance 10 %", "linear probe accuracy, layer 6 (%)", "16"), 7.6,
+        1, ("AR", "ST-AR", "chance 10 %", "probe accuracy, layer 6 (%)", "16"), 7.6,
     ),
     "heatmap": (
         lambda: probe_heatmap(_table(), title="AR"), 2, ("AR", "54.0", "layer", "accuracy (%)"), 5.6,
     ),
     "difference": (
         lambda: probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR")),
-        2, ("+10.0", "Linear probe accuracy: ST-AR minus AR", "difference (percentage points)"), 5.6,
+        2, ("+10.0", "Probe accuracy: ST-AR minus AR", "difference (percentage points)"), 5.6,
     ),
     "controls": (
         lambda: probe_curves(
@@ -210,7 +210,7 @@ DRAWINGS = {
         lambda: class_accuracy(
             {"AR": _by_class(10), "ST-AR": _by_class(10, 0.1)}, _names(10), chance=0.1
         ),
-        1, ("class 9", "AR", "ST-AR", "chance 10 %", "linear probe accuracy (%), 95 % intervals"), 7.6,
+        1, ("class 9", "AR", "ST-AR", "chance 10 %", "probe accuracy (%), 95 % intervals"), 7.6,
     ),
     "many classes": (
         lambda: class_accuracy({"ST-AR": _by_class(100)}, _names(100)),
@@ -240,7 +240,7 @@ DRAWINGS = {
         6, ("total loss", "validation NLL (nats)", "L_step: across steps", "ST-AR", "training step"),
         11,
     ),
-    "overview": (_overview, 10, ("ST-AR", "step 16", "25 %", "Linear probe accuracy by step"), 8.75),
+    "overview": (_overview, 10, ("ST-AR", "step 16", "25 %", "Probe accuracy by step"), 8.75),
 }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def class_accuracy(
              label=f"chance {100 * chance:.3g} %")  # fmt: skip
     if len(found) > 1 or chance is not None:
         figure.legend(loc="outside lower center", ncols=len(found) + 1)
-    axes.set_title(title or "Linear probe accuracy by class", loc="left", pad=10)
+    axes.set_title(title or "Probe accuracy by class", loc="left", pad=10)
     return figure
 
 
@@ -95,7 +95,7 @@ def _bars(found: Mapping[str, pd.DataFrame], order: Sequence[int], names: Mappin
     axes.set_ylim(classes - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("linear probe accuracy (%), 95 % intervals")
+    axes.set_xlabel("probe accuracy (%), 95 % intervals")
     axes.grid(axis="x")
     return figure
 
@@ -119,7 +119,7 @@ def _distribution(found: Mapping[str, pd.DataFrame], names: Mapping[int, str]) -
     axes.set_xlim(0, len(names) + 1)
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"the {len(names)} classes, each model's best first")
-    axes.set_ylabel("linear probe accuracy (%)")
+    axes.set_ylabel("probe accuracy (%)")
     axes.grid(axis="y")
     return figure
 

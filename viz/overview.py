@@ -21,7 +21,7 @@ __all__ = ["overview"]
 
 _WIDTH, _HEIGHT = 8.75, 4.375  # inches
 _RIGHT = 4.3  # where the right half starts
-_HEADINGS = ("Linear probe accuracy by step", "Where a step looks", "Two views, two sets of tokens")
+_HEADINGS = ("Probe accuracy by step", "Where a step looks", "Two views, two sets of tokens")
 
 
 @styled

@@ -155,7 +155,7 @@ def _draw_frame(axes: Axes, steps: list[int], total_steps: int, layer: int) -> N
         axes.set_xticks(thinned(steps))
     axes.set_xlim(steps[0] - 0.03 * total_steps, steps[-1] + 0.03 * total_steps)
     axes.set_xlabel(f"step t of {total_steps} (has seen tokens 1 .. t−1)")
-    axes.set_ylabel(f"linear probe accuracy, layer {layer} (%)")
+    axes.set_ylabel(f"probe accuracy, layer {layer} (%)")
     axes.grid(axis="y")
     axes.margins(y=0.08)
 

@@ -41,7 +41,7 @@ def probe_heatmap(table: pd.DataFrame, *, title: str | None = None) -> Figure:
     grid = 100 * _grid("table", table)
     low, high = np.nanmin(grid.to_numpy()), np.nanmax(grid.to_numpy())
     norm = Normalize(low, high if high > low else low + 1)
-    title = title or "Linear probe accuracy by layer and step"
+    title = title or "Probe accuracy by layer and step"
     return _heatmap(grid, ACCURACY_MAP, norm, "{:.1f}", "accuracy (%)", title)
 
 
@@ -75,7 +75,7 @@ def probe_heatmap_difference(
     marked = None if tested is None else _marked(tested, difference, names)
     return _heatmap(
         difference, diverging_map(negative, positive), Normalize(-bound, bound), "{:+z.1f}",
-        "difference (percentage points)", f"Linear probe accuracy: {names[0]} minus {names[1]}",
+        "difference (percentage points)", f"Probe accuracy: {names[0]} minus {names[1]}",
         marked,
     )  # fmt: skip
 
