@@ -20,6 +20,8 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of the {processes} processes"
         )
+    if tflops is not None and not tflops > 0:
+        raise UserError(f"tflops is {tflops}; expected a number > 0")
     cuda = parse_device(device).type == "cuda"
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and cuda)
     found = estimate(config, processes, half)
@@ -44,8 +46,6 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
     if tflops is None:
         print_line("time: give --tflops, the TFLOP/s that one device sustains")
         return
-    if not tflops > 0:
-        raise UserError(f"tflops is {tflops}; expected a number > 0")
     seconds = found.flops / (tflops * 1e12 * processes)
     total = seconds * config.max_steps
     print_line(f"time: {seconds:.3g} s a step, {total / 3600:.3g} hours for {config.max_steps:,} steps")

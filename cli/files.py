@@ -40,9 +40,10 @@ def export(
     """Write the transformer alone (no projector, no optimiser) for other programs."""
     from cli.opening import open_checkpoint
     from cli.screen import console
-    from star.export import export_model
+    from star.export import ENDINGS, check_ending, export_model
 
+    if out is not None:
+        check_ending(out, form)
     loaded = open_checkpoint(ckpt, weights, "cpu", heads, grid)
-    ending = ".pt" if form == "llamagen" else ".safetensors"
-    path = out or loaded.path.with_name(f"{loaded.path.stem}-{weights}-{form}{ending}")
+    path = out or loaded.path.with_name(f"{loaded.path.stem}-{weights}-{form}{ENDINGS[form]}")
     console.print(f"written: {export_model(loaded, path, form)}", highlight=False, markup=False)

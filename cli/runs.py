@@ -29,6 +29,8 @@ def watch(
     if not every > 0:
         raise UserError(f"every is {every}; expected a number of seconds > 0")
     folder = run if run is not None else newest_run()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"there is no run in {folder}; give the --run folder of star train")
     config = config_from_dict(read_settings(folder / "config.json"))
     sequences, last = config.batch_size * config.objective.views, config.max_steps
 

@@ -54,6 +54,8 @@ def bench_loader(
     full; fewer files favour it, since the system remembers them. Raises ``UserError`` if they are
     fewer than a batch.
     """
+    if not 1 <= batch <= images:
+        raise UserError(f"images is {images}; expected at least a batch ({batch} images, 1 or more)")
     if not batch <= files <= images:
         raise UserError(f"files is {files}; expected a batch ({batch}) to all images ({images})")
     config = TrainConfig(

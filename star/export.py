@@ -15,10 +15,17 @@ from star.checkpoint import Loaded
 from star.errors import UserError, require_choice
 from star.files import publish_file
 
-__all__ = ["FORMATS", "export_model"]
+__all__ = ["ENDINGS", "check_ending", "export_model"]
 
-FORMATS = ("llamagen", "safetensors")
+ENDINGS = {"llamagen": ".pt", "safetensors": ".safetensors"}  # by format
 DOWNSAMPLE = 16  # LlamaGen's grid is image_size / downsample_size; any pair with this quotient serves
+
+
+def check_ending(path: Path, form: str) -> None:
+    """Raise ``UserError`` unless ``form`` is a format and ``path`` has its ending."""
+    require_choice("format", form, tuple(ENDINGS))
+    if path.suffix != ENDINGS[form]:
+        raise UserError(f"{path} does not end in {ENDINGS[form]}, the ending of format {form}")
 
 
 def export_model(loaded: Loaded, path: Path, form: str) -> Path:
@@ -27,10 +34,7 @@ def export_model(loaded: Loaded, path: Path, form: str) -> Path:
     ``llamagen``: a ``.pt`` with the weights under ``model`` and the arguments its code reads under
     ``args``; it loads back equal. ``safetensors``: the same keys, configuration and origin as metadata.
     """
-    require_choice("format", form, FORMATS)
-    expected = ".pt" if form == "llamagen" else ".safetensors"
-    if path.suffix != expected:
-        raise UserError(f"{path} does not end in {expected}, the ending of format {form}")
+    check_ending(path, form)
     if path.exists() and path.samefile(loaded.path):
         raise UserError(f"{path} is the checkpoint itself; give another file to write")
     config = loaded.model.config

@@ -209,3 +209,13 @@ def test_more_steps_than_a_picture_shows_are_refused_before_the_work(star, train
     result = star("attn-maps", trained, "--steps", "17", "--out", "maps")
     assert refused(result, "17 steps were asked for; one picture shows up to 16", "--at 12,40,64")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_option_that_was_given_is_the_one_that_is_blamed(star, trained, tmp_path):
+    assert refused(star("watch", "nope"), "there is no run in nope")
+    assert refused(star("bench", "loader", "--images", "0"), "images is 0; expected at least a batch")
+    code, out, err = star("train", "--dry-run", "--tflops", "0")
+    assert refused((code, out, err), "tflops is 0.0") and not out, "nothing before the refusal"
+    code, out, err = star("export", trained, "x.safetensors")
+    assert refused((code, out, err), "x.safetensors does not end in .pt") and not out
+    assert list(tmp_path.iterdir()) == []
