@@ -163,7 +163,7 @@ def _collected(task: Task, extra_bytes: float, fit: Callable) -> Predictions:
 
 
 def _logreg(task: Task) -> Predictions:
-    heads = len(task.labels_SN) * len(STRENGTHS) * task.splits.classes
+    heads = len(task.labels_SN) * task.splits.classes  # of a group; strengths are fitted in turn
 
     def fit(train_GND, val_GND, test_GND) -> Predictions:
         # A feature that never changes (the class position at step 1) stays 0 instead of becoming NaN.
