@@ -124,7 +124,8 @@ def _let_rank_0_speak() -> None:
 
 
 def _terminate(number: int, frame: object) -> None:
-    # As an exception, so that temporary files are removed on the way out.
+    # As an exception, so that temporary files are removed on the way out; a second signal ends at once.
+    signal.signal(number, signal.SIG_DFL)
     sys.exit(128 + number)
 
 
