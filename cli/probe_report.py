@@ -50,7 +50,7 @@ def print_atlas(atlas: Atlas, name: str) -> None:
         )
     for layer, own in table[table["control"] == "none"].groupby("layer"):
         console.print(f"layer {layer}: {_summary(own)}", highlight=False)
-    pixels = "the images" if info["pixels"] == "source" else "the decoded tokens"
+    pixels = "the images" if info["pixels"] == "source" else "the seen tokens, decoded"
     console.print(
         "Controls: random = same layer of randomly initialised weights; shuffled = training labels "
         f"permuted; tokens = bag of the tokens seen; pixels of the area seen, of {pixels}. Chance "

@@ -130,7 +130,7 @@ def probe_atlas(
     check_tokenizer(loaded, splits.stores["train"])
     if like is None:
         report = functools.partial(on_stage, "pixels")
-        pictures, pixel_source = small_pictures(splits, images, tokenizer, report)
+        pictures, pixel_source = small_pictures(splits, config.steps, images, tokenizer, report)
     else:
         pictures, pixel_source = None, like.result.info["pixels"]
     info = _provenance(loaded, splits, config, pixel_source)

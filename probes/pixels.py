@@ -1,12 +1,14 @@
 """Small pictures of every image for the pixel control: the source's own, else the tokens decoded.
 
 The area that a probe's model was shown is that of the store's test view; it is reduced to c x c pixels
-a cell (area averages), so that a picture has about 32 x 32 pixels whatever the grid.
+a cell (area averages), so that a picture has about 32 x 32 pixels whatever the grid. A decoder draws
+each cell from tokens all around, so tokens are decoded anew for every step, from those seen alone (the
+codes of the others 0): pictures of all tokens would show what the step has not seen.
 
-Shapes: N images, g grid, c pixels a cell.
+Shapes: N images, P pictures of each (1 of the source, K decoded), K steps, g grid, c pixels a cell.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,10 +17,11 @@ from PIL import Image
 from probes.features import check_decoder
 from probes.splits import PARTS, ProbeSplits
 from star.codes import CodeStore
+from star.device import require_memory
 from star.errors import UserError
 from star.images import ImageSource, Split
 from star.views import ViewSet, view_set
-from star.vq import VQModel, decode_tokens
+from star.vq import VQModel, to_uint8
 
 __all__ = ["small_pictures"]
 
@@ -27,11 +30,12 @@ SIDE = 32  # pixels that the cells of a row have together, about
 
 def small_pictures(
     splits: ProbeSplits,
+    steps: Sequence[int],
     source: ImageSource | None,
     tokenizer: VQModel | None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, np.ndarray], str]:
-    """(N, g c, g c, 3) uint8 of each part, and what they are: ``source`` or ``decoded tokens``.
+    """(N, P, g c, g c, 3) uint8 of each part, and what they are: ``source`` or ``seen tokens decoded``.
 
     Raises ``UserError`` if there is neither a source nor a tokenizer, or if the source's images (the
     tokenizer) are not those (is not the one) that the codes were made from.
@@ -46,24 +50,27 @@ def small_pictures(
     grid = splits.stores["train"].grid
     side = grid * max(1, SIDE // grid)
     total = sum(splits.count(part) for part in PARTS)
+    each = 1 if source is not None else len(steps)
+    what = f"{each} small pictures of each of {total:,} images"
+    require_memory(what, total * each * side * side * 3, "cpu")
     done = 0
     pictures = {}
     for part in PARTS:
-        found = np.empty((splits.count(part), side, side, 3), dtype=np.uint8)
+        found = np.empty((splits.count(part), each, side, side, 3), dtype=np.uint8)
         store, rows = splits.stores[part], splits.rows[part]
         if source is not None:
             pieces = _from_source(store, rows, _same_images(store, source))
         else:
-            pieces = _from_tokens(store, rows, tokenizer)
+            pieces = _from_tokens(store, rows, tokenizer, steps)
         start = 0
-        for images_NHWC in pieces:
-            for image in images_NHWC:
-                found[start] = _reduce(image, side)
+        for images_NPHWC in pieces:
+            for of_image in images_NPHWC:
+                found[start] = [_reduce(image, side) for image in of_image]
                 start += 1
-            done += len(images_NHWC)
+            done += len(images_NPHWC)
             on_progress(done, total)
         pictures[part] = found
-    return pictures, "source" if source is not None else "decoded tokens"
+    return pictures, "source" if source is not None else "seen tokens decoded"
 
 
 def _reduce(image: np.ndarray, side: int) -> np.ndarray:
@@ -88,14 +95,18 @@ def _from_source(store: CodeStore, rows: np.ndarray, split: Split) -> Iterator[n
     left_out = set(store.skipped)
     kept = [index for index in range(len(split)) if split.name(index) not in left_out]
     for row in rows:
-        yield cut(split.load(kept[row]), kept[row])
+        yield cut(split.load(kept[row]), kept[row])[None]
 
 
+@torch.no_grad()
 def _from_tokens(
-    store: CodeStore, rows: np.ndarray, tokenizer: VQModel, batch_size: int = 64
+    store: CodeStore, rows: np.ndarray, tokenizer: VQModel, steps: Sequence[int], batch_size: int = 64
 ) -> Iterator[np.ndarray]:
+    device = tokenizer.quant_conv.weight.device
+    place_gg = torch.arange(store.tokens, device=device).view(store.grid, store.grid)
     for start in range(0, len(rows), batch_size):
-        codes = store.codes[rows[start : start + batch_size], store.test_view]
-        tokens_BT = torch.from_numpy(np.asarray(codes, dtype=np.int64))
-        with torch.no_grad():
-            yield decode_tokens(tokenizer, tokens_BT, store.grid)
+        codes = np.asarray(store.codes[rows[start : start + batch_size], store.test_view], np.int64)
+        indices_Bgg = torch.from_numpy(codes).view(-1, store.grid, store.grid).to(device)
+        codes_BEgg = tokenizer.lookup(indices_Bgg)
+        drawn = [tokenizer.decode_codes(codes_BEgg * (place_gg < step - 1)) for step in steps]
+        yield np.stack([to_uint8(images_BCHW).cpu().numpy() for images_BCHW in drawn], axis=1)

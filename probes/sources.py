@@ -128,7 +128,8 @@ class CodeSource:
 class PixelSource:
     """Control: the pixels of the cells seen so far, test view; unseen cells are 0.
 
-    ``pixels`` maps a part to (N, g c, g c, 3) uint8 images, c pixels a cell (``probes.pixels``).
+    ``pixels`` maps a part to (N, P, g c, g c, 3) uint8, c pixels a cell (``probes.pixels``): one
+    picture of each image, or one for each step.
     """
 
     def __init__(
@@ -141,15 +142,17 @@ class PixelSource:
         self.steps, self.device, self.pixels = steps, device, pixels
         self.groups = [(0, step) for step in steps]
         self.grid = splits.stores["train"].grid
-        self.width = int(np.prod(pixels["train"].shape[1:]))
+        self.width = int(np.prod(pixels["train"].shape[2:]))
         self.views = 1
         self.broken: set[int] = set()
 
     def __call__(self, part: str, images_B: np.ndarray, views_B: np.ndarray | None) -> Tensor:
-        images = torch.from_numpy(self.pixels[part][images_B]).to(self.device)
-        images_BHWC = images.half() / 127.5 - 1
+        pictures_BPHWC = torch.from_numpy(self.pixels[part][images_B]).to(self.device)
         order = torch.arange(self.grid**2, device=self.device).view(1, 1, self.grid, self.grid)
-        side = images_BHWC.shape[1]
+        side, last = pictures_BPHWC.shape[2], pictures_BPHWC.shape[1] - 1
         order_HW1 = F.interpolate(order.float(), size=(side, side), mode="nearest")[0, 0, :, :, None]
-        seen = [(images_BHWC * (order_HW1 < step - 1)).flatten(1) for step in self.steps]
+        seen = []
+        for place, step in enumerate(self.steps):
+            images_BHWC = pictures_BPHWC[:, min(place, last)].half() / 127.5 - 1
+            seen.append((images_BHWC * (order_HW1 < step - 1)).flatten(1))
         return torch.stack(seen)

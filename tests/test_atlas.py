@@ -121,7 +121,7 @@ def test_every_layer_and_step_has_a_row_beside_its_four_controls(tmp_path, name)
     assert info["complete"] is True and info["broken"] == atlas.broken == []
     assert info["protocol"] == name and info["seeds"] == list(seeds) and info["total_steps"] == 9
     assert info["splits"]["images"] == {"train": 40, "val": 16, "test": 24}
-    assert info["chance"] == 0.25 and info["pixels"] == "decoded tokens"
+    assert info["chance"] == 0.25 and info["pixels"] == "seen tokens decoded"
     written = write_result(atlas.result, tmp_path / "atlas.csv")
     again = read_result(written[0])
     assert again.info == info

@@ -1,5 +1,6 @@
 """Where probes get features and images from: splits, the model's states, codes and pixels, by loops."""
 
+import dataclasses
 import shutil
 from collections import Counter
 
@@ -201,7 +202,7 @@ def test_what_is_not_finite_is_marked_and_0_and_the_rest_goes_on():
 def test_no_images_give_no_features():
     splits = small_splits()
     nothing = np.empty(0, dtype=np.int64)
-    pixels = {part: np.zeros((splits.count(part), 3, 3, 3), np.uint8) for part in splits.stores}
+    pixels = {part: np.zeros((splits.count(part), 1, 3, 3, 3), np.uint8) for part in splits.stores}
     for source in (
         ModelSource(small_model(), splits, layers=[1], steps=STEPS),
         CodeSource(splits, STEPS, CPU),
@@ -243,11 +244,12 @@ def test_the_bag_of_codes_counts_the_tokens_seen():
                     assert found[group, place, code] == np.float16(share)
 
 
-def test_the_pixels_of_cells_not_seen_are_0():
+@pytest.mark.parametrize("pictures", [1, len(STEPS)])
+def test_the_pixels_of_cells_not_seen_are_0(pictures):
     splits = small_splits()
     rng = np.random.default_rng(0)
     pixels = {
-        part: rng.integers(0, 256, (splits.count(part), 6, 6, 3), dtype=np.uint8)
+        part: rng.integers(0, 256, (splits.count(part), pictures, 6, 6, 3), dtype=np.uint8)
         for part in ("train", "val", "test")
     }
     source = PixelSource(splits, STEPS, pixels, CPU)
@@ -255,12 +257,13 @@ def test_the_pixels_of_cells_not_seen_are_0():
     images = np.array([5, 0, 11])
     found = source("test", images, None).reshape(4, 3, 6, 6, 3)
     for group, step in enumerate(STEPS):
+        picture = group if pictures > 1 else 0
         for place, image in enumerate(images):
             for row in range(6):
                 for column in range(6):
                     token = row // 2 * 3 + column // 2 + 1  # of a 3 x 3 grid, counted from 1
                     for channel in range(3):
-                        value = pixels["test"][image, row, column, channel] / 127.5 - 1
+                        value = pixels["test"][image, picture, row, column, channel] / 127.5 - 1
                         expected = value if token <= step - 1 else 0
                         # Two roundings to float16 of numbers up to 2.
                         assert abs(float(found[group, place, row, column, channel]) - expected) < 2e-3
@@ -278,25 +281,25 @@ def test_pictures_are_the_test_views_of_the_sources_images(stores, digit_folder,
     splits = probe_splits(open_splits(stores)) if own else cut_splits(stores)
     source = open_source(digit_folder)
     seen = []
-    pictures, said = small_pictures(splits, source, None, lambda *counts: seen.append(counts))
+    pictures, said = small_pictures(splits, (64,), source, None, lambda *counts: seen.append(counts))
     assert said == "source" and seen[-1] == (64 if own else 62,) * 2
     in_source = {"train": "train", "val": "val" if own else "train", "test": "test"}
     for part in ("train", "val", "test"):
         rows, split = splits.rows[part], source.splits[in_source[part]]
-        assert pictures[part].shape == (len(rows), 32, 32, 3)
+        assert pictures[part].shape == (len(rows), 1, 32, 32, 3)
         for picture, row in zip(pictures[part], rows, strict=True):
             views = view_set("ten-crop", 32)(split.load(row), row)
-            np.testing.assert_array_equal(picture, views[4])  # the centre crop
+            np.testing.assert_array_equal(picture[0], views[4])  # the centre crop
 
 
 def test_pictures_are_area_averages(stores, digit_folder, monkeypatch):
     splits = probe_splits(open_splits(stores))
-    whole, _ = small_pictures(splits, open_source(digit_folder), None)
+    whole, _ = small_pictures(splits, (64,), open_source(digit_folder), None)
     monkeypatch.setattr("probes.pixels.SIDE", 20)  # two pixels a cell of the 8 x 8 grid
-    found, _ = small_pictures(splits, open_source(digit_folder), None)
-    assert found["test"].shape == (16, 16, 16, 3)
+    found, _ = small_pictures(splits, (64,), open_source(digit_folder), None)
+    assert found["test"].shape == (16, 1, 16, 16, 3)
     for part, images in whole.items():
-        for small, image in zip(found[part], images, strict=True):
+        for small, image in zip(found[part][:, 0], images[:, 0], strict=True):
             for row in range(16):
                 for column in range(16):
                     block = image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
@@ -307,26 +310,40 @@ def test_pictures_are_area_averages(stores, digit_folder, monkeypatch):
 
 def test_without_a_source_the_tokens_are_decoded(stores, tokenizer_file):
     splits, tokenizer = cut_splits(stores), load_tokenizer(tokenizer_file)
-    pictures, said = small_pictures(splits, None, tokenizer)
-    assert said == "decoded tokens"
+    pictures, said = small_pictures(splits, (65, 20), None, tokenizer)
+    assert said == "seen tokens decoded"
     for part in ("train", "val", "test"):
         store, rows = splits.stores[part], splits.rows[part]
         for picture, row in list(zip(pictures[part], rows, strict=True))[:4]:
             codes = store.codes[row, store.test_view].astype(np.int64)
             expected = decode_tokens(tokenizer, torch.from_numpy(codes)[None], 8)[0]
             # A batch of another size may round otherwise, and truncation to whole numbers shows it.
-            assert np.abs(picture.astype(int) - expected).max() <= 1
+            assert np.abs(picture[0].astype(int) - expected).max() <= 1, "step 65 would see all tokens"
+            assert np.abs(picture[1].astype(int) - expected).max() > 1
+
+
+def test_decoded_pictures_of_a_step_know_nothing_of_later_tokens(stores, tokenizer_file):
+    """A decoder draws every cell from the tokens around it: unseen ones must not be given to it."""
+    splits, tokenizer = cut_splits(stores), load_tokenizer(tokenizer_file)
+    before, _ = small_pictures(splits, (20, 40), None, tokenizer)
+    codes = np.array(splits.stores["test"].codes)
+    codes[:, :, 25:] = (codes[:, :, 25:] + 1) % 256  # tokens 26 on: after step 20, before step 40
+    changed = dataclasses.replace(splits.stores["test"], codes=codes)
+    splits = dataclasses.replace(splits, stores={**splits.stores, "test": changed})
+    after, _ = small_pictures(splits, (20, 40), None, tokenizer)
+    np.testing.assert_array_equal(after["test"][:, 0], before["test"][:, 0])
+    assert (after["test"][:, 1] != before["test"][:, 1]).any()
 
 
 def test_pictures_need_the_images_the_codes_were_made_from(stores):
     splits = probe_splits(open_splits(stores))
     with pytest.raises(UserError, match=r"holds codes alone; .*--images FOLDER.*--tokenizer FILE"):
-        small_pictures(splits, None, None)
+        small_pictures(splits, (64,), None, None)
     with pytest.raises(UserError, match=r"images of digits are not those that .* was made from"):
-        small_pictures(splits, open_source("digits"), None)
+        small_pictures(splits, (64,), open_source("digits"), None)
     splits = small_splits()
     with pytest.raises(UserError, match="are not those that fake was made from"):
-        small_pictures(splits, open_source("digits"), None)
+        small_pictures(splits, (64,), open_source("digits"), None)
 
 
 def test_images_that_were_skipped_shift_nothing(tmp_path, digit_folder, tokenizer_file):
@@ -345,12 +362,12 @@ def test_images_that_were_skipped_shift_nothing(tmp_path, digit_folder, tokenize
     splits = ProbeSplits(made, {part: np.arange(len(made[part])) for part in made}, "own")
     left_out = sum(len(store.skipped) for store in made.values())
     assert left_out == 3
-    pictures, _ = small_pictures(splits, source, None)
+    pictures, _ = small_pictures(splits, (64,), source, None)
     for part, split in source.splits.items():
         readable = [i for i in range(len(split)) if split.name(i) not in made[part].skipped]
         assert len(pictures[part]) == len(readable)
         for picture, index in zip(pictures[part], readable, strict=True):
-            np.testing.assert_array_equal(picture, np.asarray(split.load(index)))
+            np.testing.assert_array_equal(picture[0], np.asarray(split.load(index)))
 
 
 def test_another_tokenizer_cannot_draw_the_codes(stores):
@@ -358,4 +375,4 @@ def test_another_tokenizer_cannot_draw_the_codes(stores):
     with pytest.raises(
         UserError, match="was made by another tokenizer than small, which cannot decode"
     ):
-        small_pictures(splits, None, other)
+        small_pictures(splits, (64,), None, other)
