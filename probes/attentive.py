@@ -65,7 +65,7 @@ class AttentiveBank:
 
     def normalise(self, features_GBD: Tensor, images: int | None) -> Tensor:
         """States by their batch's moments (``images`` over all processes), or by the running ones."""
-        x_GBD = features_GBD.float()
+        x_GBD = features_GBD
         if images is None:
             scale_GD = (self.variance + BATCH_NORM_EPS).rsqrt()
             return (x_GBD - self.mean[:, None]) * scale_GD[:, None]

@@ -16,8 +16,8 @@ GB = 10**9
 
 
 def cache_bytes(source: Source, images: int) -> int:
-    """Bytes of every stored view of ``images`` training images, float16."""
-    return 2 * images * source.views * len(source.groups) * source.width
+    """Bytes of every stored view of ``images`` training images, float32."""
+    return 4 * images * source.views * len(source.groups) * source.width
 
 
 def cached(source: Source, images: int, processes: int, limit_gb: float) -> Source:
@@ -36,9 +36,7 @@ class CachedSource:
         self.device, self.broken = source.device, source.broken
         rows = -(-images // processes)
         # Untouched pages of an empty array take no memory.
-        self._features_RGD = torch.empty(
-            (rows * self.views, len(self.groups), self.width), dtype=torch.float16
-        )
+        self._features_RGD = torch.empty(rows * self.views, len(self.groups), self.width)
         self._known_R = torch.zeros(rows * self.views, dtype=torch.bool)
 
     def __call__(self, part: str, images_B: np.ndarray, views_B: np.ndarray | None) -> Tensor:

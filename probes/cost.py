@@ -64,8 +64,8 @@ def probe_cost(
         forward_flops=forwards * each,
         cached_flops=cached * each,
         head_flops=2 * passes * 4.0 * parameters,
-        view_bytes=2 * train * features,
-        cache_bytes=2 * train * features * seen_views,
-        batch_bytes=2 * batch * features,
+        view_bytes=4 * train * features,
+        cache_bytes=4 * train * features * seen_views,
+        batch_bytes=4 * batch * features,
         head_bytes=4 * 2 * parameters,
     )

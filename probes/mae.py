@@ -33,7 +33,6 @@ DEPARTURES = (
     "test view is the store's",
     "a batch holds min(16384, N) images, and lr is derived from that number",
     "batch norm takes its moments over the whole batch, not over each process's part",
-    "features are rounded to float16 between the model and the heads",
     "the validation images, by which rates are chosen, are never trained on",
 )
 BATCH_NORM_EPS, BATCH_NORM_MOMENTUM = 1e-6, 0.1
@@ -98,7 +97,7 @@ class HeadBank:
         weight_gradient, bias_gradient = torch.empty_like(self.weight), torch.empty_like(self.bias)
         # Pieces by the mean share of a process: their sums over processes must be the same ones in all.
         for some in self._pieces(-(-images // world_size())):
-            x_GBD = self._normalise(features_GBD[some].float(), some, images)
+            x_GBD = self._normalise(features_GBD[some], some, images)
             error_GBH = self._error(x_GBD, some, labels_SB, images)
             weight_gradient[some] = (x_GBD.mT @ error_GBH).view_as(self.weight[some])
             bias_gradient[some] = error_GBH.sum(1).view_as(self.bias[some])
@@ -117,9 +116,9 @@ class HeadBank:
         return [slice(start, start + size) for start in range(0, len(self.weight), size)]
 
     def _normalise(self, x_GBD: Tensor, some: slice, images: int) -> Tensor:
-        """Batch norm by the batch's own moments, which move the running ones; works in place."""
+        """Batch norm by the batch's own moments, which move the running ones."""
         mean_GD = add_up(x_GBD.sum(1)) / images
-        x_GBD -= mean_GD[:, None]
+        x_GBD = x_GBD - mean_GD[:, None]
         variance_GD = add_up(x_GBD.square().sum(1)) / images
         x_GBD *= (variance_GD + BATCH_NORM_EPS).rsqrt()[:, None]
         self.mean[some].lerp_(mean_GD, BATCH_NORM_MOMENTUM)
@@ -145,7 +144,7 @@ class HeadBank:
         found = []
         for some in self._pieces(features_GBD.shape[1]):
             scale_GD = (self.variance[some] + BATCH_NORM_EPS).rsqrt()
-            x_GBD = (features_GBD[some].float() - self.mean[some][:, None]) * scale_GD[:, None]
+            x_GBD = (features_GBD[some] - self.mean[some][:, None]) * scale_GD[:, None]
             found.append(self._logits(x_GBD, some).argmax(-1).permute(0, 2, 3, 1))
         return torch.cat(found)
 

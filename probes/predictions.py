@@ -76,7 +76,7 @@ def collect(source: Source, part: str, images: int, groups: slice, on_progress: 
     count = len(source.groups[groups])
     found = torch.zeros(count, images, source.width, device=source.device)
     for done, chosen, features_GBD in streamed(source, part, images):
-        found[:, torch.from_numpy(chosen)] = features_GBD[groups].float()
+        found[:, torch.from_numpy(chosen)] = features_GBD[groups]
         on_progress(f"features {part}", done, images)
     return add_up(found)
 

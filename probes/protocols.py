@@ -132,12 +132,12 @@ def _ridge(task: Task) -> Predictions:
     for index, some in enumerate(todo):
         moments = Moments(len(labels), task.splits.classes)
         for done, chosen, features_GBD in streamed(source, "train", task.counts[0]):
-            moments.add(features_GBD[some].float(), labels[:, chosen])
+            moments.add(features_GBD[some], labels[:, chosen])
             task.on_progress("moments", done, task.counts[0])
         weight_GDSPC, bias_GSPC = fit_ridge(moments.gather(), PENALTIES)
 
         def predict(features, some=some, weight=weight_GDSPC, bias=bias_GSPC):
-            return predict_logreg(features[some].float(), weight, bias)
+            return predict_logreg(features[some], weight, bias)
 
         parts.append(_predicted(task, predict, PENALTIES))
         task.on_progress("fit", index + 1, len(todo))

@@ -1,9 +1,9 @@
 """Where the features of a probe come from: a frozen model, or the controls' tokens and pixels.
 
 A source gives, for some images of a part and one view of each, the features of all its groups; a group
-is one layer at one step. Features are rounded to float16, as a cache holds them, so that cached and
-streamed ones agree bit for bit. What is not finite (or beyond float16) marks its group as broken and
-becomes 0, so that the others can be finished.
+is one layer at one step. Features are float32 (the residual stream has channels whose mean is a hundred
+times their spread, of which float16 would leave little). What is not finite marks its group as broken
+and becomes 0, so that the others can be finished.
 
 Shapes: G groups, B images, D width of a feature, T tokens, g grid, V codebook size.
 """
@@ -33,7 +33,7 @@ class Source(Protocol):
     broken: set[int]
 
     def __call__(self, part: str, images_B: np.ndarray, views_B: np.ndarray | None) -> Tensor:
-        """(G, B, D) float16 of images of a part; ``views_B`` None is the test view."""
+        """(G, B, D) float32 of images of a part; ``views_B`` None is the test view."""
 
 
 def read_tokens(
@@ -73,7 +73,7 @@ class ModelSource:
     @torch.no_grad()
     def __call__(self, part: str, images_B: np.ndarray, views_B: np.ndarray | None) -> Tensor:
         shape = (len(self.groups), len(images_B), self.width)
-        features_GBD = torch.empty(shape, dtype=torch.float16, device=self.device)
+        features_GBD = torch.empty(shape, device=self.device)
         for start in range(0, len(images_B), self.batch_size):
             some = slice(start, start + self.batch_size)
             codes = read_tokens(
@@ -92,7 +92,7 @@ class ModelSource:
             captured = self.model(seen, null_B, capture=names, with_logits=False).captured
         positions = torch.tensor(self.steps, device=self.device) - 1
         features = torch.cat([captured[name][:, positions] for name in names], dim=1)
-        return self._finite(features.transpose(0, 1).half())
+        return self._finite(features.transpose(0, 1).float())
 
     def _finite(self, features_GBD: Tensor) -> Tensor:
         bad_G = ~features_GBD.isfinite().all(-1).all(-1)
@@ -121,7 +121,7 @@ class CodeSource:
             new = tokens_BT[:, before : step - 1]
             counts_BV.scatter_add_(1, new, torch.ones(new.shape, device=self.device))
             before = step - 1
-            bags.append((counts_BV / max(1, step - 1)).half())
+            bags.append(counts_BV / max(1, step - 1))
         return torch.stack(bags)
 
 
@@ -153,6 +153,6 @@ class PixelSource:
         order_HW1 = F.interpolate(order.float(), size=(side, side), mode="nearest")[0, 0, :, :, None]
         seen = []
         for place, step in enumerate(self.steps):
-            images_BHWC = pictures_BPHWC[:, min(place, last)].half() / 127.5 - 1
+            images_BHWC = pictures_BPHWC[:, min(place, last)].float() / 127.5 - 1
             seen.append((images_BHWC * (order_HW1 < step - 1)).flatten(1))
         return torch.stack(seen)

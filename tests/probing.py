@@ -11,13 +11,13 @@ COUNTS = {"train": 50, "val": 20, "test": 30}
 
 
 class ArraySource:
-    """A source that reads arrays: ``parts[part]`` is (views, G, N, D), rounded to float16.
+    """A source that reads arrays: ``parts[part]`` is (views, G, N, D).
 
     ``calls`` notes the images and views of every call for training views, in order.
     """
 
     def __init__(self, parts: dict[str, np.ndarray], groups: list[tuple[int, int]]) -> None:
-        self.parts = {part: torch.from_numpy(values).half() for part, values in parts.items()}
+        self.parts = {part: torch.from_numpy(values).float() for part, values in parts.items()}
         self.groups, self.device, self.broken = groups, CPU, set()
         self.views, _, _, self.width = parts["train"].shape
         self.calls: list[tuple[np.ndarray, np.ndarray]] = []

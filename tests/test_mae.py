@@ -266,7 +266,7 @@ def test_the_cache_asks_for_a_view_of_an_image_once_and_only_where_it_fits():
     trained(kept, label_sets(splits), MaeConfig(epochs=40, warmup_epochs=2))
     asked = [pair for call in source.calls for pair in zip(*call, strict=True)]
     assert len(asked) == len(set(asked)) <= 150
-    size = 50 * 3 * 4 * 6 * 2 / 1e9  # images, views, groups, width, bytes
+    size = 50 * 3 * 4 * 6 * 4 / 1e9  # images, views, groups, width, bytes
     assert isinstance(cached(source, 50, 1, size * 1.01), CachedSource)
     assert cached(source, 50, 1, size * 0.99) is source
     assert isinstance(cached(source, 50, 2, size * 0.51), CachedSource), "each process has half"

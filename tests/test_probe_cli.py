@@ -203,8 +203,8 @@ def test_a_dry_run_prints_the_cost_and_computes_nothing(star, trained, tmp_path)
     assert code == 0, err
     # 78 batches of 16,384 in each of 90 epochs, and 60,000 held out, of the model and the control
     assert f"{2 * (78 * 16384 * 90 + 60000):,} sequences" in out
-    # float16 features of 12 layers x 8 steps x 768 of every training image
-    assert f"{2 * 1281167 * 12 * 8 * 768 / 1e9:.1f} GB a view" in out
+    # float32 features of 12 layers x 8 steps x 768 of every training image
+    assert f"{4 * 1281167 * 12 * 8 * 768 / 1e9:.1f} GB a view" in out
     assert "on 8 process(es), features streamed" in out
     code, out, err = star("probe", trained, "--dry-run")
     assert code == 0 and "46 training" in out and "time: give --tflops" in out, (out, err)

@@ -56,7 +56,7 @@ def test_every_protocol_reads_classes_where_they_are_and_not_where_they_are_not(
     rng = np.random.default_rng(3)
     # Layer 1 is noise; the attentive probe of a layer sees both steps.
     for part in source.parts.values():
-        part[:, :2] = torch.from_numpy(rng.normal(size=part[:, :2].shape)).half()
+        part[:, :2] = torch.from_numpy(rng.normal(size=part[:, :2].shape)).float()
     found = run(name, source, splits, mae=dataclasses.replace(MAE, epochs=60))
     assert found.predicted.shape == (2, 4, 90)
     assert found.val_accuracy.shape == found.choice.shape == (2, 4)
@@ -396,7 +396,7 @@ def test_an_attentive_head_sees_nothing_of_later_steps_or_other_layers():
     before = run("attentive", source, splits)
     rng = np.random.default_rng(9)
     for part in source.parts.values():  # step 9 of layer 1
-        part[:, 2] = torch.from_numpy(rng.normal(size=part[:, 2].shape)).half()
+        part[:, 2] = torch.from_numpy(rng.normal(size=part[:, 2].shape)).float()
     after = run("attentive", source, splits)
     for group in (0, 1, 3, 4, 5):
         np.testing.assert_array_equal(after.predicted[:, group], before.predicted[:, group])
