@@ -1,5 +1,6 @@
 """What ``star probe`` prints and writes of an atlas and of a comparison."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -173,4 +174,4 @@ def _compared(a: str, first: Atlas, b: str, second: Atlas, seed: int) -> Compari
 
 def slug(name: str) -> str:
     """A model's name as part of a file's."""
-    return name.lower().replace(" ", "-").replace("/", "-")
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -22,7 +22,7 @@ from star.checkpoint import Loaded
 from star.codes import open_splits
 from star.config import ModelConfig, preset
 from star.device import resolve_precision
-from star.errors import UserError
+from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.images import open_source
 from star.prepare import PreparedData, is_code_folder, prepare_data
@@ -146,7 +146,10 @@ def _measure(asked: ProbeRequest, opened: dict[str, Loaded]) -> list[Path]:
         )
     _print_measures(result, name if other is None else f"{name} (against: {other_name})")
     folder = output_folder(loaded, asked.out, "probe")
-    stem = _stem("measures", layers, asked)
+    kind = "measures" if wanted is None else f"measures-{'-'.join(wanted)}"
+    kind += "" if asked.split == "test" else f"-{asked.split}"
+    kind += f"-against-{slug(other_name)}" if other is not None else ""
+    stem = _stem(f"{kind}-{slug(encoder.name)}" if encoder else kind, layers, asked)
     written = write_result(result, folder / f"{stem}.csv")
     for label, figure in measure_figures(result.table, total_steps=model.tokens):
         written += save(figure, folder / f"{stem}-{label}")
@@ -187,7 +190,7 @@ def _protocol(asked: ProbeRequest) -> ProtocolConfig:
     used = [flag for flag, value in given.items() if value is not None]
     if used and asked.protocol != "mae":
         raise UserError(
-            f"{', '.join(used)} belong to --protocol mae; {asked.protocol} has no such setting"
+            f"{', '.join(used)}: only for --protocol mae; {asked.protocol} has no such setting"
         )
     if not asked.cache_gb >= 0:
         raise UserError(f"cache-gb is {asked.cache_gb}; expected a number >= 0")
@@ -210,6 +213,11 @@ def _refuse_idle(asked: ProbeRequest) -> None:
     """Refuse options that would have no effect."""
     if not asked.dry_run and (asked.size is not None or asked.tflops is not None):
         raise UserError("--preset and --tflops have an effect only with --dry-run")
+    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
+        raise UserError(f"--out {asked.out} is a file; expected a folder")
+    for name in (asked.measure or "all").split(","):
+        if name.strip() != "all":
+            require_choice("measure", name.strip(), ("all", *MEASURES))
     if asked.size is not None and asked.ckpts:
         raise UserError("--preset stands in for a checkpoint in a dry run; give one of them")
     if asked.measure is None and (asked.encoder or asked.encoder_weights or asked.split != "test"):
@@ -231,7 +239,7 @@ def _open(asked: ProbeRequest, device: str) -> dict[str, Loaded]:
         if count[name] > 1:
             name += f" {item.path.parent.name}" if item.path.stem == "ckpt" else f" {item.path.stem}"
         while name in named:
-            name += "'"
+            name += " again"
         named[name] = item
     return named
 
@@ -303,7 +311,7 @@ def _note_few_updates(protocol: ProtocolConfig, images: int) -> None:
     if protocol.name == "mae" and updates < FEW_UPDATES and len(mae.base_lrs) == 1:
         console.print(
             f"note: {images:,} training images make {updates} updates at lr {mae.base_lrs[0]:g} x "
-            f"{batch}/256 (ImageNet: 7,020 at 6.4): hardly trained heads. Try --batch-size 256 "
+            f"{batch}/256 (ImageNet: 7,020 at 6.4): hardly trained heads. Try --batch-size 512 "
             "--lr 0.1,1,10, or --protocol logreg",
             highlight=False,
         )

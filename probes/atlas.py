@@ -126,7 +126,7 @@ def probe_atlas(
         if not 1 <= step <= loaded.model.config.tokens:
             raise UserError(f"step {step} does not exist; expected 1 to {loaded.model.config.tokens}")
     for store in splits.stores.values():
-        check_store(loaded.model, store)
+        check_store(loaded.model, store, classes=False)
     check_tokenizer(loaded, splits.stores["train"])
     if like is None:
         report = functools.partial(on_stage, "pixels")

@@ -79,13 +79,20 @@ def parse_layers(text: str, layers: int) -> list[int]:
         raise UserError(f"layer is {text!r}; expected all, a number or numbers such as 2,4,6") from None
 
 
-def check_store(model: Transformer, store: CodeStore) -> None:
-    """Raise ``UserError`` unless the codes fit the model's vocabulary, grid and classes."""
+def check_store(model: Transformer, store: CodeStore, *, classes: bool = True) -> None:
+    """Raise ``UserError`` unless the codes fit the model's vocabulary, grid and (``classes``) classes.
+
+    Under the null class, a model may be shown images of any classes.
+    """
     config = model.config
     for what, given, expected in (
         ("grid", store.grid, config.grid),
         ("vocabulary", store.vocab_size, config.vocab_size),
-        ("number of classes", store.num_classes, config.num_classes),
+        (
+            "number of classes",
+            store.num_classes if classes else 0,
+            config.num_classes if classes else 0,
+        ),
     ):
         if given != expected:
             raise UserError(
@@ -137,7 +144,7 @@ def step_features(
     Raises ``UserError`` for a layer or step that does not exist and for codes that do not fit.
     """
     check_layers(model.config, layers)
-    check_store(model, store)
+    check_store(model, store, classes=False)
     for step in steps:
         if not 1 <= step <= model.config.tokens:
             raise UserError(f"step {step} does not exist; expected 1 to {model.config.tokens}")

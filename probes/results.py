@@ -35,10 +35,11 @@ class Result:
 def provenance(**facts: object) -> dict:
     """``facts`` (checkpoint hash, data hash, config, seed, ...) plus command, time and versions."""
     packages = ("torch", "numpy", "scikit-learn", PACKAGE)
+    program = Path(sys.argv[0]).name  # main.py under python -m cli.main
     versions = {package: installed_version(package) for package in packages}
     return {
         **facts,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([program.replace("main.py", "star"), *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},

@@ -114,12 +114,13 @@ def test_measures_of_one_and_of_two_checkpoints(star, trained, tmp_path):
         "--layer", "all", "--steps", "2", "--out", "m", "--split", "train",
     )  # fmt: skip
     assert code == 0, err
-    table = pd.read_csv(tmp_path / "m" / "measures-layer-all-teacher.csv")
+    (path,) = (tmp_path / "m").glob("measures-cka-step_consistency-effective_rank-train-against-*.csv")
+    table = pd.read_csv(path)
     assert set(table["measure"]) == {"cka", "step_consistency", "effective_rank"}
     same = table.query("measure == 'cka' and against == 'checkpoint' and layer == layer_b")
     same = same[same["step"] == same["step_b"]]
     np.testing.assert_allclose(same["value"], 1, atol=1e-6, err_msg="the same weights")
-    assert (tmp_path / "m" / "measures-layer-all-teacher-effective-rank.png").exists()
+    assert path.with_name(f"{path.stem}-effective-rank.png").exists()
     assert "effective_rank: RankMe" in flat(out)
     # the test split has one view of an image: property 3 is measured on training images
     code, out, err = star(
@@ -161,8 +162,8 @@ def test_an_interrupted_probe_goes_on(star, trained, tmp_path, monkeypatch):
 
 def test_features_that_are_not_finite_are_named_and_the_others_kept(star, trained, tmp_path):
     content = torch.load(trained / "ckpt.pt", weights_only=True)
-    name = next(key for key in content["teacher"] if key.startswith("layers.1.") and "w2" in key)
-    content["teacher"][name] *= 1e30  # finite weights, but the layer's output is not
+    for part in ("w2", "w3"):  # finite weights, but the layer's output is not
+        content["teacher"][f"layers.1.feed_forward.{part}.weight"] *= 1e25
     shutil.copytree(trained, tmp_path / "broken")
     torch.save(content, tmp_path / "broken" / "ckpt.pt")
     result = star("probe", "broken", "--layer", "all", "--steps", "2", "--out", "p")
@@ -180,7 +181,7 @@ def test_probe_refusals(star, trained, tmp_path):
         assert refused(star("probe", trained, "--layer", "1", "--steps", steps), f"steps is {steps}")
     assert refused(star("probe", "nowhere.pt"), "no such file: nowhere.pt")
     assert refused(star("probe", GOLDEN / "llamagen_gpt_tiny.pt", "--layer", "1"), "give --data")
-    assert refused(star("probe", trained, "--lr", "1"), "--lr belong to --protocol mae")
+    assert refused(star("probe", trained, "--lr", "1"), "--lr: only for --protocol mae")
     mae = ("probe", trained, "--protocol", "mae")
     assert refused(star(*mae, "--lr", "fast"), "lr is 'fast'; expected numbers such as 0.1")
     assert refused(star(*mae, "--lr", "0"), "a base learning rate is 0.0; expected numbers > 0")
@@ -193,6 +194,9 @@ def test_probe_refusals(star, trained, tmp_path):
     encoder = ("probe", trained, "--measure", "cka", "--encoder", "resnet18")
     assert refused(star(*encoder), "--encoder and --encoder-weights belong together")
     assert refused(star("probe", trained, "--measure", "cka"), "need at least 20 images", "has 16")
+    (tmp_path / "file").write_text("")
+    assert refused(star("probe", trained, "--out", "file"), "--out file is a file; expected a folder")
+    (tmp_path / "file").unlink()
     assert refused(star("probe", trained, "--images", "digits"), "are not those that")
     assert list(tmp_path.iterdir()) == []
 

@@ -74,12 +74,19 @@ def test_a_step_sees_nothing_of_its_own_token_or_the_label():
     [
         ({"vocab": 12}, "have vocabulary 12; the model was built for 11"),
         ({"grid": 4}, "have grid 4; the model was built for 3"),
-        ({"classes": 3}, "have number of classes 3"),
     ],
 )
 def test_codes_that_do_not_fit_the_model(changes, message):
     with pytest.raises(UserError, match=message):
         step_features(small_model(), fake_store(**changes), layers=[1], steps=[1])
+
+
+def test_features_may_be_of_images_of_other_classes_and_attention_under_a_class_may_not():
+    model, store = small_model(), fake_store(classes=3)
+    found = step_features(model, store, layers=[1], steps=[4])
+    assert len(found.labels) == len(store) and found.labels.max() == 2
+    with pytest.raises(UserError, match="have number of classes 3; the model was built for 4"):
+        attention_stats(model, store, layers=[1], steps=[4])
 
 
 def test_a_layer_that_does_not_exist():

@@ -192,9 +192,7 @@ def test_what_is_not_finite_is_marked_and_0_and_the_rest_goes_on():
     assert source.broken == {2, 3, 4, 5} and found.isfinite().all()
     assert torch.equal(found[:2], expected[:2]) and not found[2:].any()
     large = small_model()
-    large.layers[
-        0
-    ].feed_forward.w2.weight.data *= 1e9  # large, but finite
+    large.layers[0].feed_forward.w2.weight.data *= 1e9  # large, but finite
     source = ModelSource(large, splits, layers=[1], steps=[1, 9])
     assert source("test", np.arange(12), None).isfinite().all() and not source.broken
 
