@@ -250,14 +250,22 @@ def model_source():
     return ModelSource(small_model(), splits, layers=[1, 3], steps=[1, 4, 9]), splits
 
 
-@pytest.mark.parametrize("kind", ["array", "model"])
-def test_cached_and_streamed_features_give_the_same_heads_bit_for_bit(kind):
-    source, splits = blob_task(GROUPS) if kind == "array" else model_source()
-    classes = splits.classes
+def test_cached_and_streamed_features_give_the_same_heads_bit_for_bit():
+    source, splits = blob_task(GROUPS)
     labels = label_sets(splits)
+    streamed = trained(source, labels)
+    from_cache = trained(CachedSource(source, splits.count("train")), labels)
+    assert same(streamed, from_cache)
+
+
+def test_cached_and_streamed_features_of_a_model_agree():
+    source, splits = model_source()
+    labels, classes = label_sets(splits), splits.classes
     streamed = trained(source, labels, classes=classes)
     from_cache = trained(CachedSource(source, splits.count("train")), labels, classes=classes)
-    assert same(streamed, from_cache)
+    for name, value in streamed.state().items():
+        # The model runs on other batches, whose products may round otherwise in float32.
+        torch.testing.assert_close(from_cache.state()[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_cache_asks_for_a_view_of_an_image_once_and_only_where_it_fits():
