@@ -182,7 +182,7 @@ def test_watch_follows_a_run_to_its_end(star, tmp_path):
 
 def test_watch_refusals(star, tmp_path):
     assert refused(star("watch"), "there is no run below runs/")
-    assert refused(star("watch", "nothing"), "cannot read settings from nothing/config.json")
+    assert refused(star("watch", "nothing"), "there is no run in nothing")
     assert refused(star("watch", "--every", "0"), "every is 0.0")
 
 
