@@ -23,7 +23,7 @@ import torch
 
 from probes.atlas_work import AtlasWork
 from probes.cached import cached
-from probes.features import check_store, check_tokenizer
+from probes.features import check_steps, check_store, check_tokenizer
 from probes.intervals import wilson_interval
 from probes.mae import DEPARTURES
 from probes.pixels import small_pictures
@@ -122,9 +122,7 @@ def probe_atlas(
     grid or tokenizer than the model's.
     """
     check_layers(loaded.model.config, config.layers)
-    for step in config.steps:
-        if not 1 <= step <= loaded.model.config.tokens:
-            raise UserError(f"step {step} does not exist; expected 1 to {loaded.model.config.tokens}")
+    check_steps(loaded.model.config.tokens, config.steps)
     for store in splits.stores.values():
         check_store(loaded.model, store, classes=False)
     check_tokenizer(loaded, splits.stores["train"])

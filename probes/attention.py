@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.features import check_store
+from probes.features import check_steps, check_store
 from probes.intervals import mean_interval
 from star.attention import attention_rows, visibility
 from star.batches import plain_batches
@@ -41,9 +41,7 @@ def attention_at_steps(
 ) -> Tensor:
     """(L, B, H, K, N) softmax rows of the queries at ``steps``; N = max(steps) positions."""
     check_layers(model.config, layers)
-    for step in steps:
-        if not 1 <= step <= model.config.tokens:
-            raise UserError(f"step {step} does not exist; expected 1 to {model.config.tokens}")
+    check_steps(model.config.tokens, steps)
     names = [f"layers.{layer}.{part}" for layer in layers for part in ("queries", "keys")]
     seen = tokens_BT[:, : max(steps) - 1]
     captured = model(seen, labels_B, capture=names, with_logits=False).captured

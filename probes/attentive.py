@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.mae import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
-from probes.sharing import add_up, mine
+from probes.predictions import epoch_batches
+from probes.sharing import add_up
 from probes.sources import Source
-from star.randomness import generator, torch_generator
+from star.randomness import torch_generator
 
 __all__ = ["EPOCHS", "RATES", "AttentiveBank", "train_attentive"]
 
@@ -101,11 +102,9 @@ def train_attentive(
     labels = torch.from_numpy(labels_SN).to(source.device)
     optimizer = _optimizer(bank)
     for epoch in range(epochs):
-        order = generator(seed, "probe order", epoch).permutation(images)
-        views_N = generator(seed, "probe views", epoch).integers(source.views, size=images)
-        for index in range(batches):
-            chosen = mine(order[index * batch : (index + 1) * batch])
-            x_GBD = bank.normalise(source("train", chosen, views_N[chosen]), batch)
+        found = epoch_batches(source, images, batch, seed, epoch)
+        for index, (chosen, features) in enumerate(found):
+            x_GBD = bank.normalise(features, batch)
             for rate in range(len(RATES)):
                 logits = bank.logits(x_GBD, rate)
                 target = labels[:, chosen].expand(logits.shape[:-1])

@@ -7,6 +7,7 @@ label reaches the features.
 Shapes: N images, T tokens, K steps, L layers asked for, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "StepFeatures",
     "check_decoder",
     "check_finite",
+    "check_steps",
     "check_store",
     "check_tokenizer",
     "parse_layers",
@@ -63,10 +65,15 @@ def parse_steps(text: str, tokens: int) -> list[int]:
         steps = sorted({int(part) for part in text.split(",")})
     except ValueError:
         raise UserError(f"steps are {text!r}; expected numbers such as 12,40,64") from None
+    check_steps(tokens, steps)
+    return steps
+
+
+def check_steps(tokens: int, steps: Sequence[int]) -> None:
+    """Raise ``UserError`` unless every step is between 1 and T."""
     for step in steps:
         if not 1 <= step <= tokens:
             raise UserError(f"step {step} does not exist; expected 1 to {tokens}")
-    return steps
 
 
 def parse_layers(text: str, layers: int) -> list[int]:
@@ -145,9 +152,7 @@ def step_features(
     """
     check_layers(model.config, layers)
     check_store(model, store, classes=False)
-    for step in steps:
-        if not 1 <= step <= model.config.tokens:
-            raise UserError(f"step {step} does not exist; expected 1 to {model.config.tokens}")
+    check_steps(model.config.tokens, steps)
     names = [f"layers.{layer}" for layer in layers]
     positions = torch.tensor(steps) - 1
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from probes.lars import lars_step, linprobe_lr
-from probes.sharing import add_up, mine
+from probes.predictions import epoch_batches
+from probes.sharing import add_up
 from probes.sources import Source
 from star.distributed import world_size
 from star.errors import UserError
-from star.randomness import generator, torch_generator
+from star.randomness import torch_generator
 
 __all__ = ["DEPARTURES", "HeadBank", "MaeConfig", "train_heads"]
 
@@ -162,8 +163,7 @@ def train_heads(
 ) -> None:
     """Train ``bank`` on the training part of ``source``, from ``first_epoch`` on.
 
-    The order of the images and the view of each are drawn for every epoch from (seed, epoch). What does
-    not fill a batch is dropped. ``on_batch`` gets images seen and images in all.
+    ``on_batch`` gets images seen and images in all.
     """
     images = labels_SN.shape[1]
     batch = min(config.batch_size, images)
@@ -171,11 +171,8 @@ def train_heads(
     total = config.epochs * batches * batch
     labels = torch.from_numpy(labels_SN).to(source.device)
     for epoch in range(first_epoch, config.epochs):
-        order = generator(seed, "probe order", epoch).permutation(images)
-        views_N = generator(seed, "probe views", epoch).integers(source.views, size=images)
-        for index in range(batches):
-            chosen = mine(order[index * batch : (index + 1) * batch])
-            features = source("train", chosen, views_N[chosen])
+        found = epoch_batches(source, images, batch, seed, epoch)
+        for index, (chosen, features) in enumerate(found):
             lrs = step_rates(config, batch, epoch + index / batches)
             bank.update(features, labels[:, chosen], batch, lrs)
             on_batch((epoch * batches + index + 1) * batch, total)

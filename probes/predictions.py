@@ -14,8 +14,18 @@ from torch import Tensor
 from probes.sharing import add_up, mine
 from probes.sources import Source
 from probes.splits import ProbeSplits
+from star.randomness import generator
 
-__all__ = ["Predictions", "Progress", "choose", "collect", "pieces", "predict_part", "streamed"]
+__all__ = [
+    "Predictions",
+    "Progress",
+    "choose",
+    "collect",
+    "epoch_batches",
+    "pieces",
+    "predict_part",
+    "streamed",
+]
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 BATCH = 2048  # images of a pass over a part
@@ -40,6 +50,21 @@ def streamed(source: Source, part: str, images: int) -> Iterator[tuple[int, np.n
         end = min(start + BATCH, images)
         chosen = mine(np.arange(start, end))
         yield end, chosen, source(part, chosen, None)
+
+
+def epoch_batches(
+    source: Source, images: int, batch: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(indices, features) of this process's share of each whole batch of an epoch.
+
+    The order of the training images and the view of each are drawn from (seed, epoch). What does not
+    fill a batch is dropped.
+    """
+    order = generator(seed, "probe order", epoch).permutation(images)
+    views_N = generator(seed, "probe views", epoch).integers(source.views, size=images)
+    for start in range(0, images // batch * batch, batch):
+        chosen = mine(order[start : start + batch])
+        yield chosen, source("train", chosen, views_N[chosen])
 
 
 def predict_part(
