@@ -16,7 +16,6 @@ from torch import Tensor
 
 from probes.features import check_steps, check_store
 from probes.intervals import mean_interval
-from star.attention import attention_rows, visibility
 from star.batches import plain_batches
 from star.codes import CodeStore
 from star.errors import UserError
@@ -42,21 +41,11 @@ def attention_at_steps(
     """(L, B, H, K, N) softmax rows of the queries at ``steps``; N = max(steps) positions."""
     check_layers(model.config, layers)
     check_steps(model.config.tokens, steps)
-    names = [f"layers.{layer}.{part}" for layer in layers for part in ("queries", "keys")]
+    names = [f"layers.{layer}.attention" for layer in layers]
     seen = tokens_BT[:, : max(steps) - 1]
-    captured = model(seen, labels_B, capture=names, with_logits=False).captured
     positions = torch.tensor(steps, device=tokens_BT.device) - 1
-    visible = visibility(max(steps), None, False, tokens_BT.device)[:, :, positions]
-    return torch.stack(
-        [
-            attention_rows(
-                captured[f"layers.{layer}.queries"][:, :, positions],
-                captured[f"layers.{layer}.keys"],
-                visible,
-            )
-            for layer in layers
-        ]
-    )
+    out = model(seen, labels_B, capture=names, capture_at=positions, with_logits=False)
+    return torch.stack([out.captured[name] for name in names])
 
 
 def attention_maps(

@@ -154,16 +154,22 @@ def step_features(
     check_store(model, store, classes=False)
     check_steps(model.config.tokens, steps)
     names = [f"layers.{layer}" for layer in layers]
-    positions = torch.tensor(steps) - 1
+    positions = torch.tensor(steps, device=model.output.weight.device) - 1
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)
     done = 0
     for tokens_BT, labels_B in plain_batches(store, batch_size, model.output.weight.device):
         null_B = torch.full_like(labels_B, model.config.num_classes)
         with autocast(tokens_BT.device, precision):
             # Nothing after the last step is needed: causal attention cannot see it.
-            out = model(tokens_BT[:, : max(steps) - 1], null_B, capture=names, with_logits=False)
+            out = model(
+                tokens_BT[:, : max(steps) - 1],
+                null_B,
+                capture=names,
+                capture_at=positions,
+                with_logits=False,
+            )
         for place, name in enumerate(names):
-            chosen_BKD = out.captured[name][:, positions].float().cpu().numpy()
+            chosen_BKD = out.captured[name].float().cpu().numpy()
             values[place, :, done : done + len(labels_B)] = chosen_BKD.swapaxes(0, 1)
         done += len(labels_B)
     return StepFeatures(values, np.asarray(store.labels), list(layers), list(steps))

@@ -88,10 +88,12 @@ class ModelSource:
         names = [f"layers.{layer}" for layer in self.layers]
         # Nothing after the last step is needed: causal attention cannot see it.
         seen = tokens_BT[:, : max(self.steps) - 1]
-        with autocast(self.device, self.precision):
-            captured = self.model(seen, null_B, capture=names, with_logits=False).captured
         positions = torch.tensor(self.steps, device=self.device) - 1
-        features = torch.cat([captured[name][:, positions] for name in names], dim=1)
+        with autocast(self.device, self.precision):
+            captured = self.model(
+                seen, null_B, capture=names, capture_at=positions, with_logits=False
+            ).captured
+        features = torch.cat([captured[name] for name in names], dim=1)
         return self._finite(features.transpose(0, 1).float())
 
     def _finite(self, features_GBD: Tensor) -> Tensor:

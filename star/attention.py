@@ -63,5 +63,6 @@ def attention_rows(q_BHNC: Tensor, k_BHSC: Tensor, visible: Tensor) -> Tensor:
     memory of the whole pattern.
     """
     scale = q_BHNC.shape[-1] ** -0.5
-    logits_BHNS = q_BHNC.float() @ k_BHSC.float().transpose(-1, -2) * scale
+    with torch.autocast(q_BHNC.device.type, enabled=False):  # it would round the logits to half
+        logits_BHNS = q_BHNC.float() @ k_BHSC.float().transpose(-1, -2) * scale
     return logits_BHNS.masked_fill(~visible, float("-inf")).softmax(-1)

@@ -9,7 +9,7 @@ Shapes: B batch, n image tokens given, N = n + 1 positions (class first), T toke
 D width, H heads, C channels of a head, V codebook size. Position p predicts token p + 1.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -43,7 +43,8 @@ def capture_names(config: ModelConfig) -> list[str]:
 
     ``layers.l`` (l from 1 to L) is the output of block l, (B, N, D); its state-dict keys start with
     ``layers.{l-1}.``. ``layers.l.attention`` is (B, H, N, N); ``queries`` (after rotation) and
-    ``values`` are (B, H, N, C), ``keys`` too (after rotation; repeated if heads are grouped).
+    ``values`` are (B, H, N, C), ``keys`` too (after rotation; keys and values repeated if heads are
+    grouped).
     """
     names = ["embeddings"]
     for layer in range(1, config.layers + 1):
@@ -111,10 +112,13 @@ class Attention(nn.Module):
         kernel = choose_kernel(q.device, q.dtype, k.shape[2])
         y_BHNC = attend(q, k, v, place.visible, kernel)
         for site in place.sites:
+            asked, visible = q, place.visible
+            if place.capture_at is not None and site in ("attention", "queries"):
+                asked, visible = q[:, :, place.capture_at], visible[:, :, place.capture_at]
             if site == "attention":
-                place.sites[site] = attention_rows(q, k, place.visible)
+                place.sites[site] = attention_rows(asked, k, visible)
             else:
-                place.sites[site] = {"queries": q, "keys": k, "values": v}[site]
+                place.sites[site] = {"queries": asked, "keys": k, "values": v}[site]
         return self.wo(y_BHNC.transpose(1, 2).flatten(2))
 
 
@@ -173,6 +177,7 @@ class Place:
     scale: float = 1.0
     extend: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     sites: dict[str, Tensor | None] = field(default_factory=dict)  # names wanted, to be filled
+    capture_at: Tensor | None = None
 
 
 @dataclass
@@ -184,17 +189,22 @@ class Context:
     wanted: frozenset[str]
     dropout: Dropout | None
     cache: KVCache | None
+    capture_at: Tensor | None = None
+    cut: Mapping[int, Tensor] = field(default_factory=dict)
     captured: dict[str, Tensor] = field(default_factory=dict)
 
-    def offer(self, name: str, value: Tensor) -> None:
-        """Keep ``value`` if it is wanted."""
+    def offer(self, name: str, value_BND: Tensor) -> None:
+        """Keep ``value_BND``, or the positions asked for, if it is wanted."""
         if name in self.wanted:
-            self.captured[name] = value
+            self.captured[name] = (
+                value_BND if self.capture_at is None else value_BND[:, self.capture_at]
+            )
 
     def run(self, block: Block, layer: int, x_BND: Tensor) -> Tensor:
         """Output of block ``layer`` (from 1)."""
         sites = [site for site in ATTENTION_SITES if f"layers.{layer}.{site}" in self.wanted]
-        place = Place(self.rotary, self.visible, sites=dict.fromkeys(sites))
+        visible = self.visible & ~self.cut[layer] if layer in self.cut else self.visible
+        place = Place(self.rotary, visible, sites=dict.fromkeys(sites), capture_at=self.capture_at)
         if self.dropout is not None:
             place.keep_attended = self.dropout.keep(x_BND.shape, x_BND.device, layer, 0)
             place.keep_expanded = self.dropout.keep(x_BND.shape, x_BND.device, layer, 1)
@@ -238,6 +248,8 @@ class Transformer(nn.Module):
         labels_B: Tensor | None,
         *,
         capture: Iterable[str] = (),
+        capture_at: Tensor | None = None,
+        cut: Mapping[int, Tensor] | None = None,
         masked_Bn: Tensor | None = None,
         mask_self: bool = False,
         dropout: Dropout | None = None,
@@ -248,13 +260,18 @@ class Transformer(nn.Module):
         """Predict the next token at every position.
 
         tokens_Bn: (B, n) int64, the first n tokens of each image, 0 <= n <= T. labels_B: (B,) int64,
-        ``num_classes`` is the null class. capture: names to return (``capture_names``). masked_Bn:
-        True where an image token is hidden in attention (Eq. 3). cache: positions already decoded;
-        with a non-empty cache the tokens continue it and labels_B is None. recompute: keep only the
-        blocks' inputs for the backward pass and compute the rest again there (less memory, a third
-        more work).
+        ``num_classes`` is the null class. capture: names to return (``capture_names``). capture_at:
+        (K,) positions (step t is position t - 1) to which outputs, queries and attention rows are
+        restricted when captured, so that a few rows never cost the memory of the whole pattern; keys
+        and values are always whole. cut: layer (1 to L) to (S, S) bool, S >= N: True where that layer's
+        query (row) may not read a key (column) although it is visible, in all heads ("attention
+        knockout", Geva et al. 2023); a position always reads itself. masked_Bn: True where an image
+        token is hidden in attention (Eq. 3). cache: positions already decoded; with a non-empty cache
+        the tokens continue it and labels_B is None. recompute: keep only the blocks' inputs for the
+        backward pass and compute the rest again there (less memory, a third more work).
 
-        Raises ``UserError`` for an unknown capture name or more than T tokens.
+        Raises ``UserError`` for an unknown capture name, more than T tokens, or a cut of a layer that
+        does not exist or of a position from itself.
         """
         wanted = self._check_capture(capture)
         start = cache.length if cache is not None else 0
@@ -270,7 +287,8 @@ class Transformer(nn.Module):
             )
         masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
         visible = visibility(end, masked_BN, mask_self, x_BND.device)[:, :, start:]
-        context = Context(self.rotary[start:end], visible, wanted, dropout, cache)
+        context = Context(self.rotary[start:end], visible, wanted, dropout, cache, capture_at)
+        context.cut = self._check_cut(cut or {}, start, end)
         if dropout is not None:
             x_BND = dropout(x_BND, 0, 0)
         context.offer("embeddings", x_BND)
@@ -297,6 +315,21 @@ class Transformer(nn.Module):
         if unknown:
             raise UserError(f"no activation {unknown[0]!r}; {describe_capture(self.config)}")
         return wanted
+
+    def _check_cut(self, cut: Mapping[int, Tensor], start: int, end: int) -> dict[int, Tensor]:
+        """The rows and columns of each layer's cut that belong to this pass, on the model's device."""
+        check_layers(self.config, list(cut))
+        parts = {}
+        for layer, cut_SS in cut.items():
+            if cut_SS.dtype != torch.bool or cut_SS.ndim != 2 or min(cut_SS.shape) < end:
+                raise UserError(
+                    f"the cut of layer {layer} is {cut_SS.dtype} {tuple(cut_SS.shape)}; expected bool "
+                    f"of at least ({end}, {end})".replace("torch.", "")
+                )
+            if cut_SS.diagonal().any():
+                raise UserError(f"the cut of layer {layer} hides a position from itself")
+            parts[layer] = cut_SS[start:end, :end].to(self.output.weight.device)
+        return parts
 
 
 def describe_capture(config: ModelConfig) -> str:

@@ -10,7 +10,7 @@ from star.checkpoint import load_model
 from star.config import SIZES, ModelConfig, preset
 from star.errors import UserError
 from star.rotary import apply_rotary, rotary_table
-from star.transformer import KVCache, Transformer, capture_names
+from star.transformer import ATTENTION_SITES, KVCache, Transformer, capture_names
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,67 @@ def test_layer_l_is_the_output_of_state_dict_block_l_minus_1():
 def test_an_unknown_capture_name_lists_the_valid_ones():
     with pytest.raises(UserError, match=r"no activation 'layers.4'.*l = 1 to 3.*block layers.2"):
         small_model()(torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]), capture=["layers.4"])
+
+
+@pytest.mark.parametrize("kv_heads", [0, 1])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_chosen_positions_are_captured_under_any_kernel(kv_heads, precision, monkeypatch):
+    model = small_model(ModelConfig(**{**vars(SMALL), "kv_heads": kv_heads}))
+    tokens, labels, at = torch.randint(0, 11, (2, 8)), torch.tensor([1, 4]), torch.tensor([0, 3, 7])
+    names = ["embeddings", "layers.2", "norm", *(f"layers.3.{site}" for site in ATTENTION_SITES)]
+    for kernel in ("explicit", "fused"):
+        monkeypatch.setattr("star.transformer.choose_kernel", lambda *_, kernel=kernel: kernel)
+        with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+            whole = model(tokens, labels, capture=names)
+            few = model(tokens, labels, capture=names, capture_at=at)
+        assert torch.equal(few.logits, whole.logits), "capturing never changes the result"
+        for name in ("embeddings", "layers.2", "norm"):
+            assert torch.equal(few.captured[name], whole.captured[name][:, at])
+        for name in ("layers.3.keys", "layers.3.values"):
+            assert torch.equal(few.captured[name], whole.captured[name])
+        q, k = (whole.captured[f"layers.3.{site}"].float() for site in ("queries", "keys"))
+        assert torch.equal(few.captured["layers.3.queries"].float(), q[:, :, at])
+        logits = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(
+            torch.ones(9, 9, dtype=torch.bool).triu(1), float("-inf")
+        )
+        rows = few.captured["layers.3.attention"]
+        # Rows are float32 whatever the model computes in; the order of sums differs.
+        assert rows.dtype is torch.float32
+        torch.testing.assert_close(rows, logits.softmax(-1)[:, :, at], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rows, whole.captured["layers.3.attention"][:, :, at])
+
+
+def test_a_cut_is_attention_without_the_keys_that_were_cut():
+    model, tokens, labels = small_model(), torch.randint(0, 11, (2, 8)), torch.tensor([1, 4])
+    cut = torch.zeros(9, 9, dtype=torch.bool)
+    cut[5, [0, 2]] = True  # the query at position 5 may read neither the class nor position 2
+    names = ["layers.1", "layers.2.attention", "layers.3"]
+    before = model(tokens, labels, capture=names)
+    after = model(tokens, labels, capture=names, cut={2: cut})
+    assert torch.equal(after.captured["layers.1"], before.captured["layers.1"])
+    expected = before.captured["layers.2.attention"].clone()
+    expected[:, :, 5, [0, 2]] = 0
+    expected[:, :, 5] /= expected[:, :, 5].sum(-1, keepdim=True)  # softmax of what is left
+    torch.testing.assert_close(after.captured["layers.2.attention"], expected)
+    # Nothing before position 5 can know; position 5 and those that read it do.
+    assert torch.equal(after.logits[:, :5], before.logits[:, :5])
+    assert not torch.allclose(after.logits[:, 5:], before.logits[:, 5:])
+    with pytest.raises(UserError, match="the cut of layer 2 hides a position from itself"):
+        model(tokens, labels, cut={2: torch.eye(9, dtype=torch.bool)})
+    with pytest.raises(UserError, match="layer 4 does not exist; the model has layers 1 to 3"):
+        model(tokens, labels, cut={4: cut})
+    with pytest.raises(UserError, match=r"cut of layer 1 is float32 \(9, 9\); expected bool"):
+        model(tokens, labels, cut={1: cut.float()})
+
+
+def test_decoding_with_a_cache_obeys_a_cut():
+    model, tokens, labels = small_model(), torch.randint(0, 11, (2, 8)), torch.tensor([1, 4])
+    cut = {1: torch.ones(9, 9, dtype=torch.bool).tril(-2)}
+    full = model(tokens, labels, cut=cut).logits
+    cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
+    parts = [model(tokens[:, :0], labels, cache=cache, cut=cut).logits]
+    parts += [model(tokens[:, a:b], None, cache=cache, cut=cut).logits for a, b in ((0, 5), (5, 8))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=1e-5, atol=1e-6)
 
 
 def test_more_tokens_than_the_grid_holds_is_an_error():
