@@ -12,7 +12,6 @@ import math
 import numpy as np
 import pandas as pd
 
-from probes.attention_measures import MEASURES
 from probes.attention_stats import AttentionStats
 from probes.compare import ALPHA, NEITHER, holm
 from probes.intervals import Z, mean_interval
@@ -90,6 +89,6 @@ def attention_sentences(table: pd.DataFrame, names: tuple[str, str]) -> list[str
         found.append(
             f"{measure}: {names[1]} {total.second:.3g}, {names[0]} {total['first']:.3g} "
             f"({total.difference:+.3g} [{total.low:+.3g}, {total.high:+.3g}]); {names[1]} higher at "
-            f"{counts[0]} and {names[0]} at {counts[1]} of {len(cells)} cells - {MEASURES[measure]}"
+            f"{counts[0]} and {names[0]} at {counts[1]} of {len(cells)} cells"
         )
     return found

@@ -101,7 +101,7 @@ class AttentionStats:
         """Weight received by place, a row for each layer, head and place (0: the class, 1..T: tokens).
 
         ``row`` and ``column`` count from 0 (class: -1). ``sink``: a mean above ``SINK`` at a place that
-        two steps or more see.
+        half of the steps, and two at least, see.
         """
         layers, heads, places = self.received.shape[1:]
         mean = self.received.mean(0)
@@ -121,7 +121,7 @@ class AttentionStats:
                 "high": (mean + half).ravel(),
                 "uniform": np.tile(self.uniform_received, layers * heads),
                 "seen_by": seen_by,
-                "sink": (mean.ravel() > SINK) & (seen_by > 1),
+                "sink": (mean.ravel() > SINK) & (seen_by >= max(2, len(self.steps) / 2)),
             }
         )
 

@@ -1,12 +1,13 @@
 """Attention statistics, rollout and their comparison against loops and known answers."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import SMALL, fake_store, small_model
+from helpers import SMALL, fake_store, refused, small_model
 
 from probes.attention_compare import attention_sentences, compare_attention, paired_test
 from probes.attention_measures import MEASURES, row_measures, uniform_rows
@@ -16,6 +17,12 @@ from probes.places import cut_beyond, euclidean_distance, place_patterns
 from probes.rollout import attention_rollout, rollout
 from star.config import ModelConfig
 from star.errors import UserError
+from viz.attention_stats import (
+    attention_curves,
+    attention_difference,
+    attention_heads,
+    attention_layers,
+)
 
 GRID = 3
 
@@ -122,7 +129,7 @@ def test_weight_received_by_place_and_sinks(measured):
         assert (row.value, row.low, row.high) == pytest.approx(mean_interval(of_images), rel=1e-4)
         assert row.uniform == pytest.approx(np.mean([1 / step for step in seeing]))
         assert row.seen_by == len(seeing)
-        assert row.sink == (of_images.mean() > 0.3 and len(seeing) > 1)
+        assert row.sink == (of_images.mean() > 0.3 and len(seeing) >= 2)
         assert (row.row, row.column) == (cell(place) if place else (-1, -1))
     assert places["sink"].any() and not places["sink"].all(), "the check above sees both"
 
@@ -293,3 +300,76 @@ def test_uniform_rows_see_what_a_step_sees():
     assert uniform_rows([2, 4]).tolist() == expected
     assert isinstance(attention_stats(small_model(), fake_store(images=2), layers=[1], steps=[4]).table,
                       pd.DataFrame)  # fmt: skip
+
+
+def test_the_command_writes_tables_pictures_and_a_comparison(star, trained, tmp_path, monkeypatch):
+    options = ("--at", "1,9,30", "--images", "12", "--layers", "2", "--out", "s")
+    code, out, err = star("attention-stats", trained, trained, *options)
+    assert code == 0, err
+    assert "sinks (get more than 0.3 on average)" in out
+    assert "not compared: a comparison needs at least 20 images; 12 were measured" in out
+    names = {path.name for path in (tmp_path / "s").iterdir()}
+    own, again = "attention-teacher-st-ar-star", "attention-teacher-st-ar-star-again"
+    suffixes = ("-steps.png", "-layers.png", "-heads.pdf", ".csv", ".json", "-places.csv")
+    assert {f"{stem}{suffix}" for stem in (own, again) for suffix in suffixes} <= names
+    assert "attention-teacher-compared.png" in names
+    stats = pd.read_csv(tmp_path / "s" / f"{own}.csv")
+    assert set(stats["step"]) == {0, 9, 30}, "step 1 sees the class alone"
+    assert set(stats["layer"]) == {0, 2} and set(stats["n"]) == {12}
+    assert stats["value"].between(-1e-6, 11).all() and stats["uniform"].notna().all()
+    info = json.loads((tmp_path / "s" / f"{own}.json").read_text())
+    assert info["condition"] == "each image's class" and info["images"] == 12
+    monkeypatch.setattr("probes.attention_compare.FEWEST", 12)
+    code, out, err = star("attention-stats", trained, trained, *options)
+    assert code == 0, err
+    assert "entropy: ST-AR star again" in out and "at 0 of 2 cells" in out
+    assert (tmp_path / "s" / "attention-teacher-st-ar-star-again-against-st-ar-star.png").exists()
+
+
+def test_the_command_measures_rollout_and_refuses_what_it_cannot(star, trained, tmp_path):
+    code, _, err = star("attention-stats", trained, "--rollout", "--null-class", "--out", "r")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "r" / "rollout-teacher-null-class.csv")
+    assert set(table["head"]) == {0} and "class_norm_share" not in set(table["measure"])
+    for options, message in (
+        (("--images", "0"), "images is 0; expected at least 1"),
+        (("--at", "1"), "give a step above 1"),
+        (("--at", "65"), "step 65 does not exist"),
+        (("--layers", "9"), "layer 9 does not exist"),
+        (("--data", "nowhere"), "nowhere"),
+    ):
+        assert refused(star("attention-stats", trained, *options, "--out", "x"), message)
+        assert not (tmp_path / "x").exists()
+
+
+def test_drawings_show_the_table(measured):
+    found, _, _ = measured
+    figure = attention_layers(found.table, title="t")
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Entropy (nats)")
+    cells = found.table.query("measure == 'entropy' and head == 0 and layer > 0 and step > 0")
+    assert [text.get_text() for text in panel.texts] == [f"{value:.1f}" for value in cells["value"]]
+    colours = panel.images[0].get_array().ravel()  # less than even attention
+    np.testing.assert_allclose(colours, cells["value"] - cells["uniform"], rtol=1e-6)
+    figure = attention_heads(found.table, title="t")
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Distance (cells)")
+    assert len(panel.texts) == 2 * 2, "layers x heads"
+    figure = attention_curves({"AR": found.table, "ST-AR": found.table}, total_steps=9)
+    panel = figure.axes[0]
+    dashed = panel.lines[1].get_ydata()
+    np.testing.assert_allclose(dashed, [1 / 2, 1 / 4, 1 / 9], rtol=1e-5)
+    with pytest.raises(UserError, match="lacks the columns"):
+        attention_curves({"AR": found.table.drop(columns="uniform")}, total_steps=9)
+    with pytest.raises(UserError, match="no single heads"):
+        attention_heads(found.table[found.table["head"] == 0], title="t")
+
+
+def test_the_difference_map_marks_what_the_test_decided(measured):
+    found, _, _ = measured
+    other = attention_stats(small_model(seed=3), fake_store(), layers=[1, 3], steps=[2, 4, 9])
+    table = compare_attention(found, other, ("AR", "ST-AR"))
+    figure = attention_difference(table, ("AR", "ST-AR"))
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Entropy (nats)")
+    cells = table.query("measure == 'entropy' and step > 0")
+    dots = panel.collections[0].get_offsets()
+    assert len(dots) == (cells["higher"] != "neither").sum() > 0
+    np.testing.assert_allclose(panel.images[0].get_array().ravel(), cells["difference"], rtol=1e-6)
