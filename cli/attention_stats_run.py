@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import data_name, open_checkpoints, output_folder, slug, tokenizer_path
+from cli.opening import held_out_store, open_checkpoints, output_folder, slug
 from cli.screen import Stages, console, print_rows
 from probes.attention_compare import attention_sentences, compare_attention
 from probes.attention_measures import MEASURES
 from probes.attention_stats import SINK, AttentionStats, attention_stats
-from probes.features import check_tokenizer, parse_layers, parse_steps, scattered_steps
+from probes.features import parse_layers, parse_steps, scattered_steps
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
 from star.checkpoint import Loaded
@@ -16,7 +16,6 @@ from star.codes import CodeStore
 from star.device import resolve_precision
 from star.errors import UserError
 from star.files import sha256_file
-from star.prepare import prepare_data
 from viz.attention_stats import (
     attention_curves,
     attention_difference,
@@ -61,8 +60,7 @@ def run(asked: StatsRequest) -> None:
     facts: dict[str, dict] = {}
     first = None
     for name, loaded in opened.items():
-        store = _store(asked, loaded)
-        _check_same(first or store, store)
+        _, store = held_out_store(loaded, asked.data, asked.tokenizer, like=first)
         first = first or store
         found[name] = _measure(asked, name, loaded, store)
         facts[name] = _facts(asked, loaded, store, found[name])
@@ -92,27 +90,6 @@ def run(asked: StatsRequest) -> None:
 def _stem(asked: StatsRequest) -> str:
     kind = "rollout" if asked.rollout else "attention"
     return f"{kind}-{asked.weights}" + ("-null-class" if asked.null_class else "")
-
-
-def _store(asked: StatsRequest, loaded: Loaded) -> CodeStore:
-    """The test codes of the checkpoint's data, made if need be."""
-    with Stages() as stages:
-        data = prepare_data(
-            data_name(loaded, asked.data),
-            tokenizer=tokenizer_path(loaded.path.parent, asked.tokenizer),
-            device=str(loaded.model.output.weight.device),
-            on_progress=stages.report,
-            on_message=stages.message,
-        )
-    held_out = [name for name in ("test", "val", "train") if name in data.stores]
-    store = data.stores[held_out[0]]
-    check_tokenizer(loaded, store)
-    return store
-
-
-def _check_same(first: CodeStore, store: CodeStore) -> None:
-    if first.manifest.get("source") != store.manifest.get("source") or len(first) != len(store):
-        raise UserError("the checkpoints' test images differ; give --data to measure both on the same")
 
 
 def _measure(asked: StatsRequest, name: str, loaded: Loaded, store: CodeStore) -> AttentionStats:

@@ -152,6 +152,46 @@ def loader(
     _show(found.timings, ratios, facts, f"batches of {batch} images x 2 views", json_)
 
 
+@bench.command()
+def attention(
+    size: str = typer.Option("B", "--preset", help=f"Size: {', '.join(SIZES)}."),
+    images: int = typer.Option(16, help="Images of one pass."),
+    steps: int = typer.Option(8, help="Rows captured: uniform steps."),
+    rounds: int = typer.Option(3, help="Timed passes of each arm."),
+    device: Device = "auto",
+    json_: bool = JSON,
+) -> None:
+    """Time and weigh attention rows of all layers against whole patterns (fresh processes)."""
+    from cli.screen import Stages
+    from probes.bench_attention import ARMS, bench_attention
+    from star.config import preset
+    from star.device import resolve_device
+    from star.errors import UserError
+
+    if images < 1:
+        raise UserError(f"images is {images}; expected at least 1")
+    config = preset(size).model
+    where = resolve_device(device)
+    with Stages() as stages:
+        found = bench_attention(
+            config,
+            where,
+            images=images,
+            steps=steps,
+            rounds=_rounds(rounds),
+            on_round=_reporter(stages, json_),
+        )
+    facts = {
+        "images": images,
+        "memory_bytes": found.memory,
+        "memory_rows_over_patterns": round(found.memory_ratio, 4),
+    }
+    nothing, rows, whole = ARMS
+    ratios = {f"{arm} / {nothing}": (arm, nothing) for arm in (rows, whole)}
+    title = f"{size}: attention of {config.layers} layers, {steps} of {config.tokens} rows"
+    _show(found.timings, ratios, facts, title, json_)
+
+
 def _reporter(stages, as_json: bool):
     """Progress of the rounds; none where only JSON may be printed."""
     if as_json:

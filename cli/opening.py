@@ -75,6 +75,35 @@ def data_name(loaded, given: str | None) -> str:
     return loaded.config.data
 
 
+def held_out_store(loaded, data: str | None, tokenizer: Path | None, like=None) -> tuple[dict, object]:
+    """All code stores of the checkpoint's data and the one to measure on: test, else val, else train.
+
+    The codes are made if need be. ``like``: the store another checkpoint was measured on; ``UserError``
+    if this one does not hold the same images.
+    """
+    from cli.screen import Stages
+    from probes.features import check_tokenizer
+    from star.prepare import prepare_data
+
+    with Stages() as stages:
+        prepared = prepare_data(
+            data_name(loaded, data),
+            tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
+            device=str(loaded.model.output.weight.device),
+            on_progress=stages.report,
+            on_message=stages.message,
+        )
+    store = next(prepared.stores[n] for n in ("test", "val", "train") if n in prepared.stores)
+    check_tokenizer(loaded, store)
+    if like is not None:
+        same = like.manifest.get("source") == store.manifest.get("source")
+        if not same or len(like) != len(store):
+            raise UserError(
+                "the checkpoints' test images differ; give --data to measure both on the same"
+            )
+    return prepared.stores, store
+
+
 def output_folder(loaded, given: Path | None, name: str) -> Path:
     """``given``, else ``name`` in the run folder, else (a foreign checkpoint) here."""
     if given is not None:

@@ -8,6 +8,7 @@ and becomes 0, so that the others can be finished.
 Shapes: G groups, B images, D width of a feature, T tokens, g grid, V codebook size.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from probes.splits import ProbeSplits
+from probes.splits import PARTS, ProbeSplits
 from star.batches import check_rows
 from star.device import autocast
 from star.transformer import Transformer
@@ -49,7 +50,10 @@ def read_tokens(
 
 
 class ModelSource:
-    """Outputs of a frozen model's layers at steps, under the null class."""
+    """Outputs of a frozen model's layers at steps, under the null class.
+
+    ``cut`` (as ``Transformer.forward`` takes it) is applied to images of the parts ``cut_parts``.
+    """
 
     def __init__(
         self,
@@ -60,8 +64,11 @@ class ModelSource:
         steps: list[int],
         precision: torch.dtype = torch.float32,
         batch_size: int = 256,
+        cut: Mapping[int, Tensor] | None = None,
+        cut_parts: Sequence[str] = PARTS,
     ) -> None:
         self.model, self.splits = model, splits
+        self.cut, self.cut_parts = cut, cut_parts
         self.layers, self.steps = layers, steps
         self.groups = [(layer, step) for layer in layers for step in steps]
         self.width = model.config.width
@@ -79,10 +86,11 @@ class ModelSource:
             codes = read_tokens(
                 self.splits, part, images_B[some], None if views_B is None else views_B[some]
             )
-            features_GBD[:, some] = self._forward(torch.from_numpy(codes).to(self.device))
+            cut = self.cut if part in self.cut_parts else None
+            features_GBD[:, some] = self._forward(torch.from_numpy(codes).to(self.device), cut)
         return features_GBD
 
-    def _forward(self, tokens_BT: Tensor) -> Tensor:
+    def _forward(self, tokens_BT: Tensor, cut: Mapping[int, Tensor] | None) -> Tensor:
         null_class = self.model.config.num_classes
         null_B = torch.full((len(tokens_BT),), null_class, device=self.device)
         names = [f"layers.{layer}" for layer in self.layers]
@@ -91,7 +99,7 @@ class ModelSource:
         positions = torch.tensor(self.steps, device=self.device) - 1
         with autocast(self.device, self.precision):
             captured = self.model(
-                seen, null_B, capture=names, capture_at=positions, with_logits=False
+                seen, null_B, capture=names, capture_at=positions, cut=cut, with_logits=False
             ).captured
         features = torch.cat([captured[name] for name in names], dim=1)
         return self._finite(features.transpose(0, 1).float())
