@@ -308,5 +308,5 @@ def _figure(study: AttributionStudy, scores: StepScores, chosen: _Chosen, loaded
         correlations=numbers("rank_correlation"),
         unit=_unit(scores),
         predicted=scores.probe is None,
-        title=f"{loaded.objective_name}, step {scores.step}: contributions to the {_score_said(scores)}",
+        title=f"{loaded.objective_name}, step {scores.step}: what makes the {_score_said(scores)}",
     )
