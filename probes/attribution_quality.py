@@ -37,36 +37,31 @@ def attribution_infidelity(
     tokens_T: Tensor,
     label: int,
     index: int,
-    found: Attribution,
+    found: Attribution | None,
     config: AttributionConfig,
-) -> tuple[float, float]:
-    """(infidelity, mean squared change of the score); their ratio is the share."""
+) -> float:
+    """Mean squared error of ``found``; of None, nothing attributed, the mean squared change."""
     inputs = one_input(scores, tokens_T, label)
     device, seen = inputs[0].device, scores.step - 1
-    own_1n = torch.from_numpy(found.tokens[None, :seen]).float().to(device)
-    own_1 = torch.tensor([found.class_value], device=device)
+    own_N = np.zeros(1 + seen) if found is None else np.r_[found.class_value, found.tokens[:seen]]
+    own_1N = torch.from_numpy(own_N).float().to(device)[None]
+    rng = torch_generator(config.seed, "infidelity")  # on the CPU: the same sets on every device
 
-    def measured(contributions: tuple[Tensor, Tensor]) -> float:
-        rng = torch_generator(config.seed, "infidelity")  # on the CPU: the same sets on every device
+    def perturb(perturbed: tuple[Tensor, Tensor]) -> tuple[tuple, tuple]:
+        # One row of numbers a set, its share first: the same sets whatever the batch.
+        drawn_PN = torch.rand(len(perturbed[1]), seen + 2, generator=rng)
+        taken_PN = (drawn_PN[:, 1:] < drawn_PN[:, :1]).to(device)
+        taken = taken_PN[:, 1:], taken_PN[:, 0]
+        instead = scores.baselines(*perturbed)
+        changed = (torch.where(t, b, x) for t, b, x in zip(taken, instead, perturbed, strict=True))
+        return tuple(t.float() for t in taken), tuple(changed)
 
-        def perturb(perturbed: tuple[Tensor, Tensor]) -> tuple[tuple, tuple]:
-            # One row of numbers a set, its share first: the same sets whatever the batch.
-            drawn_PN = torch.rand(len(perturbed[1]), seen + 2, generator=rng)
-            taken_PN = (drawn_PN[:, 1:] < drawn_PN[:, :1]).to(device)
-            instead = scores.baselines(*perturbed)
-            taken = taken_PN[:, 1:], taken_PN[:, 0]
-            changed = [torch.where(t, b, x) for t, b, x in zip(taken, instead, perturbed, strict=True)]
-            return tuple(t.float() for t in taken), tuple(changed)
-
-        sets = SETS_A_DRAW * config.draws
-        value = infidelity(
-            scores, perturb, inputs, contributions, target=index, n_perturb_samples=sets,
-            max_examples_per_batch=min(config.batch, sets),
-        )  # fmt: skip
-        return float(value)
-
-    nothing = torch.zeros_like(own_1n), torch.zeros_like(own_1)
-    return measured((own_1n, own_1)), measured(nothing)
+    sets = SETS_A_DRAW * config.draws
+    value = infidelity(
+        scores, perturb, inputs, (own_1N[:, 1:], own_1N[:, 0]), target=index, n_perturb_samples=sets,
+        max_examples_per_batch=min(config.batch, sets),
+    )  # fmt: skip
+    return float(value)
 
 
 def attribution_sensitivity(

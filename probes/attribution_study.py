@@ -8,7 +8,7 @@ baseline's rules them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -112,10 +112,8 @@ def attribution_study(
     for image in images:
         found.append(attribute(scores, image.tokens, image.label, image.index, config))
         attention.append(_attention(loaded, scores, image, attention_layers))
-        value = _score(scores, image)
-        for one in found[-1]:
-            measured = _measure(scores, image, one, attention[-1], config)
-            rows.append({"image": image.name, "method": one.method, "score": value, **measured})
+        for row in _measured(scores, image, found[-1], attention[-1], config):
+            rows.append(row)
             on_progress(len(rows), len(images) * len(METHODS))
     info = _info(loaded, scores, images, config, attention_layers, facts or {})
     table = pd.DataFrame(rows)
@@ -154,20 +152,23 @@ def _score(scores: StepScores, image: Explained) -> float:
     return float(scores(*one_input(scores, image.tokens, image.label))[0, image.index])
 
 
-def _measure(scores, image: Explained, one: Attribution, attention, config) -> dict[str, float]:
-    values = {
-        "difference": one.difference,
-        "gap": one.gap,
-        "relative_gap": one.relative_gap,
-        "rank_correlation": attention_agreement(one, attention[1:]),
-    }
-    if config.draws:
-        given = scores, image.tokens, image.label, image.index
-        error, change = attribution_infidelity(*given, one, config)
-        share = error / change if change else math.nan
-        values |= {"infidelity": error, "change": change, "infidelity_share": share}
-        values["sensitivity"] = attribution_sensitivity(*given, one.method, config)
-    return values
+def _measured(scores, image: Explained, found, attention, config) -> Iterator[dict]:
+    """Every measure, method by method; ``change`` is the mean squared change of the score."""
+    given = scores, image.tokens, image.label, image.index
+    value = _score(scores, image)
+    change = attribution_infidelity(*given, None, config) if config.draws else math.nan
+    for one in found:
+        values = {
+            "image": image.name, "method": one.method, "score": value, "difference": one.difference,
+            "gap": one.gap, "relative_gap": one.relative_gap,
+            "rank_correlation": attention_agreement(one, attention[1:]),
+        }  # fmt: skip
+        if config.draws:
+            error = attribution_infidelity(*given, one, config)
+            share = error / change if change else math.nan
+            values |= {"infidelity": error, "change": change, "infidelity_share": share}
+            values["sensitivity"] = attribution_sensitivity(*given, one.method, config)
+        yield values
 
 
 def _places(images, found, attention, grid: int) -> pd.DataFrame:
@@ -201,21 +202,22 @@ def _measures(table: pd.DataFrame) -> pd.DataFrame:
     ]
     if len(table["image"]) > table["method"].nunique():
         for method, group in table.groupby("method", sort=False):
-            rows += [("mean", method, name, *_mean(group, name), len(group)) for name in measures]
+            rows += [("mean", method, name, *_mean(group, name)) for name in measures]
     columns = ["image", "method", "measure", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _mean(group: pd.DataFrame, name: str) -> tuple[float, float, float]:
+def _mean(group: pd.DataFrame, name: str) -> tuple[float, float, float, int]:
+    """(value, low, high, n) over the images that have a value."""
     if name in RATIOS:
         over, under = (group[part].abs().to_numpy() for part in RATIOS[name])
         if not under.sum() > 0:
-            return (math.nan,) * 3
+            return math.nan, math.nan, math.nan, len(group)
         left_out = (over.sum() - over) / (under.sum() - under)
-        return jackknife_interval(float(over.sum() / under.sum()), left_out)
+        return *jackknife_interval(float(over.sum() / under.sum()), left_out), len(group)
     values = group[name].abs() if name == "gap" else group[name]
     known = values.dropna().to_numpy()  # an image of equal contributions has no ranks to correlate
-    return mean_interval(known) if len(known) else (math.nan,) * 3
+    return *(mean_interval(known) if len(known) else (math.nan,) * 3), len(known)
 
 
 def _info(loaded: Loaded, scores: StepScores, images, config, attention_layers, facts) -> dict:

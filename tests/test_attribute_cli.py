@@ -191,7 +191,7 @@ def test_contributions_are_drawn_centred_at_zero():
     ("changes", "message"),
     [
         ({"step": 5}, "contributions of tokens that step 5 has not seen"),
-        ({"contributions": np.zeros((2, 2, 16))}, "contributions have shape"),
+        ({"contributions": np.zeros((2, 2, 16))}, "contributions has shape"),
         ({"contributions": np.full((2, 2, 17), np.nan)}, "must be finite"),
         ({"names": ["one"]}, "1 names were given for 2 images"),
         ({"images": []}, "0 images were given; one picture shows 1 to 4"),

@@ -71,72 +71,78 @@ def attribution_panels(
     ``UserError`` on a wrong shape, too many images, or a contribution of an unseen token.
     """
     images = [check_image("image", image) for image in images]
-    rows, tokens = len(images), grid * grid
-    require(1 <= rows <= MOST_IMAGES, f"{rows} images were given; one picture shows 1 to {MOST_IMAGES}")
-    require(len(names) == rows, f"{len(names)} names were given for {rows} images")
-    values = _check_contributions(contributions, (rows, len(methods), 1 + tokens), step)
-    for name, numbers, shape in (
-        ("scores", scores, (rows, 2)),
-        ("gaps", gaps, (rows, len(methods))),
-        ("correlations", correlations, (rows, len(methods))),
-        ("attention", attention, (rows, 1 + tokens)),
-    ):
-        require(np.shape(numbers) == shape, f"{name} has shape {np.shape(numbers)}; expected {shape}")
-    attention = np.asarray(attention, dtype=float)
+    shape = (len(images), len(methods), 1 + grid * grid)
+    require(
+        1 <= shape[0] <= MOST_IMAGES,
+        f"{shape[0]} images were given; one picture shows 1 to {MOST_IMAGES}",
+    )
+    require(len(names) == shape[0], f"{len(names)} names were given for {shape[0]} images")
+    values = _check_contributions(contributions, shape, step)
+    scores = _check_shape("scores", scores, (shape[0], 2))
+    gaps = _check_shape("gaps", gaps, shape[:2])
+    correlations = _check_shape("correlations", correlations, shape[:2])
+    attention = _check_shape("attention", attention, shape[::2])
     maps, classes, _ = check_maps(
-        "attention", attention[:, None, 1:], attention[:, :1], (rows, 1), [step], grid
+        "attention", attention[:, None, 1:], attention[:, :1], (shape[0], 1), [step], grid
     )
     heat = heat_scale([maps], None)
-    columns = len(methods) + 2
-    panel = (_WIDTH - _LEFT - 0.15 - _GAP * (columns - 1)) / columns
-    side = panel / PANEL_ASPECT
-    figure = new_figure(_WIDTH, _HEAD + _TITLES + rows * (side + _NOTES) + _FOOT, layout=None)
-    figure.text(
-        0.15 / _WIDTH, 1 - 0.25 / figure.get_figheight(), title or f"What step {step} owes its prefix",
-        va="center", weight="bold", size=12,
-    )  # fmt: skip
     scales = [signed_scale(values[:, place, 1:]) for place in range(len(methods))]
-    for row, image in enumerate(images):
-        top = _HEAD + _TITLES + row * (side + _NOTES)
-        axes = [
-            place_axes(figure, _LEFT + place * (panel + _GAP), top, panel, side)
-            for place in range(columns)
-        ]
-        _draw_image(axes[0], image, step, grid)
-        _note(axes[0], grid, f"score {scores[row][0]:+.3g} {unit}", f"baseline {scores[row][1]:+.3g}")
-        axes[0].text(
+    figure, panels = _layout(shape[0], len(methods) + 2)
+    heading = title or f"What step {step} owes to what it has seen"
+    height = figure.get_figheight()
+    figure.text(0.15 / _WIDTH, 1 - 0.25 / height, heading, va="center", weight="bold", size=12)
+    for axes, said in zip(panels[0], ["image", *methods, "attention"], strict=True):
+        axes.text(grid / 2, -0.08 * grid, said, ha="center", va="bottom", weight="bold")
+    for row, (image, (own, *middle, last)) in enumerate(zip(images, panels, strict=True)):
+        _draw_image(own, image, step, grid)
+        _note(own, grid, f"score {scores[row, 0]:+.3g} {unit}", f"baseline {scores[row, 1]:+.3g}")
+        own.text(
             -0.06 * grid, grid / 2, shorten(names[row], 26), ha="right", va="center", rotation=90,
             weight="bold", size=9,
         )  # fmt: skip
-        for place in range(len(methods)):
-            _draw_contributions(axes[1 + place], image, values[row, place], step, grid, scales[place])
-            _note(
-                axes[1 + place], grid, f"gap {gaps[row][place]:+.2g}",
-                f"rank corr. {_number(correlations[row][place])}",
-            )  # fmt: skip
+        for place, axes in enumerate(middle):
+            _draw_contributions(axes, image, values[row, place], step, grid, scales[place])
+            agreement = _number(correlations[row, place])
+            _note(axes, grid, f"gap {gaps[row, place]:+.2g}", f"rank corr. {agreement}")
         draw_panel(
-            axes[-1], image, maps[row, 0], step=step, grid=grid, norm=heat, top=0,
+            last, image, maps[row, 0], step=step, grid=grid, norm=heat, top=0,
             class_weight=float(classes[row, 0]),
         )  # fmt: skip
-        for place, on in enumerate(axes):
-            if predicted:
-                _frame_predicted(on, step - 1, grid)
-            if row == 0:
-                heading = ["image", *methods, "attention"][place]
-                on.text(grid / 2, -0.08 * grid, heading, ha="center", va="bottom", weight="bold")
-    places = [_LEFT + place * (panel + _GAP) for place in range(columns)]
-    for place, scale in zip(places[1:-1], scales, strict=True):
-        _draw_signed_scale(figure, _bar_place(figure, place, side), scale, unit)
-    clipped = bool(maps.max() > heat.vmax)
-    draw_scale(
-        figure, _bar_place(figure, places[-1], side), heat, clipped=clipped, label="attention weight"
-    )
+        for axes in panels[row] if predicted else ():
+            _frame_predicted(axes, step - 1, grid)
+    _draw_foot(figure, panels[0], scales, heat, bool(maps.max() > heat.vmax), unit, predicted)
+    return figure
+
+
+def _layout(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """The figure and its panels, row by row."""
+    panel = (_WIDTH - _LEFT - 0.15 - _GAP * (columns - 1)) / columns  # a map and its bar
+    side = panel / PANEL_ASPECT
+    head, height = _HEAD + _TITLES, side + _NOTES
+    figure = new_figure(_WIDTH, head + rows * height + _FOOT, layout=None)
+    return figure, [
+        [
+            place_axes(figure, _LEFT + column * (panel + _GAP), head + row * height, panel, side)
+            for column in range(columns)
+        ]
+        for row in range(rows)
+    ]
+
+
+def _draw_foot(figure, panels: list[Axes], scales, heat, clipped: bool, unit, predicted) -> None:
+    """A scale below each column but the first, and the key."""
+    height = figure.get_figheight()
+    places = [
+        Bbox.from_bounds(box.x0, 0.88 / height, box.width / PANEL_ASPECT, 0.12 / height)
+        for box in (axes.get_position() for axes in panels[1:])
+    ]
+    for place, scale in zip(places, scales, strict=False):
+        _draw_signed_scale(figure, place, scale, unit)
+    draw_scale(figure, places[-1], heat, clipped=clipped, label="attention weight")
     figure.legend(
         handles=_legend(predicted), ncols=6, loc="lower left", handlelength=1.3, handleheight=1.2,
-        bbox_to_anchor=(_LEFT / _WIDTH, 0.1 / figure.get_figheight()), columnspacing=1.4,
-        borderaxespad=0,
+        bbox_to_anchor=(_LEFT / _WIDTH, 0.1 / height), columnspacing=1.4, borderaxespad=0,
     )  # fmt: skip
-    return figure
 
 
 def signed_scale(values: np.ndarray) -> Normalize:
@@ -148,9 +154,14 @@ def signed_scale(values: np.ndarray) -> Normalize:
     return Normalize(-(most or 1.0), most or 1.0, clip=True)
 
 
-def _check_contributions(values, shape: tuple[int, ...], step: int) -> np.ndarray:
+def _check_shape(name: str, values, shape: tuple[int, ...]) -> np.ndarray:
     values = np.asarray(values, dtype=float)
-    require(values.shape == shape, f"contributions have shape {values.shape}; expected {shape}")
+    require(values.shape == shape, f"{name} has shape {values.shape}; expected {shape}")
+    return values
+
+
+def _check_contributions(values, shape: tuple[int, ...], step: int) -> np.ndarray:
+    values = _check_shape("contributions", values, shape)
     require(bool(np.isfinite(values).all()), "contributions must be finite")
     require(1 <= step < shape[2], f"step is {step}; expected 1 to {shape[2] - 1}")
     require(
@@ -226,11 +237,6 @@ def _note(axes: Axes, grid: int, first: str, second: str) -> None:
 
 def _number(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:+.2f}"
-
-
-def _bar_place(figure: Figure, left: float, length: float) -> Bbox:
-    width, height = figure.get_size_inches()
-    return Bbox.from_bounds(left / width, 0.88 / height, length / width, 0.12 / height)
 
 
 def _draw_signed_scale(figure: Figure, place: Bbox, norm: Normalize, unit: str) -> None:
