@@ -71,12 +71,12 @@ class AttributeRequest:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The images to explain, with the picture of the first few, and what they are called."""
+    """The images to explain and what they are called; ``pictures`` of some, by their place."""
 
     name: str
     slug: str
     images: list[tuple[str, object, int]]  # name, tokens (T,), the image's own class
-    pictures: list[np.ndarray]
+    pictures: dict[int, np.ndarray]
 
 
 def run(asked: AttributeRequest) -> None:
@@ -178,19 +178,23 @@ def _choose(asked: AttributeRequest, loaded: Loaded, stores: dict | None) -> _Ch
             said = said.split("; the model is shown")[0] + "; the model is shown the null class"
         print_line(said)
         return _Chosen(
-            subject.name, subject.slug, [(subject.name, subject.tokens, subject.label)], [subject.image]
+            subject.name,
+            subject.slug,
+            [(subject.name, subject.tokens, subject.label)],
+            {0: subject.image},
         )
     store = stores.get("test") or stores.get("val") or stores["train"]
     rows, tokens_NT, labels = spread_images(store, asked.images)
     decoder = require_tokenizer(loaded, tokenizer)
-    shown = tokens_NT[:MOST_IMAGES]
-    pictures = list(decode_tokens(decoder, shown, loaded.model.config.grid))
+    few = min(len(rows), MOST_IMAGES)
+    drawn = [place * len(rows) // few for place in range(few)]
+    decoded = decode_tokens(decoder, tokens_NT[drawn], loaded.model.config.grid)
     names = [f"{row} ({store.class_names[label]})" for row, label in zip(rows, labels, strict=True)]
     print_line(f"{len(rows)} evenly spaced images of {store.path}, decoded from the codes")
     own = [asked.label if asked.label is not None else int(label) for label in labels]
     return _Chosen(
         f"{len(rows)} test images", f"{len(rows)}-images",
-        list(zip(names, tokens_NT, own, strict=True)), pictures,
+        list(zip(names, tokens_NT, own, strict=True)), dict(zip(drawn, decoded, strict=True)),
     )  # fmt: skip
 
 
@@ -284,7 +288,7 @@ def _score_said(scores: StepScores) -> str:
 
 
 def _figure(study: AttributionStudy, scores: StepScores, chosen: _Chosen, loaded: Loaded, config):
-    drawn = range(len(chosen.pictures))
+    drawn = list(chosen.pictures)
     found = [study.found[place] for place in drawn]
     table = study.measures.table.set_index(["image", "method", "measure"])["value"]
     names = [chosen.images[place][0] for place in drawn]
@@ -296,9 +300,9 @@ def _figure(study: AttributionStudy, scores: StepScores, chosen: _Chosen, loaded
     methods = [SAID[method] for method in METHODS]
     methods[-1] += f", {config.patch} x {config.patch}"
     return attribution_panels(
-        chosen.pictures,
+        list(chosen.pictures.values()),
         np.array([[np.r_[one.class_value, one.tokens] for one in methods] for methods in found]),
-        study.attention[: len(names)],
+        study.attention[drawn],
         step=scores.step,
         grid=loaded.model.config.grid,
         methods=methods,

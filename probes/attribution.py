@@ -95,7 +95,8 @@ def attribute(
 ) -> list[Attribution]:
     """Every method's contributions to score ``index`` (a code, or the class of a probe) of one image.
 
-    Raises ``UserError`` for tokens, a label or an index that do not exist.
+    Raises ``UserError`` for tokens, a label or an index that do not exist, and for scores that are not
+    finite.
     """
     tokens_1n, label_1 = one_input(scores, tokens_T, label)
     grid, seen = scores.model.config.grid, scores.step - 1
@@ -104,6 +105,8 @@ def attribute(
         whole, nothing = scores(tokens_1n, label_1), scores(*baselines)
     if not 0 <= index < whole.shape[1]:
         raise UserError(f"score {index} does not exist; expected 0 to {whole.shape[1] - 1}")
+    if not (whole.isfinite().all() and nothing.isfinite().all()):
+        raise UserError(f"scores at step {scores.step} are not finite; the checkpoint is broken")
     difference = float(whole[0, index].double() - nothing[0, index].double())
     found = []
     for method in METHODS:

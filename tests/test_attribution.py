@@ -511,3 +511,10 @@ def test_one_image_has_no_means_and_no_draws_leave_two_measures_out(tmp_path):
 def test_refusals(make, message):
     with pytest.raises(UserError, match=message):
         make(small_model())
+
+
+def test_scores_that_are_not_finite_are_refused():
+    model = small_model()
+    model.layers[1].feed_forward.w2.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match="scores at step 7 are not finite; the checkpoint is broken"):
+        attribute(StepScores(model, STEP), TOKENS, LABEL, TRUE, CONFIG)
