@@ -24,7 +24,7 @@ from probes.subject import find_subject, require_tokenizer
 from star.checkpoint import Loaded
 from star.config import ModelConfig
 from star.errors import UserError
-from star.prepare import prepare_data
+from star.prepare import PreparedData, prepare_data
 from star.transformer import check_layers
 from star.vq import decode_tokens
 from viz.attribution import MOST_IMAGES, attribution_panels
@@ -88,8 +88,9 @@ def run(asked: AttributeRequest) -> None:
     check_attribution_step(model.tokens, step)
     layers, probe_layer = _layers(asked, model)
     with Stages() as stages:
-        stores = _stores(asked, loaded, stages)
-        chosen = _choose(asked, loaded, stores)
+        data = _prepare(asked, loaded, stages)
+        stores = None if data is None else data.stores
+        chosen = _choose(asked, loaded, data)
         probe = None
         if asked.target == "probe":
             _check_classes(asked, chosen, stores)
@@ -149,8 +150,8 @@ def _layers(asked: AttributeRequest, model: ModelConfig) -> tuple[list[int], int
     return layers, probe_layer
 
 
-def _stores(asked: AttributeRequest, loaded: Loaded, stages: Stages) -> dict | None:
-    """The data's code stores, where a probe or several images need them."""
+def _prepare(asked: AttributeRequest, loaded: Loaded, stages: Stages) -> PreparedData | None:
+    """The data's code stores and their tokenizer, where a probe or several images need them."""
     if asked.target != "probe" and asked.images is None:
         return None
     data = prepare_data(
@@ -163,10 +164,10 @@ def _stores(asked: AttributeRequest, loaded: Loaded, stages: Stages) -> dict | N
     for store in data.stores.values():
         check_store(loaded.model, store, classes=asked.target != "probe")
         check_tokenizer(loaded, store)
-    return data.stores
+    return data
 
 
-def _choose(asked: AttributeRequest, loaded: Loaded, stores: dict | None) -> _Chosen:
+def _choose(asked: AttributeRequest, loaded: Loaded, data: PreparedData | None) -> _Chosen:
     tokenizer = tokenizer_path(loaded.path.parent, asked.tokenizer)
     if asked.images is None:
         subject = find_subject(
@@ -183,9 +184,10 @@ def _choose(asked: AttributeRequest, loaded: Loaded, stores: dict | None) -> _Ch
             [(subject.name, subject.tokens, subject.label)],
             {0: subject.image},
         )
+    stores = data.stores
     store = stores.get("test") or stores.get("val") or stores["train"]
     rows, tokens_NT, labels = spread_images(store, asked.images)
-    decoder = require_tokenizer(loaded, tokenizer)
+    decoder = data.tokenizer or require_tokenizer(loaded, tokenizer)
     few = min(len(rows), MOST_IMAGES)
     drawn = [place * len(rows) // few for place in range(few)]
     decoded = decode_tokens(decoder, tokens_NT[drawn], loaded.model.config.grid)
@@ -306,7 +308,7 @@ def _figure(study: AttributionStudy, scores: StepScores, chosen: _Chosen, loaded
         step=scores.step,
         grid=loaded.model.config.grid,
         methods=methods,
-        names=names,
+        names=["/".join(Path(name).parts[-2:]) for name in names],
         scores=np.stack([score, score - numbers("difference")[:, 0]], axis=1),
         gaps=numbers("gap"),
         correlations=numbers("rank_correlation"),

@@ -97,7 +97,7 @@ def attribution_panels(
         _draw_image(own, image, step, grid)
         _note(own, grid, f"score {scores[row, 0]:+.3g} {unit}", f"baseline {scores[row, 1]:+.3g}")
         own.text(
-            -0.06 * grid, grid / 2, shorten(names[row], 26), ha="right", va="center", rotation=90,
+            -0.06 * grid, grid / 2, shorten(names[row], 22), ha="right", va="center", rotation=90,
             weight="bold", size=9,
         )  # fmt: skip
         for place, axes in enumerate(middle):
