@@ -191,7 +191,9 @@ def _choose(asked: AttributeRequest, loaded: Loaded, data: PreparedData | None) 
     few = min(len(rows), MOST_IMAGES)
     drawn = [place * len(rows) // few for place in range(few)]
     decoded = decode_tokens(decoder, tokens_NT[drawn], loaded.model.config.grid)
-    names = [f"{row} ({store.class_names[label]})" for row, label in zip(rows, labels, strict=True)]
+    names = [
+        f"image {row} ({store.class_names[label]})" for row, label in zip(rows, labels, strict=True)
+    ]
     print_line(f"{len(rows)} evenly spaced images of {store.path}, decoded from the codes")
     own = [asked.label if asked.label is not None else int(label) for label in labels]
     return _Chosen(

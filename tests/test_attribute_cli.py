@@ -181,7 +181,9 @@ def test_the_picture_says_scale_gap_and_correlation(tmp_path):
 def test_contributions_are_drawn_centred_at_zero():
     norm = signed_scale(np.array([[-0.123, 0.05]]))
     assert (norm.vmin, norm.vmax) == pytest.approx((-0.13, 0.13))
-    assert signed_scale(np.zeros(3)).vmax == 1
+    assert signed_scale(np.zeros((2, 3))).vmax == 1
+    three = np.array([[0.1, -0.2], [-0.4, 0.3], [9.0, 0.0]])
+    assert signed_scale(three).vmax == pytest.approx(0.4), "the median panel's largest"
     assert SIGNED_MAP(norm(0.0))[3] == pytest.approx(0, abs=0.01), "nothing is clear"
     positive, negative = SIGNED_MAP(norm(0.13)), SIGNED_MAP(norm(-0.13))
     assert positive[2] > positive[1] and negative[0] > negative[2], "purple adds, orange takes"

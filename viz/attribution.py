@@ -2,8 +2,8 @@
 
 One row an image: the image, one panel a method with signed contributions (purple adds to the score,
 orange takes from it, as clear as they are small), and the attention of the same step. A method's panels
-share one scale, centred at zero and stated below them; methods have their own, for gradient x input may
-be far smaller than the others. The bar beside a map is the class.
+share one scale, centred at zero and stated below them (pointed where darker means more); methods have
+their own, for gradient x input may be far smaller than the others. The bar beside a map is the class.
 """
 
 import math
@@ -110,7 +110,9 @@ def attribution_panels(
         )  # fmt: skip
         for axes in panels[row] if predicted else ():
             _frame_predicted(axes, step - 1, grid)
-    _draw_foot(figure, panels[0], scales, heat, bool(maps.max() > heat.vmax), unit, predicted)
+    over = [bool(np.abs(values[:, i]).max() > scale.vmax) for i, scale in enumerate(scales)]
+    over.append(bool(maps.max() > heat.vmax))
+    _draw_foot(figure, panels[0], [*scales, heat], over, unit, predicted)
     return figure
 
 
@@ -129,29 +131,33 @@ def _layout(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     ]
 
 
-def _draw_foot(figure, panels: list[Axes], scales, heat, clipped: bool, unit, predicted) -> None:
-    """A scale below each column but the first, and the key."""
+def _draw_foot(figure, panels: list[Axes], scales, over: list[bool], unit, predicted) -> None:
+    """A scale below each column but the first, pointed where values go ``over`` it, and the key."""
     height = figure.get_figheight()
     places = [
         Bbox.from_bounds(box.x0, 0.88 / height, box.width / PANEL_ASPECT, 0.12 / height)
         for box in (axes.get_position() for axes in panels[1:])
     ]
-    for place, scale in zip(places, scales, strict=False):
-        _draw_signed_scale(figure, place, scale, unit)
-    draw_scale(figure, places[-1], heat, clipped=clipped, label="attention weight")
+    for place, scale, clipped in zip(places[:-1], scales[:-1], over[:-1], strict=True):
+        _draw_signed_scale(figure, place, scale, clipped, unit)
+    draw_scale(figure, places[-1], scales[-1], clipped=over[-1], label="attention weight")
     figure.legend(
         handles=_legend(predicted), ncols=6, loc="lower left", handlelength=1.3, handleheight=1.2,
         bbox_to_anchor=(_LEFT / _WIDTH, 0.1 / height), columnspacing=1.4, borderaxespad=0,
     )  # fmt: skip
 
 
-def signed_scale(values: np.ndarray) -> Normalize:
-    """-m..m, m the largest absolute value rounded up to two digits (1 if all are 0)."""
-    most = float(np.abs(values).max())
-    if most > 0:
-        unit = 10.0 ** (math.floor(math.log10(most)) - 1)
-        most = math.ceil(most / unit - 1e-9) * unit
-    return Normalize(-(most or 1.0), most or 1.0, clip=True)
+def signed_scale(values_RT: np.ndarray) -> Normalize:
+    """-m..m, m the median over panels of their largest absolute value, rounded up to two digits.
+
+    The median keeps one panel with a large contribution from turning the others pale. 1 if all are 0.
+    """
+    largest = np.abs(values_RT).max(axis=-1)
+    largest = largest[largest > 0]
+    most = float(np.median(largest)) if largest.size else 1.0
+    unit = 10.0 ** (math.floor(math.log10(most)) - 1)
+    most = math.ceil(most / unit - 1e-9) * unit
+    return Normalize(-most, most, clip=True)
 
 
 def _check_shape(name: str, values, shape: tuple[int, ...]) -> np.ndarray:
@@ -239,11 +245,11 @@ def _number(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:+.2f}"
 
 
-def _draw_signed_scale(figure: Figure, place: Bbox, norm: Normalize, unit: str) -> None:
+def _draw_signed_scale(figure, place: Bbox, norm: Normalize, clipped: bool, unit: str) -> None:
     axes = figure.add_axes(place)
     bar = figure.colorbar(
         ScalarMappable(norm, SIGNED_MAP), cax=axes, orientation="horizontal",
-        ticks=[norm.vmin, 0, norm.vmax], format="%+.2g", label=f"contribution ({unit})",
+        extend="both" if clipped else "neither", label=f"contribution ({unit})",
     )  # fmt: skip
     bar.outline.set_linewidth(0.5)
     axes.set_xticks([norm.vmin, 0, norm.vmax], [f"{norm.vmin:+.2g}", "0", f"{norm.vmax:+.2g}"])
