@@ -13,7 +13,18 @@ import time
 
 import typer
 
-from cli import attribute, bench, data, files, look, probe, reproduce, runs, train
+from cli import (
+    attention_stats,
+    attribute,
+    bench,
+    data,
+    files,
+    look,
+    probe,
+    reproduce,
+    runs,
+    train,
+)
 from star.errors import UserError
 from star.versions import PACKAGE, installed_version
 
@@ -35,6 +46,7 @@ app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
 app.command("attn-maps")(look.attn_maps)
+app.command("attention-stats")(attention_stats.attention_stats)
 app.command("attribute")(attribute.attribute)
 app.command("token-invariance")(look.token_invariance)
 app.command("sample")(look.sample)

@@ -1,11 +1,11 @@
 """What ``star probe`` prints and writes of an atlas and of a comparison."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from cli.opening import slug
 from cli.screen import console, print_rows
 from probes.atlas import Atlas
 from probes.classes import confusion, per_class_accuracy
@@ -19,7 +19,7 @@ from viz.probe import probe_curves
 from viz.probe_maps import probe_heatmap, probe_heatmap_difference
 from viz.style import save
 
-__all__ = ["compare_atlases", "print_atlas", "slug", "write_atlas"]
+__all__ = ["compare_atlases", "print_atlas", "write_atlas"]
 
 SHORT = {"random": "random", "shuffled": "shuffled", "codes": "tokens", "pixels": "pixels"}
 
@@ -170,8 +170,3 @@ def _compared(a: str, first: Atlas, b: str, second: Atlas, seed: int) -> Compari
         names=(a, b),
         seed=seed,
     )
-
-
-def slug(name: str) -> str:
-    """A model's name as part of a file's."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -1,12 +1,11 @@
 """What ``star probe`` does with its options: open, measure, print, write."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import data_name, open_checkpoint, output_folder, tokenizer_path
+from cli.opening import data_name, open_checkpoints, output_folder, slug, tokenizer_path
 from cli.probe_cost import print_probe_cost
-from cli.probe_report import compare_atlases, print_atlas, slug, write_atlas
+from cli.probe_report import compare_atlases, print_atlas, write_atlas
 from cli.processes import launch
 from cli.screen import Stages, console, print_rows
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
@@ -81,7 +80,7 @@ def run(asked: ProbeRequest) -> None:
         launch(asked.nproc)
     where = distributed.join(asked.device)
     console.quiet = distributed.rank() > 0
-    opened = _open(asked, str(where))
+    opened = open_checkpoints(asked.ckpts, asked.weights, str(where), asked.heads, asked.grid)
     written = _measure(asked, opened) if asked.measure else _probe(asked, protocol, opened)
     for place in dict.fromkeys(path.parent for path in written):
         names = ", ".join(path.name for path in written if path.parent == place)
@@ -226,24 +225,6 @@ def _refuse_idle(asked: ProbeRequest) -> None:
         raise UserError("--encoder and --encoder-weights belong together: a name and its weights' file")
 
 
-def _open(asked: ProbeRequest, device: str) -> dict[str, Loaded]:
-    """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough."""
-    loaded = [
-        open_checkpoint(path, asked.weights, device, asked.heads, asked.grid)
-        for path in asked.ckpts or [None]
-    ]
-    count = Counter(item.objective_name for item in loaded)
-    named: dict[str, Loaded] = {}
-    for item in loaded:
-        name = item.objective_name
-        if count[name] > 1:
-            name += f" {item.path.parent.name}" if item.path.stem == "ckpt" else f" {item.path.stem}"
-        while name in named:
-            name += " again"
-        named[name] = item
-    return named
-
-
 def _layers(asked: ProbeRequest, model: ModelConfig) -> list[int]:
     given = str(max(1, model.layers // 2)) if asked.layer is None else asked.layer
     layers = parse_layers(given, model.layers)
@@ -332,7 +313,8 @@ def _dry_run(asked: ProbeRequest, protocol: ProtocolConfig) -> None:
             **common,
         )
         return
-    for loaded in _open(asked, "cpu").values():
+    opened = open_checkpoints(asked.ckpts, asked.weights, "cpu", asked.heads, asked.grid)
+    for loaded in opened.values():
         model = loaded.model.config
         sizes = _sizes(data_name(loaded, asked.data))
         print_probe_cost(model, _config(asked, model, protocol, "cpu"), **sizes, **common)

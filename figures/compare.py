@@ -20,7 +20,7 @@ class Measured:
     """What is known about one trained model.
 
     ``correct`` (K, N) bool: probe hits at ``layer`` by step and test image; ``nll`` (N_val,) nats a
-    token; ``attention``: the (layer 0, step 0) rows of ``probes.attention.attention_stats``.
+    token; ``attention``: the table of ``probes.attention_stats``.
     """
 
     name: str
@@ -68,8 +68,8 @@ def comparison(models: list[Measured]) -> pd.DataFrame:
             ("distance", "mean attention distance", "cells", 1),
             ("class_share", "attention on the class token", "%", 100),
         ):
-            overall = (model.attention["measure"] == name) & (model.attention["layer"] == 0)
-            row = model.attention[overall].iloc[0]
+            of_all = model.attention[["layer", "step"]].eq(0).all(axis=1)
+            row = model.attention[of_all & model.attention["measure"].eq(name)].iloc[0]
             values = (factor * row[key] for key in ("value", "low", "high"))
             rows.append((model.name, measure, unit, *values, row["n"]))
         nan = float("nan")

@@ -19,7 +19,8 @@ from figures.compare import Measured, comparison, training_seconds, verdict
 from figures.paper import LINEAR_PROBE
 from figures.recipes import Material, draw_all
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
-from probes.attention import AttentionMaps, attention_maps, attention_stats
+from probes.attention import AttentionMaps, attention_maps
+from probes.attention_stats import attention_stats
 from probes.features import scattered_steps, uniform_steps
 from probes.protocols import ProtocolConfig
 from probes.results import Result, provenance, write_result
@@ -253,7 +254,7 @@ def _measure(
     layers, steps = facts["layers"], facts["steps"]
     stats = attention_stats(
         model, stores["test"], layers=layers, steps=steps, limit=plan.attention_images
-    )
+    ).table
     info = {key: facts[key] for key in ("checkpoint", "checkpoint_sha256", "weights", "splits")}
     info = provenance(measurement="attention statistics", condition="true class", **info)
     write_result(Result(stats, info), out / "results" / f"attention-{name.lower()}.csv")

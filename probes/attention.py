@@ -1,4 +1,4 @@
-"""Where a step looks: attention maps of one image, and two numbers over many.
+"""Where a step looks: attention maps of one image.
 
 Rows are recomputed from the queries and keys after rotation, whatever kernel the model used. The
 *current token* of step t is x_{t-1}, the newest token seen, whose position predicts x_t; at step 1
@@ -10,18 +10,14 @@ Shapes: B images, H heads, N positions (class first), K steps, L layers asked fo
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from probes.features import check_steps, check_store
-from probes.intervals import mean_interval
-from star.batches import plain_batches
-from star.codes import CodeStore
+from probes.features import check_steps
 from star.errors import UserError
 from star.transformer import Transformer, check_layers
 
-__all__ = ["AttentionMaps", "attention_at_steps", "attention_maps", "attention_stats"]
+__all__ = ["AttentionMaps", "attention_at_steps", "attention_maps"]
 
 
 @dataclass(frozen=True)
@@ -94,53 +90,3 @@ def attention_maps(
     maps = np.zeros((len(layers), len(steps), config.tokens), dtype=np.float32)
     maps[:, :, : rows_LKN.shape[-1] - 1] = rows_LKN[..., 1:].cpu().numpy()
     return AttentionMaps(maps, rows_LKN[..., 0].cpu().numpy(), list(layers), list(steps))
-
-
-def attention_stats(
-    model: Transformer,
-    store: CodeStore,
-    *,
-    layers: list[int],
-    steps: list[int],
-    limit: int | None = None,
-    batch_size: int = 128,
-) -> pd.DataFrame:
-    """Two numbers a layer and step, averaged over heads, over the first ``limit`` images (or all).
-
-    ``class_share``: weight on the class token. ``distance``: Euclidean distance in grid cells from the
-    current token to the image tokens, weighted by their attention (class left out, renormalised).
-    ``uniform`` is the same number for attention spread evenly over what is visible: the baseline
-    without which steps cannot be compared. Columns layer, step, measure, value, low, high, uniform, n;
-    a last pair of rows (layer 0, step 0) averages each image over all layers and steps.
-    """
-    check_store(model, store)
-    config, device = model.config, model.output.weight.device
-    cells = torch.cartesian_prod(torch.arange(config.grid), torch.arange(config.grid)).float()
-    distances_TT = torch.cdist(cells, cells).to(device)
-    steps = [step for step in steps if step > 1]  # at step 1 nothing but the class is visible
-    count = min(len(store), limit or len(store))
-    values: dict[str, list[Tensor]] = {"class_share": [], "distance": []}
-    for tokens_BT, labels_B in plain_batches(store, batch_size, device, range(count)):
-        rows_LBHKN = attention_at_steps(model, tokens_BT, labels_B, layers=layers, steps=steps)
-        image_LBHKn = rows_LBHKN[..., 1:]
-        near_Kn = distances_TT[torch.tensor(steps) - 2, : image_LBHKn.shape[-1]]
-        weighted_LBHK = (image_LBHKn * near_Kn).sum(-1) / image_LBHKn.sum(-1).clamp_min(1e-12)
-        values["class_share"].append(rows_LBHKN[..., 0].mean(2).cpu())
-        values["distance"].append(weighted_LBHK.mean(2).cpu())
-    uniform = {
-        "class_share": [1 / step for step in steps],
-        "distance": [float(distances_TT[step - 2, : step - 1].mean()) for step in steps],
-    }
-    rows = []
-    for measure, parts in values.items():
-        all_LBK = torch.cat(parts, dim=1).numpy()
-        cuts = [(layer, step, all_LBK[i, :, k], uniform[measure][k])
-                for i, layer in enumerate(layers) for k, step in enumerate(steps)]  # fmt: skip
-        cuts.append((0, 0, all_LBK.mean((0, 2)), float(np.mean(uniform[measure]))))
-        for layer, step, of_images, baseline in cuts:
-            mean, low, high = mean_interval(of_images)
-            rows.append(
-                {"layer": layer, "step": step, "measure": measure, "value": mean, "low": low,
-                 "high": high, "uniform": baseline, "n": len(of_images)}
-            )  # fmt: skip
-    return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from probes.attention import attention_stats
+from probes.attention_stats import attention_stats
 from probes.features import StepFeatures, step_features, uniform_steps
 from probes.gradients import gradient_cosines
 from probes.knn import NEIGHBOURS, knn_predict
@@ -129,11 +129,11 @@ def _attention(teacher: Teacher, images: ImageSample, steps: list[int]) -> dict[
     # Images lie in their store's order, which may be by class: take some of every stretch.
     spread = np.linspace(0, len(images) - 1, min(ATTENTION_IMAGES, len(images))).round().astype(int)
     some = replace(images, codes=images.codes[spread], labels=images.labels[spread])
-    table = attention_stats(teacher.model, some, layers=layers, steps=steps)
-    means = table[table["layer"] == 0].set_index("measure")["value"]
+    names = ["distance", "class_share"]
+    found = attention_stats(teacher.model, some, layers=layers, steps=steps, names=names)
     return {
-        "attention_distance": float(means["distance"]),
-        "class_share": float(means["class_share"]),
+        "attention_distance": found.overall("distance"),
+        "class_share": found.overall("class_share"),
     }
 
 

@@ -6,7 +6,8 @@ import torch
 from helpers import SMALL, fake_store, small_model
 from PIL import Image
 
-from probes.attention import attention_at_steps, attention_maps, attention_stats
+from probes.attention import attention_at_steps, attention_maps
+from probes.attention_stats import attention_stats
 from probes.features import (
     parse_layers,
     parse_steps,
@@ -153,37 +154,6 @@ def test_attention_maps_heads_and_errors():
         attention_maps(model, torch.full((9,), 99), 1, **options)
     with pytest.raises(UserError, match=r"has \(4,\) tokens; the model expects 9"):
         attention_maps(model, tokens[:4], 1, **options)
-
-
-def test_attention_statistics_against_loops():
-    model, store = small_model(), fake_store(images=6)
-    table = attention_stats(model, store, layers=[1, 2], steps=[1, 4, 9], batch_size=4)
-    tokens = torch.from_numpy(store.codes[:, 0].astype(np.int64))
-    whole = model(tokens, torch.from_numpy(store.labels), capture=["layers.2.attention"])
-    rows = whole.captured["layers.2.attention"].detach().numpy()
-    for step in (4, 9):
-        current = divmod(step - 2, 3)
-        shares, distances = [], []
-        for image in range(6):
-            share, distance = [], []
-            for head in range(2):
-                row = rows[image, head, step - 1]
-                share.append(row[0])
-                far = [np.hypot(current[0] - k // 3, current[1] - k % 3) for k in range(step - 1)]
-                distance.append(np.dot(row[1:step], far) / row[1:step].sum())
-            shares.append(np.mean(share))
-            distances.append(np.mean(distance))
-        for measure, values in (("class_share", shares), ("distance", distances)):
-            place = (table["layer"] == 2) & (table["step"] == step) & (table["measure"] == measure)
-            found = table[place].iloc[0]
-            assert (found.value, found.low, found.high) == pytest.approx(
-                mean_interval(np.array(values)), rel=1e-4
-            )
-            assert found.n == 6
-    uniform = table.query("layer == 1 and step == 4").set_index("measure")["uniform"]
-    assert uniform["class_share"] == pytest.approx(1 / 4)
-    # current token 3 at (0, 2); visible (0, 0), (0, 1), (0, 2)
-    assert uniform["distance"] == pytest.approx((2 + 1 + 0) / 3)
 
 
 def test_a_nudge_moves_the_picture_and_zero_does_not():

@@ -88,16 +88,20 @@ def draw_cells(
     number: str | None,
     *,
     line: float = 1.5,
+    shown: np.ndarray | None = None,
+    size: float = 9,
 ) -> AxesImage:
     """Draw a matrix as coloured cells with white lines (points) between; NaN stays blank.
 
-    ``number`` is the format of the number in each cell; None leaves the numbers out.
+    ``number`` is the format of the number in each cell, ``size`` its size in points; None leaves the
+    numbers out. ``shown`` are the numbers, if they are others than the coloured ``values``.
     """
+    shown = values if shown is None else shown
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)) if number else ():
-        value = values[row, column]
-        ink = text_colour(colours(norm(value)))
-        axes.text(column, row, number.format(value), ha="center", va="center", color=ink, fontsize=9)
+        ink = text_colour(colours(norm(values[row, column])))
+        text = number.format(shown[row, column])
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
     rows, columns = values.shape
     axes.spines[:].set_visible(False)
     if line:

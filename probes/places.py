@@ -1,0 +1,64 @@
+"""Where a key lies from its query on the token grid: the sets of places that attention is summed over.
+
+Position p >= 1 holds image token p in raster order; it is the *current token* of step p + 1. Position 0
+is the class. Every set is a (N, N) bool pattern, N = T + 1, of (query, key) pairs within what the query
+sees (causal). The same patterns are summed over by the statistics and cut by the ablations.
+
+Shapes: N positions (class first), T tokens, g grid.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["chebyshev_distance", "cut_beyond", "euclidean_distance", "place_patterns"]
+
+
+def place_patterns(grid: int) -> dict[str, Tensor]:
+    """(N, N) bool patterns by name.
+
+    ``class``: position 0. ``self``: the query's own position. ``neighbourhood``: the current token and
+    those of its eight neighbours that lie before it in raster order. ``row_above``: the row of the grid
+    above the current token's. ``first``: image token 1. ``image``: all image tokens.
+    """
+    positions = grid * grid + 1
+    causal = torch.ones(positions, positions, dtype=torch.bool).tril()
+    image = causal.clone()
+    image[:, 0] = False
+    rows_N = torch.cat([torch.full((1,), -2), torch.arange(grid).repeat_interleave(grid)])
+    only = torch.zeros_like(causal)
+    of_class, first = only.clone(), only.clone()
+    of_class[:, 0], first[:, 1] = True, True
+    return {
+        "class": of_class,
+        "self": torch.eye(positions, dtype=torch.bool),
+        "neighbourhood": image & (chebyshev_distance(grid) <= 1),
+        "row_above": image & (rows_N[:, None] - rows_N == 1),
+        "first": image & first,
+        "image": image,
+    }
+
+
+def cut_beyond(grid: int, reach: int) -> Tensor:
+    """(N, N) bool: image tokens farther than ``reach`` cells from the current token (Chebyshev).
+
+    ``reach`` 0 leaves the class and the query's own position, 1 the causal 3 x 3 neighbourhood, g - 1
+    everything.
+    """
+    return place_patterns(grid)["image"] & (chebyshev_distance(grid) > reach)
+
+
+def euclidean_distance(grid: int) -> Tensor:
+    """(N, N) distance in cells between the tokens at two positions; infinite to and from the class."""
+    return _between(grid, lambda offsets: offsets.square().sum(-1).sqrt())
+
+
+def chebyshev_distance(grid: int) -> Tensor:
+    """(N, N) the larger of the row and the column offset; infinite to and from the class."""
+    return _between(grid, lambda offsets: offsets.abs().amax(-1))
+
+
+def _between(grid: int, length) -> Tensor:
+    cells_T2 = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).float().view(-1, 2)
+    distance_NN = torch.full((grid * grid + 1, grid * grid + 1), torch.inf)
+    distance_NN[1:, 1:] = length(cells_T2[:, None] - cells_T2)
+    return distance_NN
