@@ -13,18 +13,7 @@ import time
 
 import typer
 
-from cli import (
-    attention_stats,
-    attribute,
-    bench,
-    data,
-    files,
-    look,
-    probe,
-    reproduce,
-    runs,
-    train,
-)
+from cli import attention_stats, attribute, bench, data, files, look, probe, reproduce, runs, train
 from star.errors import UserError
 from star.versions import PACKAGE, installed_version
 
