@@ -13,7 +13,19 @@ import time
 
 import typer
 
-from cli import ablate, attention_stats, bench, data, files, look, probe, reproduce, runs, train
+from cli import (
+    ablate,
+    attention_stats,
+    attribute,
+    bench,
+    data,
+    files,
+    look,
+    probe,
+    reproduce,
+    runs,
+    train,
+)
 from star.errors import UserError
 from star.versions import PACKAGE, installed_version
 
@@ -36,6 +48,7 @@ app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
 app.command("attn-maps")(look.attn_maps)
 app.command("attention-stats")(attention_stats.attention_stats)
+app.command("attribute")(attribute.attribute)
 app.command("ablate")(ablate.ablate)
 app.command("token-invariance")(look.token_invariance)
 app.command("sample")(look.sample)

@@ -18,8 +18,8 @@ def test_help_names_every_command(star):
     code, out, _ = star("--help")
     assert code == 0
     for name in (
-        "reproduce", "train", "watch", "plot", "probe", "attn-maps", "token-invariance", "sample",
-        "tokenize", "inspect", "export",
+        "reproduce", "train", "watch", "plot", "probe", "attn-maps", "attribute", "token-invariance",
+        "sample", "tokenize", "inspect", "export",
     ):  # fmt: skip
         assert f" {name} " in out
 

@@ -36,6 +36,7 @@ MODULES = (
     "confusion",
     "classes",
     "attention",
+    "attribution",
     "tokens",
     "samples",
     "training",

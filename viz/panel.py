@@ -28,7 +28,9 @@ __all__ = [
     "heat_scale",
     "legend_handles",
     "most_attended",
+    "outline_cells",
     "place_axes",
+    "unseen_outline",
 ]
 
 PANEL_ASPECT = 1.2  # a panel is its map (1 x 1) and the bar of the class weight
@@ -117,15 +119,15 @@ def draw_panel(
     seen = step - 1
     axes.add_patch(
         Polygon(
-            _unseen_outline(seen, grid), facecolor=(*_rgb(UNSEEN), 0.82), edgecolor="#9A9A9A",
+            unseen_outline(seen, grid), facecolor=(*_rgb(UNSEEN), 0.82), edgecolor="#9A9A9A",
             hatch="////", linewidth=0,
         )
     )  # fmt: skip
     points = axes.get_position().height * axes.figure.get_figheight() * 72  # the map's side in points
     cell = points / grid
-    _outline(axes, most_attended(weights_T, top=top), grid, TOP, cell)
+    outline_cells(axes, most_attended(weights_T, top=top), grid, TOP, cell)
     if seen:
-        _outline(axes, [seen - 1], grid, CURRENT, cell, filled=cell < _SMALL)
+        outline_cells(axes, [seen - 1], grid, CURRENT, cell, filled=cell < _SMALL)
     axes.add_patch(Rectangle((0, 0), grid, grid, fill=False, edgecolor=MUTED, linewidth=0.6))
     _draw_bar(axes, grid, class_weight, number_size, points)
     axes.set_xlim(0, PANEL_ASPECT * grid)
@@ -167,7 +169,7 @@ def place_axes(figure: Figure, left: float, top: float, width: float, height: fl
     )
 
 
-def _unseen_outline(seen: int, grid: int) -> list[tuple[float, float]]:
+def unseen_outline(seen: int, grid: int) -> list[tuple[float, float]]:
     """Corners of the area after the first ``seen`` cells in raster order."""
     row, column = divmod(seen, grid)
     if column == 0:
@@ -175,7 +177,9 @@ def _unseen_outline(seen: int, grid: int) -> list[tuple[float, float]]:
     return [(column, row), (grid, row), (grid, grid), (0, grid), (0, row + 1), (column, row + 1)]
 
 
-def _outline(axes: Axes, places: list[int], grid: int, colour: str, cell: float, filled=False) -> None:
+def outline_cells(
+    axes: Axes, places: list[int], grid: int, colour: str, cell: float, filled: bool = False
+) -> None:
     """Frame cells; the line (points) stays within a fifth of the cell (points)."""
     width = min(max(cell / 7, 0.8), 2.2)
     # The current token's frame lies outside of the yellow one, so that a cell can carry both; cells too
