@@ -13,7 +13,7 @@ import time
 
 import typer
 
-from cli import bench, data, files, look, probe, reproduce, runs, train
+from cli import attn_maps, bench, data, files, look, probe, reproduce, runs, train
 from star.errors import UserError
 from star.versions import PACKAGE, installed_version
 
@@ -34,7 +34,7 @@ app.command("train")(train.train)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
-app.command("attn-maps")(look.attn_maps)
+app.command("attn-maps")(attn_maps.attn_maps)
 app.command("token-invariance")(look.token_invariance)
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)

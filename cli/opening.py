@@ -1,5 +1,7 @@
-"""What several commands need first: a checkpoint, the data it belongs to, and its tokenizer."""
+"""What several commands need first: checkpoints, the data they belong to, and their tokenizers."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from star.errors import UserError
@@ -24,6 +26,26 @@ def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | N
     )
     console.print(f"{found}{loaded.path}: {loaded.description}; {shape}", highlight=False, markup=False)
     return loaded
+
+
+def open_checkpoints(
+    paths: Sequence[Path] | None, weights: str, device: str, heads: int | None, grid: int | None
+) -> dict:
+    """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough.
+
+    Without ``paths``, the newest run's.
+    """
+    loaded = [open_checkpoint(path, weights, device, heads, grid) for path in paths or [None]]
+    count = Counter(item.objective_name for item in loaded)
+    named = {}
+    for item in loaded:
+        name = item.objective_name
+        if count[name] > 1:
+            name += f" {item.path.parent.name}" if item.path.stem == "ckpt" else f" {item.path.stem}"
+        while name in named:
+            name += " again"
+        named[name] = item
+    return named
 
 
 def newest_run() -> Path:

@@ -1,10 +1,9 @@
 """What ``star probe`` does with its options: open, measure, print, write."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import data_name, open_checkpoint, output_folder, tokenizer_path
+from cli.opening import data_name, open_checkpoints, output_folder, tokenizer_path
 from cli.probe_cost import print_probe_cost
 from cli.probe_report import compare_atlases, print_atlas, slug, write_atlas
 from cli.processes import launch
@@ -227,21 +226,7 @@ def _refuse_idle(asked: ProbeRequest) -> None:
 
 
 def _open(asked: ProbeRequest, device: str) -> dict[str, Loaded]:
-    """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough."""
-    loaded = [
-        open_checkpoint(path, asked.weights, device, asked.heads, asked.grid)
-        for path in asked.ckpts or [None]
-    ]
-    count = Counter(item.objective_name for item in loaded)
-    named: dict[str, Loaded] = {}
-    for item in loaded:
-        name = item.objective_name
-        if count[name] > 1:
-            name += f" {item.path.parent.name}" if item.path.stem == "ckpt" else f" {item.path.stem}"
-        while name in named:
-            name += " again"
-        named[name] = item
-    return named
+    return open_checkpoints(asked.ckpts, asked.weights, device, asked.heads, asked.grid)
 
 
 def _layers(asked: ProbeRequest, model: ModelConfig) -> list[int]:
