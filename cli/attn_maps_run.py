@@ -117,7 +117,8 @@ def run(asked: MapsRequest) -> None:
                     written += save(figure, folder / f"{stem}{name}", formats)
                 result = maps_result(picture.found, picture.first.name, head, info)
                 written += write_result(result, folder / f"{stem}.csv")
-    console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
+    names = ", ".join(path.name for path in written)
+    console.print(f"written to {folder}: {names}", highlight=False, markup=False)
 
 
 def split_names(names: Sequence[str]) -> tuple[list[Path], list[str]]:

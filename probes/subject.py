@@ -23,6 +23,7 @@ from star.vq import VQModel, decode_tokens
 
 __all__ = ["Subject", "find_subjects", "parse_classes", "require_tokenizer", "sampled_subjects"]
 
+_BRIEF = 60  # letters of a name in a sentence
 _SLUG = 80  # letters of a file name's part; the end of a long path tells images apart
 
 
@@ -138,10 +139,11 @@ def sampled_subjects(
     )
     images = decode_tokens(model, tokens_BT, config.grid)
     words = _class_words(loaded, shown)
+    words = f"the {words}" if shown == config.num_classes else words
     return [
         _subject(
             loaded,
-            f"sample of the {words}, seed {number}, guidance {cfg_scale:g}",
+            f"sample of {words}, seed {number}, guidance {cfg_scale:g}",
             tokens_T.cpu(),
             shown,
             image,
@@ -170,6 +172,8 @@ def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: in
     said = f"centre-cropped to {size} px"
     if picture.size != (size, size):
         said += f" from {picture.width} x {picture.height}"
+    if "transparent_on" in picture.info:
+        said += f", transparent parts on {picture.info['transparent_on']}"
     return _subject(loaded, name, tokens, label, cropped, said)
 
 
@@ -192,7 +196,8 @@ def _subject(
     loaded: Loaded, name: str, tokens: Tensor, label: int | None, image: np.ndarray, said: str
 ) -> Subject:
     label = loaded.model.config.num_classes if label is None else label
-    description = f"{name}: {said}; the model is shown the {_class_words(loaded, label)}"
+    brief = name if len(name) <= _BRIEF else "…" + name[1 - _BRIEF :]
+    description = f"{brief}: {said}; the model is shown the {_class_words(loaded, label)}"
     return Subject(name, tokens, label, image, description)
 
 

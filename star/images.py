@@ -188,7 +188,8 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(white, image).convert("RGB")
+        image.info["transparent_on"] = "white"  # for whoever describes it
     return image.convert("RGB")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from probes.results import UserError, publish_file
 from viz.attention import check_models, draw_heading
-from viz.checks import require
+from viz.checks import check_image, require
 from viz.panel import (
     PANEL_ASPECT,
     check_maps,
@@ -42,7 +42,7 @@ _NARROWEST = 660  # the key and the title need it
 _LONGEST, _HELD = 50, 200  # of a frame, and of the last one, in hundredths of a second
 _SAMPLED = 12  # frames that the palette is made from
 _HEATS, _GREYS = 24, (0.75, 0.92)  # of the palette: degrees of heat, and the faded greys they lie over
-_APART = 8.0  # of 255: least distance of two colours of the palette
+_APART = 12.0  # of 255: least distance of a found colour of the palette from a fixed one
 
 
 class AttentionFrames:
@@ -79,6 +79,7 @@ class AttentionFrames:
         of_models = [style["color"] for style in model_styles(self._found).values()]
         self.colours = (CURRENT, TOP, UNSEEN, INK, *of_models)  # that must stay what they are
         self._side = grid * max(1, round(_SIDE / grid))
+        images = {name: _shrunk(check_image(name, image), self._side) for name, image in images.items()}
         self._figure, self._panels = self._lay_out(images, title, note)
         self._canvas = self._figure.canvas
         self._canvas.draw()
@@ -168,6 +169,13 @@ class AttentionFrames:
             handleheight=1.1, columnspacing=1.2, handletextpad=0.5, borderaxespad=0, borderpad=0,
             bbox_to_anchor=(0.15 / width, 0.14 / height),
         )  # fmt: skip
+
+
+def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """``image`` of no more pixels than are shown, averaged: the nearest ones alone look grainy."""
+    if max(image.shape[:2]) <= side:
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX))
 
 
 def check_animation(layers: Sequence[int], models: int) -> None:

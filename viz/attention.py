@@ -41,7 +41,9 @@ _MOST_STEPS = 16  # panels side by side; in smaller ones no token can be told fr
 _MOST_ROWS = 96  # a longer picture is past what viewers and PDF readers open
 _GAP = 0.12
 _NUMBER = 0.2  # below each map, for the class weight
+_LETTER = 0.0092  # inches a point of a bold letter, on average
 _LETTERS = 13  # of a line of a name that stands beside its row
+_BESIDE = 0.95  # inches for such a line
 _GROUP_GAP = 0.14  # between layers, where each holds a row a model
 
 
@@ -191,11 +193,12 @@ def check_legible(steps: Sequence[int], rows: int = 1) -> None:
 def draw_heading(figure: Figure, title: str, note: str | None) -> None:
     """Title, and a small line below it, at the figure's top left, cut to its width."""
     width, height = figure.get_size_inches()
-    # Inches that a letter takes on average: 12 points bold, 9 points plain.
-    title, note = shorten(title, int(width / 0.108)), shorten(note or "", int(width / 0.073))
-    figure.text(0.15 / width, 1 - 0.2 / height, title, va="center", weight="bold", size=12)
-    if note:
-        figure.text(0.15 / width, 1 - 0.43 / height, note, va="center", size=9, color=MUTED)
+    upper = figure.text(0.15 / width, 1 - 0.2 / height, title, va="center", weight="bold", size=12)
+    lower = figure.text(0.15 / width, 1 - 0.43 / height, note or "", va="center", size=9, color=MUTED)
+    for text in (upper, lower):
+        # Inches at 72 dots: the figure's own dpi may be set later.
+        while text.get_window_extent(dpi=72).x1 / 72 > width - 0.1:
+            text.set_text(shorten(text.get_text(), len(text.get_text()) - 2))
 
 
 def _rows(name: str, image, maps, class_weights, names: list[str], steps, grid: int):
@@ -216,9 +219,11 @@ def _panels(rows: list[_Row], steps, grid: int, title, note, scale_max, top: int
     tall = max(1.1, 10 / len(rows))  # of one map: many rows of few steps stay short
     left = 0.65 if grouped else 0.35
     side = _side(left, len(steps), tall)
-    beside = max(len(row.name) for row in rows) * 0.1 > side  # too long to stand upright
+    size = 10 if len(steps) <= 10 else 8
+    longest = max(len(row.name) for row in rows) * _LETTER * size
+    beside = longest > side + _NUMBER  # too long to stand upright
     if beside:
-        left += 0.95
+        left += _BESIDE
     side = _side(left, len(steps), tall)
     panel = side * PANEL_ASPECT
     used = left + 0.15 + len(steps) * panel + _GAP * (len(steps) - 1)
@@ -228,7 +233,6 @@ def _panels(rows: list[_Row], steps, grid: int, title, note, scale_max, top: int
     tops = _tops(rows, head, side + _NUMBER + 0.06)
     figure = new_figure(width, tops[-1] + side + _NUMBER + 0.06 + 0.85, layout=None)
     draw_heading(figure, title, note)
-    size = 10 if len(steps) <= 10 else 8
     for row, y in zip(rows, tops, strict=True):
         for column, step in enumerate(steps):
             axes = place_axes(figure, left + column * (panel + _GAP), y, panel, side)
@@ -241,7 +245,7 @@ def _panels(rows: list[_Row], steps, grid: int, title, note, scale_max, top: int
             if column == 0:
                 _name_row(axes, grid, row, beside, size)
     if grouped:
-        _name_groups(figure, rows, tops, left - (1.4 if beside else 0.45), left, side)
+        _name_groups(figure, rows, tops, left - 0.45 - _BESIDE * beside, left, side)
     clipped = any(bool(row.maps.max() > norm.vmax) for row in rows)
     _draw_foot(figure, norm, clipped, top)
     return figure
