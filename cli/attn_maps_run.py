@@ -1,16 +1,14 @@
 """What ``star attn-maps`` does with its options: open, measure, draw, write."""
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from cli.attn_maps_draw import Picture, animate, figures, stems
 from cli.opening import open_checkpoints, output_folder, tokenizer_path
-from cli.probe_report import slug
 from cli.screen import Stages, console
-from probes.attention import AttentionMaps, attention_maps
+from probes.attention import attention_maps, check_head
 from probes.attention_result import maps_result, write_map_arrays
 from probes.features import parse_layers, parse_steps, scattered_steps
 from probes.results import provenance, write_result
@@ -21,8 +19,8 @@ from star.errors import UserError
 from star.files import sha256_file
 from star.images import SUFFIXES
 from star.transformer import check_layers
-from viz.animation import AttentionFrames, check_animation, frame_delay, save_gif
-from viz.attention import attention_compare, attention_grid, attention_heads, check_legible
+from viz.animation import check_animation, frame_delay
+from viz.attention import check_legible
 from viz.panel import heat_scale
 from viz.style import FORMATS, save
 
@@ -60,19 +58,6 @@ class MapsRequest:
     device: str
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What one picture shows: a subject and its maps for each model (samples differ by model)."""
-
-    subjects: dict[str, Subject]
-    found: dict[str, AttentionMaps]
-
-    @property
-    def first(self) -> Subject:
-        """The subject that names the picture."""
-        return next(iter(self.subjects.values()))
-
-
 def run(asked: MapsRequest) -> None:
     """Do what the options ask for."""
     checkpoints, images = split_names(asked.names or [])
@@ -83,6 +68,8 @@ def run(asked: MapsRequest) -> None:
     head = int(asked.head) if asked.head.isdecimal() else asked.head
     layers = _layers(asked, opened)
     steps = _steps(asked, model)
+    for loaded in opened.values():
+        check_head(loaded.model.config, head)
     if asked.animate:
         check_animation(layers, len(opened))
         frame_delay(len(steps), asked.fps)
@@ -104,21 +91,38 @@ def run(asked: MapsRequest) -> None:
         f"colour scale of everything drawn: 0 to {scale:.2g} (darkest: that and more)", highlight=False
     )
     folder = output_folder(next(iter(opened.values())), asked.out, "attn-maps")
-    written = []
-    stems = _stems(asked, pictures, opened)
-    with Stages() as stages:
-        for stem, picture in zip(stems, pictures, strict=True):
-            info = _info(asked, opened, picture, scale)
-            path = folder / stem
-            if asked.animate:
-                written += _write_animation(asked, picture, path, model.grid, scale, info, stages)
-            else:
-                for name, figure in _figures(picture, head, model.grid, scale):
-                    written += save(figure, folder / f"{stem}{name}", formats)
-                result = maps_result(picture.found, picture.first.name, head, info)
-                written += write_result(result, folder / f"{stem}.csv")
+    written = _write(asked, opened, pictures, head, model.grid, scale, folder, formats)
     names = ", ".join(path.name for path in written)
     console.print(f"written to {folder}: {names}", highlight=False, markup=False)
+
+
+def _write(
+    asked: MapsRequest,
+    opened: dict[str, Loaded],
+    pictures: list[Picture],
+    head: int | str,
+    grid: int,
+    scale: float,
+    folder: Path,
+    formats: Sequence[str],
+) -> list[Path]:
+    """Draw every subject and write its maps as data; the files written."""
+    written = []
+    hashes = {name: sha256_file(loaded.path) for name, loaded in opened.items()}
+    with Stages() as stages:
+        for stem, picture in zip(stems(pictures, asked.weights, head), pictures, strict=True):
+            info = _info(asked, opened, hashes, picture, scale)
+            if asked.animate:
+                report = partial(stages.report, f"frames {stem}")
+                frames = {"scale": scale, "fps": asked.fps, "on_frame": report}
+                written.append(animate(picture, folder / f"{stem}.gif", head, grid, **frames))
+                written += write_map_arrays(picture.found, folder / f"{stem}.npz", info)
+                continue
+            for name, figure in figures(picture, head, grid, scale):
+                written += save(figure, folder / f"{stem}{name}", formats)
+            result = maps_result(picture.found, picture.first.name, head, info)
+            written += write_result(result, folder / f"{stem}.csv")
+    return written
 
 
 def split_names(names: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -283,114 +287,18 @@ def _measure(
     return pictures
 
 
-def _figures(
-    picture: Picture, head: int | str, grid: int, scale: float
-) -> Iterator[tuple[str, Figure]]:
-    """The pictures of one subject, each with what its file name ends in."""
-    words = _head_words(head)
-    common = {"grid": grid, "scale_max": scale, "note": picture.first.description}
-    if head == "all":
-        for model, maps in picture.found.items():
-            for place, layer in enumerate(maps.layers):
-                subject = picture.subjects[model]
-                yield (
-                    f"-{slug(model)}" * (len(picture.found) > 1) + f"-layer-{layer}",
-                    attention_heads(
-                        subject.image,
-                        maps.maps[place],
-                        layer=layer,
-                        steps=maps.steps,
-                        class_weights=maps.class_weights[place],
-                        title=f"Attention of {model}: the heads of layer {layer}",
-                        **common | {"note": subject.description},
-                    ),
-                )
-    elif len(picture.found) == 1:
-        [(model, maps)] = picture.found.items()
-        yield (
-            "",
-            attention_grid(
-                picture.first.image,
-                maps.maps,
-                layers=maps.layers,
-                steps=maps.steps,
-                class_weights=maps.class_weights,
-                title=f"Attention of {model}, {words}",
-                **common,
-            ),
-        )
-    else:
-        maps = next(iter(picture.found.values()))
-        yield (
-            "",
-            attention_compare(
-                {model: subject.image for model, subject in picture.subjects.items()},
-                {model: found.maps for model, found in picture.found.items()},
-                layers=maps.layers,
-                steps=maps.steps,
-                class_weights={model: found.class_weights for model, found in picture.found.items()},
-                title=f"Attention of {' and '.join(picture.found)}, {words}",
-                **common,
-            ),
-        )
-
-
-def _head_words(head: int | str) -> str:
-    return f"head {head}" if isinstance(head, int) else f"{head} over heads"
-
-
-def _write_animation(
+def _info(
     asked: MapsRequest,
+    opened: dict[str, Loaded],
+    hashes: dict[str, str],
     picture: Picture,
-    path: Path,
-    grid: int,
     scale: float,
-    info: dict,
-    stages: Stages,
-) -> list[Path]:
-    head = int(asked.head) if asked.head.isdecimal() else asked.head
-    frames = AttentionFrames(
-        {model: subject.image for model, subject in picture.subjects.items()},
-        {model: found.maps for model, found in picture.found.items()},
-        layers=next(iter(picture.found.values())).layers,
-        grid=grid,
-        class_weights={model: found.class_weights for model, found in picture.found.items()},
-        title=f"Attention of {' and '.join(picture.found)}, {_head_words(head)}",
-        note=picture.first.description,
-        scale_max=scale,
-    )
-    gif = save_gif(
-        frames,
-        path.with_name(f"{path.name}.gif"),
-        fps=asked.fps,
-        on_frame=lambda done, total: stages.report(f"frames {path.name}", done, total),
-    )
-    return [gif, *write_map_arrays(picture.found, path.with_name(f"{path.name}.npz"), info)]
-
-
-def _stems(asked: MapsRequest, pictures: list[Picture], opened: dict[str, Loaded]) -> list[str]:
-    """File names without suffix; images whose names look alike as file names get a number."""
-    models = "" if len(opened) == 1 else "-" + "-".join(slug(name) for name in opened)[:80]
-    head = "" if asked.head == "mean" else f"-{asked.head}-heads" if asked.head == "all" else (
-        f"-head-{asked.head}" if asked.head.isdecimal() else f"-{asked.head}"
-    )  # fmt: skip
-    stems: list[str] = []
-    for picture in pictures:
-        stem = wanted = f"attn-maps-{picture.first.slug}{models}-{asked.weights}{head}"
-        number = 1
-        while stem in stems:
-            number += 1
-            stem = f"{wanted}-{number}"
-        stems.append(stem)
-    return stems
-
-
-def _info(asked: MapsRequest, opened: dict[str, Loaded], picture: Picture, scale: float) -> dict:
+) -> dict:
     """Where the maps of a picture come from."""
     models = {
         name: {
             "checkpoint": str(loaded.path),
-            "checkpoint_sha256": sha256_file(loaded.path),
+            "checkpoint_sha256": hashes[name],
             "checkpoint_step": loaded.step,
             "weights": loaded.weights,
             "class_shown": picture.subjects[name].label,
@@ -398,11 +306,10 @@ def _info(asked: MapsRequest, opened: dict[str, Loaded], picture: Picture, scale
         }
         for name, loaded in opened.items()
     }
-    subject = dataclasses.asdict(picture.first)
     return provenance(
         measurement="attention maps",
-        image=subject["name"],
-        description=subject["description"],
+        image=picture.first.name,
+        description=picture.first.description,
         head=asked.head,
         scale_max=scale,
         place="0 is the class token, 1..T the image tokens in raster order",

@@ -18,10 +18,11 @@ from probes.features import check_steps, check_store
 from probes.intervals import mean_interval
 from star.batches import plain_batches
 from star.codes import CodeStore
+from star.config import ModelConfig
 from star.errors import UserError
 from star.transformer import Transformer, check_layers
 
-__all__ = ["AttentionMaps", "attention_at_steps", "attention_maps", "attention_stats"]
+__all__ = ["AttentionMaps", "attention_at_steps", "attention_maps", "attention_stats", "check_head"]
 
 MOST_ROWS = 2**26  # numbers of captured rows at a time: 256 MB of float32
 
@@ -81,8 +82,7 @@ def attention_maps(
             f"class {label} does not exist; expected 0 to {config.num_classes - 1}, "
             f"or {config.num_classes} for the null class"
         )
-    if head not in ("mean", "max", "all") and not (isinstance(head, int) and 1 <= head <= config.heads):
-        raise UserError(f"head is {head!r}; expected mean, max, all or 1 to {config.heads}")
+    check_head(config, head)
     check_layers(config, layers)
     check_steps(config.tokens, steps)
     device = model.output.weight.device
@@ -97,6 +97,13 @@ def attention_maps(
     maps = np.zeros((*rows.shape[:-1], config.tokens), dtype=np.float32)
     maps[..., : rows.shape[-1] - 1] = rows[..., 1:]
     return AttentionMaps(maps, rows[..., 0], list(layers), list(steps))
+
+
+def check_head(config: ModelConfig, head: int | str) -> None:
+    """Raise ``UserError`` unless ``head`` is ``mean``, ``max``, ``all`` or the number of a head."""
+    one = isinstance(head, int) and 1 <= head <= config.heads
+    if not one and head not in ("mean", "max", "all"):
+        raise UserError(f"head is {head!r}; expected mean, max, all or 1 to {config.heads}")
 
 
 def _over_heads(rows_LHKN: Tensor, head: int | str) -> Tensor:

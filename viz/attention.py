@@ -196,8 +196,7 @@ def draw_heading(figure: Figure, title: str, note: str | None) -> None:
     upper = figure.text(0.15 / width, 1 - 0.2 / height, title, va="center", weight="bold", size=12)
     lower = figure.text(0.15 / width, 1 - 0.43 / height, note or "", va="center", size=9, color=MUTED)
     for text in (upper, lower):
-        # Inches at 72 dots: the figure's own dpi may be set later.
-        while text.get_window_extent(dpi=72).x1 / 72 > width - 0.1:
+        while text.get_window_extent().x1 > figure.bbox.x1 - 0.1 * figure.dpi:
             text.set_text(shorten(text.get_text(), len(text.get_text()) - 2))
 
 
@@ -226,7 +225,7 @@ def _panels(rows: list[_Row], steps, grid: int, title, note, scale_max, top: int
         left += _BESIDE
     side = _side(left, len(steps), tall)
     panel = side * PANEL_ASPECT
-    used = left + 0.15 + len(steps) * panel + _GAP * (len(steps) - 1)
+    own_left, used = left, left + 0.15 + len(steps) * panel + _GAP * (len(steps) - 1)
     width = max(used, _WIDTH)
     left += (width - used) / 2  # fewer panels than fill the width stand in its middle
     head = 0.95 if note else 0.72
@@ -245,7 +244,8 @@ def _panels(rows: list[_Row], steps, grid: int, title, note, scale_max, top: int
             if column == 0:
                 _name_row(axes, grid, row, beside, size)
     if grouped:
-        _name_groups(figure, rows, tops, left - 0.45 - _BESIDE * beside, left, side)
+        names = left - 0.45 - _BESIDE * beside
+        _name_groups(figure, rows, tops, side, names, left + used - own_left - 0.15)
     clipped = any(bool(row.maps.max() > norm.vmax) for row in rows)
     _draw_foot(figure, norm, clipped, top)
     return figure
@@ -276,7 +276,8 @@ def _name_row(axes, grid: int, row: _Row, beside: bool, size: float) -> None:
     axes.text(s="\n".join(lines), size=8, weight="bold", linespacing=1.1, **place)
 
 
-def _name_groups(figure: Figure, rows, tops: list[float], x: float, left: float, side: float) -> None:
+def _name_groups(figure: Figure, rows, tops, side: float, x: float, right: float) -> None:
+    """The layer's name at ``x`` inches, a line between layers up to ``right``."""
     width, height = figure.get_size_inches()
     for group in dict.fromkeys(row.group for row in rows):
         own = [y for row, y in zip(rows, tops, strict=True) if row.group == group]
@@ -288,7 +289,7 @@ def _name_groups(figure: Figure, rows, tops: list[float], x: float, left: float,
         if own[0] > tops[0]:
             y = 1 - (own[0] - _GROUP_GAP / 2 - 0.03) / height
             figure.add_artist(
-                Line2D([(x - 0.12) / width, 1 - 0.1 / width], [y, y], color=RULE, linewidth=0.8)
+                Line2D([(x - 0.12) / width, right / width], [y, y], color=RULE, linewidth=0.8)
             )
 
 
