@@ -208,7 +208,7 @@ def _layers(asked: MapsRequest, opened: dict[str, Loaded]) -> list[int]:
         chosen = sorted({1, (depth + 1) // 2, depth})
         console.print(f"layers {', '.join(map(str, chosen))} (--layers names others)", highlight=False)
         return chosen
-    layers = parse_layers(asked.layers or "all", depth)
+    layers = parse_layers("all" if asked.layers is None else asked.layers, depth)
     for loaded in opened.values():
         check_layers(loaded.model.config, layers)
     return layers
