@@ -78,7 +78,7 @@ def run(asked: MapsRequest) -> None:
         check_legible(steps, rows if head == "all" else len(layers) * len(opened))
     with Stages() as stages:
         subjects = {
-            name: _subjects(asked, loaded, images, _data(asked, opened), stages)
+            name: _subjects(asked, name, loaded, images, _data(asked, opened), stages)
             for name, loaded in opened.items()
         }
         _check_same(opened, subjects, asked.codes is not None)
@@ -229,7 +229,12 @@ def _data(asked: MapsRequest, opened: dict[str, Loaded]) -> str | None:
 
 
 def _subjects(
-    asked: MapsRequest, loaded: Loaded, images: list[str], data: str | None, stages: Stages
+    asked: MapsRequest,
+    name: str,
+    loaded: Loaded,
+    images: list[str],
+    data: str | None,
+    stages: Stages,
 ) -> list[Subject]:
     tokenizer = tokenizer_path(loaded.path.parent, asked.tokenizer)
     if asked.sample is None:
@@ -243,7 +248,7 @@ def _subjects(
         seed=asked.seed or 0,
         cfg_scale=GUIDANCE if asked.cfg_scale is None else asked.cfg_scale,
         tokenizer=tokenizer,
-        on_step=lambda done, total: stages.report(f"sample {loaded.path.parent.name}", done, total),
+        on_step=lambda done, total: stages.report(f"sample {name}", done, total),
     )
 
 
