@@ -411,9 +411,33 @@ def test_a_frame_shows_its_step_in_red_and_grey():
             near = (np.abs(np.median(inner, axis=(0, 1)) - grey) < 16).all()
             if place >= step - 1:
                 assert near, (step, place)
-    # The last token's cell stays unseen; the first is covered by heat or image from step 2 on.
-    assert not np.array_equal(frames.draw(2), frames.draw(3))
     np.testing.assert_array_equal(frames.draw(7), frames.draw(7))
+
+
+def test_a_frame_shows_the_weights_of_its_own_step_and_model():
+    total = GRID * GRID
+    maps = {name: np.zeros((1, total, total)) for name in ("AR", "ST-AR")}
+    weights = {
+        name: np.linspace(first, 0.4, total)[None] for name, first in (("AR", 0), ("ST-AR", 0.2))
+    }
+    places = {}
+    for shift, (name, found) in enumerate(maps.items()):
+        for step in range(2, total + 1):
+            places[name, step] = (5 * step + shift) % (step - 1)
+            found[0, step - 1, places[name, step]] = 0.6
+    frames = AttentionFrames(_image(), maps, layers=[3], grid=GRID, class_weights=weights)
+    for step in (2, 3, 9, 16):
+        for name in maps:
+            left, top, side = frames.place(name, 3)
+            frame, cell = frames.draw(step), side // GRID
+            panel = frame[top : top + side, left : left + side].astype(int)
+            rows, columns = np.nonzero((panel == (0xFF, 0xE6, 0x00)).all(-1))
+            assert {(r // cell, c // cell) for r, c in zip(rows, columns, strict=True)} == {
+                divmod(places[name, step], GRID)
+            }
+            bar = frame[top : top + side, left + round(1.085 * side)].max(-1) < 80
+            # The frame of the bar and rounding: two pixels.
+            assert abs(bar.sum() - side * weights[name][0, step - 1]) <= 2
 
 
 def test_a_gif_has_a_frame_a_step_with_the_marks_in_their_colours(tmp_path):
