@@ -11,7 +11,6 @@ from test_viz import _by_class, _controls, _counts, _image, _maps, _samples, _ta
 from figures.recipes import Material, _attention_figures
 from probes.attention import AttentionMaps
 from star.errors import UserError
-from viz.animation import AttentionFrames
 from viz.attention import attention_compare, attention_grid
 from viz.classes import class_accuracy
 from viz.confusion import confusion_matrix
@@ -84,19 +83,6 @@ def test_models_and_layers_under_each_other_are_legible(count):
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for _, box in found)
     assert sum(text.startswith("A title") and text.endswith("…") for text, _ in found) == 1
     assert next(text for text, _ in found if text.startswith("ST-AR")).endswith("more")
-
-
-def test_the_words_around_an_animation_do_not_overlap():
-    steps = range(1, 17)
-    maps, weights = _maps(5, 4, steps)
-    names = ("AR", "ST-AR 20261122-a-run-of-a-very-long-name-and-more")
-    for layers, models in ((1, 1), (3, 2), (5, 2)):
-        frames = AttentionFrames(
-            _image(), dict.fromkeys(names[:models], maps[:layers]), layers=range(1, layers + 1), grid=4,
-            class_weights=dict.fromkeys(names[:models], weights[:layers]), title="A title " * 40,
-        )  # fmt: skip
-        assert overlapping(frames._figure) == []
-        assert all(box.x0 >= 0 and box.x1 <= frames._figure.bbox.x1 for _, box in boxes(frames._figure))
 
 
 def test_the_label_of_chance_lies_beside_the_whiskers():
