@@ -1,102 +1,10 @@
-"""``star attn-maps``, ``star token-invariance``, ``star sample``: look at one model or tokenizer."""
+"""``star token-invariance`` and ``star sample``: look at one tokenizer or model."""
 
 from pathlib import Path
 
 import typer
 
-from cli.options import Checkpoint, Data, Device, Grid, Heads, RunTokenizer, Weights
-
-
-def attn_maps(
-    ckpt: Checkpoint = None,
-    image: str = typer.Argument(
-        None,
-        help="Image file, digits/17, china.jpg or flower.jpg.  \\[default: the run's first test image]",
-    ),
-    layers: str = typer.Option("all", help="Layers such as 2,4,6, or all."),
-    steps: int = typer.Option(
-        None, help="Number of steps, spread over the image, up to 16.  \\[default: 8]"
-    ),
-    at: str = typer.Option(None, help="Exact steps such as 12,40,64 (instead of --steps)."),
-    head: str = typer.Option("mean", help="mean or max over heads, or a head's number from 1."),
-    label: int = typer.Option(
-        None,
-        "--class",
-        help="Class shown to the model.  \\[default: the image's own, else the null class]",
-    ),
-    codes: Path = typer.Option(None, help="Token indices (.npy, T integers) instead of an image."),
-    data: Data = None,
-    tokenizer: RunTokenizer = None,
-    weights: Weights = "teacher",
-    out: Path = typer.Option(None, help="Folder for the pictures.  \\[default: RUN/attn-maps]"),
-    heads: Heads = None,
-    grid: Grid = None,
-    device: Device = "auto",
-) -> None:
-    """Attention of chosen layers and steps as heat over the image (Figures 1(a), 2 and 5).
-
-    Step t looks from its newest token (red); the most attended tokens are yellow, what it has not seen
-    is grey; the bar is the weight on the class token.
-    """
-    from cli.opening import open_checkpoint, output_folder, tokenizer_path
-    from cli.screen import console
-    from probes.attention import attention_maps
-    from probes.features import parse_layers
-    from probes.subject import find_subject
-    from star.transformer import check_layers
-    from viz.attention import attention_grid
-    from viz.style import save
-
-    loaded = open_checkpoint(ckpt, weights, device, heads, grid)
-    config = loaded.model.config
-    chosen_layers = parse_layers(layers, config.layers)
-    check_layers(config, chosen_layers)
-    chosen_steps = _steps(steps, at, config.tokens)
-    subject = find_subject(
-        loaded,
-        image=image,
-        codes=codes,
-        label=label,
-        data=data,
-        tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
-    )
-    console.print(subject.description, highlight=False, markup=False)
-    measured = attention_maps(
-        loaded.model,
-        subject.tokens,
-        subject.label,
-        layers=chosen_layers,
-        steps=chosen_steps,
-        head=int(head) if head.isdecimal() else head,
-    )
-    figure = attention_grid(
-        subject.image,
-        measured.maps,
-        layers=chosen_layers,
-        steps=chosen_steps,
-        grid=config.grid,
-        class_weights=measured.class_weights,
-        title=f"Attention of {loaded.objective_name} ({head} over heads), {subject.name}",
-    )
-    folder = output_folder(loaded, out, "attn-maps")
-    written = save(figure, folder / f"attn-maps-{subject.slug}-{weights}")
-    console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
-
-
-def _steps(count: int | None, at: str | None, tokens: int) -> list[int]:
-    """The steps that --steps or --at asks for, as many as a picture can show."""
-    from probes.features import parse_steps, scattered_steps
-    from star.errors import UserError
-    from viz.attention import check_legible
-
-    if at is not None and count is not None:
-        raise UserError(f"--at {at} and --steps {count} both name the steps; give one of them")
-    if at is None:
-        steps = scattered_steps(tokens, 8 if count is None else count)
-    else:
-        steps = parse_steps(at, tokens)
-    check_legible(steps)
-    return steps
+from cli.options import Checkpoint, Device, Grid, Heads, RunTokenizer, Weights
 
 
 def token_invariance(

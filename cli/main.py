@@ -16,6 +16,7 @@ import typer
 from cli import (
     ablate,
     attention_stats,
+    attn_maps,
     attribute,
     bench,
     data,
@@ -46,7 +47,7 @@ app.command("train")(train.train)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
-app.command("attn-maps")(look.attn_maps)
+app.command("attn-maps")(attn_maps.attn_maps)
 app.command("attention-stats")(attention_stats.attention_stats)
 app.command("attribute")(attribute.attribute)
 app.command("ablate")(ablate.ablate)

@@ -1,7 +1,8 @@
-"""What several commands need first: a checkpoint, the data it belongs to, and its tokenizer."""
+"""What several commands need first: checkpoints, the data they belong to, and their tokenizers."""
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from star.errors import UserError
@@ -29,12 +30,15 @@ def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | N
 
 
 def open_checkpoints(
-    paths: list[Path] | None, weights: str, device: str, heads: int | None, grid: int | None
+    paths: Sequence[Path] | None, weights: str, device: str, heads: int | None, grid: int | None
 ) -> dict:
-    """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough."""
+    """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough.
+
+    Without ``paths``, the newest run's.
+    """
     loaded = [open_checkpoint(path, weights, device, heads, grid) for path in paths or [None]]
     count = Counter(item.objective_name for item in loaded)
-    named: dict = {}
+    named = {}
     for item in loaded:
         name = item.objective_name
         if count[name] > 1:

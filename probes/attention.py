@@ -14,15 +14,21 @@ import torch
 from torch import Tensor
 
 from probes.features import check_steps
+from star.config import ModelConfig
 from star.errors import UserError
 from star.transformer import Transformer, check_layers
 
-__all__ = ["AttentionMaps", "attention_at_steps", "attention_maps"]
+__all__ = ["AttentionMaps", "attention_at_steps", "attention_maps", "check_head"]
+
+MOST_ROWS = 2**26  # numbers of captured rows at a time: 256 MB of float32
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """``maps`` (L, K, T) on the image tokens (0 where unseen) and ``class_weights`` (L, K)."""
+    """``maps`` (L, K, T) on the image tokens (0 where unseen) and ``class_weights`` (L, K).
+
+    Of all heads: (L, H, K, T) and (L, H, K).
+    """
 
     maps: np.ndarray
     class_weights: np.ndarray
@@ -53,8 +59,9 @@ def attention_maps(
     steps: list[int],
     head: int | str = "mean",
 ) -> AttentionMaps:
-    """Maps of one image; ``head``: ``mean`` or ``max`` over heads, or a head's number from 1.
+    """Maps of one image; ``head``: ``mean`` or ``max`` over heads, ``all``, or a head's number from 1.
 
+    Layers are captured a few at a time where the rows of all would not fit in ``MOST_ROWS``.
     Raises ``UserError`` for a layer, step, head, label or token that does not exist.
     """
     config = model.config
@@ -71,22 +78,34 @@ def attention_maps(
             f"class {label} does not exist; expected 0 to {config.num_classes - 1}, "
             f"or {config.num_classes} for the null class"
         )
+    check_head(config, head)
+    check_layers(config, layers)
+    check_steps(config.tokens, steps)
     device = model.output.weight.device
-    rows_LHKN = attention_at_steps(
-        model,
-        tokens_T[None].to(device),
-        torch.tensor([label], device=device),
-        layers=layers,
-        steps=steps,
-    )[:, 0]
+    tokens_1T, labels_1 = tokens_T[None].to(device), torch.tensor([label], device=device)
+    each = max(1, MOST_ROWS // (config.heads * len(steps) * max(steps)))
+    parts = []
+    for start in range(0, len(layers), each):
+        some = layers[start : start + each]
+        rows = attention_at_steps(model, tokens_1T, labels_1, layers=some, steps=steps)
+        parts.append(_over_heads(rows[:, 0], head).float().cpu().numpy())
+    rows = np.concatenate(parts)  # (L, K, N) or (L, H, K, N)
+    maps = np.zeros((*rows.shape[:-1], config.tokens), dtype=np.float32)
+    maps[..., : rows.shape[-1] - 1] = rows[..., 1:]
+    return AttentionMaps(maps, rows[..., 0], list(layers), list(steps))
+
+
+def check_head(config: ModelConfig, head: int | str) -> None:
+    """Raise ``UserError`` unless ``head`` is ``mean``, ``max``, ``all`` or the number of a head."""
+    one = isinstance(head, int) and 1 <= head <= config.heads
+    if not one and head not in ("mean", "max", "all"):
+        raise UserError(f"head is {head!r}; expected mean, max, all or 1 to {config.heads}")
+
+
+def _over_heads(rows_LHKN: Tensor, head: int | str) -> Tensor:
+    """(L, K, N): the mean, the largest or one of the heads; (L, H, K, N) for all."""
+    if head == "all":
+        return rows_LHKN
     if head == "mean":
-        rows_LKN = rows_LHKN.mean(1)
-    elif head == "max":
-        rows_LKN = rows_LHKN.amax(1)
-    elif isinstance(head, int) and 1 <= head <= config.heads:
-        rows_LKN = rows_LHKN[:, head - 1]
-    else:
-        raise UserError(f"head is {head!r}; expected mean, max or 1 to {config.heads}")
-    maps = np.zeros((len(layers), len(steps), config.tokens), dtype=np.float32)
-    maps[:, :, : rows_LKN.shape[-1] - 1] = rows_LKN[..., 1:].cpu().numpy()
-    return AttentionMaps(maps, rows_LKN[..., 0].cpu().numpy(), list(layers), list(steps))
+        return rows_LHKN.mean(1)
+    return rows_LHKN.amax(1) if head == "max" else rows_LHKN[:, head - 1]

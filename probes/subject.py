@@ -1,6 +1,7 @@
-"""The image that a picture of one model is about: its tokens, its class and what it looks like."""
+"""The images that pictures of a model are about: their tokens, their class, what they look like."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,17 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probes.features import check_store, check_tokenizer
 from probes.tokens import encode_images
 from star.checkpoint import Loaded
 from star.codes import open_splits
 from star.errors import UserError
 from star.images import load_image, open_source
 from star.prepare import is_code_folder
+from star.sampler import generate
 from star.tokenizer import load_tokenizer, tokenizer_sha256
 from star.views import center_crop
 from star.vq import VQModel, decode_tokens
 
-__all__ = ["Subject", "find_subject", "parse_classes", "require_tokenizer"]
+__all__ = ["Subject", "find_subjects", "parse_classes", "require_tokenizer", "sampled_subjects"]
+
+_BRIEF = 60  # letters of a name in a sentence
+_SLUG = 80  # letters of a file name's part; the end of a long path tells images apart
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Subject:
     @property
     def slug(self) -> str:
         """The name as part of a file name."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
+        return slug[-_SLUG:].strip("-") or "image"
 
 
 def parse_classes(text: str | None, num_classes: int) -> list[int]:
@@ -74,51 +81,100 @@ def require_tokenizer(loaded: Loaded, path: Path | None) -> VQModel:
     return tokenizer
 
 
-def find_subject(
+def find_subjects(
     loaded: Loaded,
     *,
-    image: str | None,
+    images: Sequence[str],
     codes: Path | None,
     label: int | None,
     data: str | None,
     tokenizer: Path | None,
-) -> Subject:
-    """The image named by the caller, the codes given, or the first test image of the run's data."""
+) -> list[Subject]:
+    """The images named by the caller, the codes given, or the first test image of the run's data."""
     config = loaded.model.config
-    null = config.num_classes
     if codes is not None:
-        tokens = read_codes(codes, config.tokens)
-        shown = np.full((256, 256, 3), 128, dtype=np.uint8)
-        said = "no tokenizer: the picture is left grey"
-        if tokenizer is not None:
-            model = require_tokenizer(loaded, tokenizer)
-            shown, said = decode_tokens(model, tokens[None], config.grid)[0], "decoded from the codes"
-        return _subject(codes.name, tokens, label, null, shown, said)
+        return [_coded(loaded, codes, label, tokenizer)]
     data = data or (loaded.config.data if loaded.config else None)
-    if image is None and data is None:
+    if not images and data is None:
         raise UserError(
             f"{loaded.path} does not say what data it was trained on; name an image, or give --codes"
         )
     model = require_tokenizer(loaded, tokenizer)
-    if image is None and is_code_folder(data):
+    if not images and is_code_folder(data):
         store = open_splits(data).get("test") or open_splits(data)["train"]
+        check_store(loaded.model, store)
+        check_tokenizer(loaded, store)
         tokens = torch.from_numpy(store.codes[0, store.test_view].astype(np.int64))
         shown = decode_tokens(model, tokens[None], config.grid)[0]
         label = int(store.labels[0]) if label is None else label
-        return _subject("first test image", tokens, label, null, shown, "decoded from the codes")
-    if image is None:
-        split = open_source(data).split("test")
-        name, picture = split.name(0), split.load(0)
-        label = int(split.labels[0]) if label is None else label
-    else:
-        name, picture = image, load_image(image)
-    size = config.grid * model.config.stride
+        return [_subject(loaded, "first test image", tokens, label, shown, "decoded from the codes")]
+    if images:
+        return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
+    split = open_source(data).split("test")
+    label = int(split.labels[0]) if label is None else label
+    return [_tokenized(loaded, model, split.name(0), split.load(0), label)]
+
+
+def sampled_subjects(
+    loaded: Loaded,
+    *,
+    count: int,
+    label: int | None,
+    seed: int,
+    cfg_scale: float,
+    tokenizer: Path | None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Subject]:
+    """``count`` images that the model samples under ``label`` (None: the null class).
+
+    Image i uses ``seed`` + i; ``cfg_scale`` is the guidance (``star.sampler.generate``). Their tokens
+    are those the model generated, so that maps of them follow the generation.
+    """
+    config = loaded.model.config
+    model = require_tokenizer(loaded, tokenizer)
+    shown = config.num_classes if label is None else label
+    seeds = range(seed, seed + count)
+    tokens_BT = generate(
+        loaded.model, [shown] * count, seeds=seeds, cfg_scale=cfg_scale, on_step=on_step
+    )
+    images = decode_tokens(model, tokens_BT, config.grid)
+    words = _class_words(loaded, shown)
+    words = f"the {words}" if shown == config.num_classes else words
+    return [
+        _subject(
+            loaded,
+            f"sample of {words}, seed {number}, guidance {cfg_scale:g}",
+            tokens_T.cpu(),
+            shown,
+            image,
+            "generated by the model itself",
+        )
+        for number, tokens_T, image in zip(seeds, tokens_BT, images, strict=True)
+    ]
+
+
+def _coded(loaded: Loaded, codes: Path, label: int | None, tokenizer: Path | None) -> Subject:
+    config = loaded.model.config
+    tokens = read_codes(codes, config.tokens)
+    if tokenizer is None:
+        shown = np.full((256, 256, 3), 128, dtype=np.uint8)
+        return _subject(
+            loaded, codes.name, tokens, label, shown, "no tokenizer: the picture is left grey"
+        )
+    image = decode_tokens(require_tokenizer(loaded, tokenizer), tokens[None], config.grid)[0]
+    return _subject(loaded, codes.name, tokens, label, image, "decoded from the codes")
+
+
+def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: int | None) -> Subject:
+    size = loaded.model.config.grid * tokenizer.config.stride
     cropped = np.asarray(center_crop(picture, size))
-    tokens = torch.from_numpy(encode_images(model, cropped[None])[0].reshape(-1))
+    tokens = torch.from_numpy(encode_images(tokenizer, cropped[None])[0].reshape(-1))
     said = f"centre-cropped to {size} px"
     if picture.size != (size, size):
         said += f" from {picture.width} x {picture.height}"
-    return _subject(name, tokens, label, null, cropped, said)
+    if "transparent_on" in picture.info:
+        said += f", transparent parts on {picture.info['transparent_on']}"
+    return _subject(loaded, name, tokens, label, cropped, said)
 
 
 def read_codes(path: Path, tokens: int) -> Tensor:
@@ -137,8 +193,17 @@ def read_codes(path: Path, tokens: int) -> Tensor:
 
 
 def _subject(
-    name: str, tokens: Tensor, label: int | None, null: int, image: np.ndarray, said: str
+    loaded: Loaded, name: str, tokens: Tensor, label: int | None, image: np.ndarray, said: str
 ) -> Subject:
-    shown = "null class" if label is None or label == null else f"class {label}"
-    description = f"{name}: {said}; the model is shown the {shown}"
-    return Subject(name, tokens, null if label is None else label, image, description)
+    label = loaded.model.config.num_classes if label is None else label
+    brief = name if len(name) <= _BRIEF else "…" + name[1 - _BRIEF :]
+    description = f"{brief}: {said}; the model is shown the {_class_words(loaded, label)}"
+    return Subject(name, tokens, label, image, description)
+
+
+def _class_words(loaded: Loaded, label: int) -> str:
+    if label == loaded.model.config.num_classes:
+        return "null class"
+    names = loaded.class_names or ()
+    name = names[label] if 0 <= label < len(names) else str(label)
+    return f"class {label}" if name == str(label) else f"class {label} ({name})"

@@ -186,9 +186,9 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        image.info["transparent_on"] = "white"  # for whoever describes it
     return image.convert("RGB")
 
 

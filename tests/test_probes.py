@@ -7,6 +7,7 @@ from helpers import SMALL, fake_store, small_model
 from PIL import Image
 
 from probes.attention import attention_at_steps, attention_maps
+from probes.attention_result import maps_result
 from probes.attention_stats import attention_stats
 from probes.features import (
     parse_layers,
@@ -138,11 +139,15 @@ def test_attention_maps_heads_and_errors():
     np.testing.assert_allclose(
         attention_maps(model, tokens, 1, **options, head="max").maps, np.max(each, 0), rtol=1e-5
     )
+    every = attention_maps(model, tokens, 1, **options, head="all")
+    assert every.maps.shape == (1, 2, 2, 9) and every.class_weights.shape == (1, 2, 2)
+    np.testing.assert_array_equal(every.maps, np.stack(each, axis=1))
     found = attention_maps(model, tokens, 1, **options)
     np.testing.assert_allclose(found.maps.sum(-1) + found.class_weights, 1, rtol=1e-5)
     assert not found.maps[0, 0, 2:].any(), "step 3 has seen two tokens"
     for changes, message in (
-        ({"head": 3}, "head is 3; expected mean, max or 1 to 2"),
+        ({"head": 3}, "head is 3; expected mean, max, all or 1 to 2"),
+        ({"head": "some"}, "head is 'some'; expected mean, max, all or 1 to 2"),
         ({"layers": [4]}, "layer 4 does not exist"),
         ({"steps": [10]}, "step 10 does not exist"),
     ):
@@ -154,6 +159,45 @@ def test_attention_maps_heads_and_errors():
         attention_maps(model, torch.full((9,), 99), 1, **options)
     with pytest.raises(UserError, match=r"has \(4,\) tokens; the model expects 9"):
         attention_maps(model, tokens[:4], 1, **options)
+
+
+def test_layers_captured_a_few_at_a_time_give_the_same_maps(monkeypatch):
+    from probes import attention
+
+    model, store = small_model(), fake_store(images=1)
+    tokens = torch.from_numpy(store.codes[0, 0].astype(np.int64))
+    options = {"layers": [3, 1, 2], "steps": list(range(1, 10)), "head": "all"}
+    whole = attention_maps(model, tokens, 1, **options)
+    calls = []
+
+    def counted(*arguments, layers, steps):
+        calls.append(layers)
+        return attention_at_steps(*arguments, layers=layers, steps=steps)
+
+    monkeypatch.setattr(attention, "attention_at_steps", counted)
+    monkeypatch.setattr(attention, "MOST_ROWS", 2 * 9 * 9 * 2)  # heads, steps, positions, two layers
+    parts = attention_maps(model, tokens, 1, **options)
+    assert calls == [[3, 1], [2]]
+    np.testing.assert_array_equal(parts.maps, whole.maps)
+    np.testing.assert_array_equal(parts.class_weights, whole.class_weights)
+
+
+def test_the_table_of_maps_holds_every_weight_that_a_query_could_give():
+    model, store = small_model(), fake_store(images=1)
+    tokens = torch.from_numpy(store.codes[0, 0].astype(np.int64))
+    found = attention_maps(model, tokens, 1, layers=[3, 1], steps=[1, 4], head="all")
+    table = maps_result({"A": found, "B": found}, "cat.jpg", "all", {}).table
+    assert list(table) == ["model", "image", "layer", "head", "step", "place", "weight"]
+    assert len(table) == 2 * 2 * 2 * (1 + 4)  # models, layers, heads; step t sees t places
+    sums = table.groupby(["model", "layer", "head", "step"])["weight"].sum()
+    assert len(sums) == 16
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)  # float32 softmax rows
+    one = table.query("model == 'B' and layer == 1 and head == 2 and step == 4").set_index("place")
+    np.testing.assert_array_equal(one["weight"][[1, 2, 3]], found.maps[1, 1, 1, :3])
+    assert one["weight"][0] == found.class_weights[1, 1, 1]
+    mean = attention_maps(model, tokens, 1, layers=[2], steps=[4])
+    table = maps_result({"A": mean}, "cat.jpg", "mean", {}).table
+    assert set(table["head"]) == {"mean"} and table["weight"].sum() == pytest.approx(1, rel=1e-5)
 
 
 def test_a_nudge_moves_the_picture_and_zero_does_not():

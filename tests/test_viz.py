@@ -15,7 +15,8 @@ from PIL import Image
 
 from star.errors import UserError
 from viz import style
-from viz.attention import attention_compare, attention_grid, attention_row
+from viz.animation import AttentionFrames
+from viz.attention import attention_compare, attention_grid, attention_heads, attention_row
 from viz.classes import class_accuracy
 from viz.confusion import confused_pairs, confusion_matrix
 from viz.overview import overview
@@ -28,6 +29,7 @@ from viz.training import training_curves
 
 GRID, STEPS = 4, (1, 6, 16)
 MODULES = (
+    "animation",
     "style",
     "checks",
     "panel",
@@ -152,11 +154,27 @@ def _row_figure() -> Figure:
     return attention_row(_image(), maps[0], layer=6, steps=STEPS, grid=GRID, class_weights=weights[0])
 
 
-def _compare_figure() -> Figure:
-    maps, weights = _maps(2)
-    return attention_compare(
-        _image(), {"AR": maps[0], "ST-AR": maps[1]}, layer=6, steps=STEPS, grid=GRID,
-        class_weights={"AR": weights[0], "ST-AR": weights[1]},
+def _compare_figure(layers=(2, 6), **changes) -> Figure:
+    maps, weights = _maps(len(layers))
+    arguments = {
+        "images": _image(), "maps_by_model": {"AR": maps, "ST-AR": maps / 4}, "layers": layers,
+        "steps": STEPS, "grid": GRID, "class_weights": {"AR": weights, "ST-AR": weights},
+    }  # fmt: skip
+    return attention_compare(**{**arguments, **changes})
+
+
+def _heads_figure() -> Figure:
+    maps, weights = _maps(3)
+    return attention_heads(
+        _image(), maps, layer=6, steps=STEPS, grid=GRID, class_weights=weights, note="cat.jpg"
+    )
+
+
+def _frames(models=("AR",), layers=(1, 2), grid=GRID, **changes) -> AttentionFrames:
+    maps, weights = _maps(len(layers), grid, range(1, grid * grid + 1))
+    return AttentionFrames(
+        _image(), dict.fromkeys(models, maps), layers=layers, grid=grid,
+        class_weights=dict.fromkeys(models, weights), **changes,
     )  # fmt: skip
 
 
@@ -220,7 +238,12 @@ DRAWINGS = {
     ),
     "grid": (_grid_figure, 7, ("layer 2", "layer 6", "step 1", "step 16", "1.00", ".30"), 9.6),
     "row": (_row_figure, 4, ("layer 6", "step 6", "not yet seen"), 9.6),
-    "compare": (_compare_figure, 7, ("AR", "ST-AR", "current token (newest seen)"), 9.6),
+    "compare": (
+        _compare_figure, 13, ("AR", "ST-AR", "layer 2", "layer 6", "current token (newest seen)"), 9.6,
+    ),
+    "heads": (
+        _heads_figure, 10, ("head 1", "head 3", "cat.jpg", "Attention of the heads of layer 6"), 9.6,
+    ),
     "tokens": (
         _tokens_figure, 4,
         ("4 of 16 token indices change: image against shifted by 1 px", "63", "15",
@@ -329,6 +352,40 @@ def test_heat_scale_is_shared_and_rounded_up():
     maps[:, 0] = 0.1, 0.234, 0.9
     assert heat_scale([maps], None).vmax == pytest.approx(0.24)
     assert heat_scale([maps], 0.5).vmax == 0.5
+
+
+def test_a_query_may_give_more_than_1_in_all_but_no_token_more_than_1():
+    maps, weights = _maps(1)
+    largest = np.minimum(3 * maps, 1)  # as the largest over heads
+    figure = attention_grid(
+        _image(), largest, layers=(1,), steps=STEPS, grid=GRID, class_weights=weights
+    )
+    assert largest.sum(-1).max() > 1.2 and "step 16" in _texts(figure)
+    with pytest.raises(UserError, match="an attention weight is 2.17; expected at most 1"):
+        attention_grid(_image(), 6 * maps, layers=(1,), steps=STEPS, grid=GRID, class_weights=weights)
+
+
+def test_models_under_each_other_share_one_scale_and_each_has_its_image():
+    figure = _compare_figure(images={"AR": _image(), "ST-AR": 255 - _image()})
+    ar, st_ar = figure.axes[0], figure.axes[len(STEPS)]
+    # The second step of both: the weights of ST-AR are a quarter of AR's, and lighter.
+    heat = [figure.axes[place].images[1].get_array() for place in (1, 1 + len(STEPS))]
+    scale = heat_scale([_maps(2)[0], _maps(2)[0] / 4], None)
+    maps = _maps(1)[0][0, 1].reshape(GRID, GRID)
+    np.testing.assert_allclose(heat[0], style.HEAT_MAP(scale(maps)))
+    np.testing.assert_allclose(heat[1], style.HEAT_MAP(scale(maps / 4)))
+    assert not np.array_equal(ar.images[0].get_array(), st_ar.images[0].get_array())
+
+
+def test_every_layer_has_its_models_under_each_other():
+    figure = _compare_figure(layers=(2, 4, 6))
+    rows = [axes for axes in figure.axes[:-1] if {t.get_text() for t in axes.texts} & {"AR", "ST-AR"}]
+    names = [({t.get_text() for t in axes.texts} & {"AR", "ST-AR"}).pop() for axes in rows]
+    assert names == ["AR", "ST-AR"] * 3
+    heights = {t.get_text(): t.get_position()[1] for t in figure.texts}
+    for place, layer in enumerate(("layer 2", "layer 4", "layer 6")):
+        above, below = (axes.get_position() for axes in rows[2 * place : 2 * place + 2])
+        assert below.y0 < heights[layer] < above.y1
 
 
 def test_largest_attention_grid_is_drawn():
@@ -492,6 +549,15 @@ BAD = {
         {"AR": _by_class(3), "ST-AR": _by_class(2)}, _names(3)
     ),
     "more than once": lambda: probe_curves({"AR": pd.concat([_table()] * 2)}, 6, total_steps=16),
+    "class_weights is of AR; expected the models AR, ST-AR": lambda: _compare_figure(
+        class_weights={"AR": _maps(2)[1]}
+    ),
+    "images is of AR; expected the models AR, ST-AR": lambda: _compare_figure(images={"AR": _image()}),
+    "expected at least one model": lambda: _compare_figure(maps_by_model={}),
+    "98 rows of maps were asked for; one picture shows up to 96": lambda: _compare_figure(
+        layers=range(1, 50)
+    ),
+    "14 maps a frame were asked for; an animation shows 1 to 12": lambda: _frames(layers=range(1, 15)),
     "lacks the columns accuracy": lambda: probe_heatmap(_table().drop(columns="accuracy")),
     "same layers and steps": lambda: probe_heatmap_difference(
         _table(), _table(layers=(1,)), ("a", "b")

@@ -11,7 +11,7 @@ from test_viz import _by_class, _controls, _counts, _image, _maps, _samples, _ta
 from figures.recipes import Material, _attention_figures
 from probes.attention import AttentionMaps
 from star.errors import UserError
-from viz.attention import attention_grid
+from viz.attention import attention_compare, attention_grid
 from viz.classes import class_accuracy
 from viz.confusion import confusion_matrix
 from viz.probe import _spread, probe_curves
@@ -67,6 +67,22 @@ def test_attention_at_the_most_steps_is_legible_and_at_more_refused():
     assert overlapping(draw(16)) == []
     with pytest.raises(UserError, match="17 steps were asked for; one picture shows up to 16: .* --at"):
         draw(17)
+
+
+@pytest.mark.parametrize("count", [1, 8, 16])
+def test_models_and_layers_under_each_other_are_legible(count):
+    steps = tuple(range(256 - 16 * (count - 1), 257, 16))
+    maps, weights = _maps(7, 16, steps)
+    names = ("AR", "ST-AR 20261122-a-run-of-a-very-long-name-and-more")
+    figure = attention_compare(
+        _image(), dict.fromkeys(names, maps), layers=(2, 4, 6, 8, 10, 11, 12), steps=steps, grid=16,
+        class_weights=dict.fromkeys(names, weights), title="A title " * 40, note="a note " * 60,
+    )  # fmt: skip
+    assert overlapping(figure) == []
+    found = boxes(figure)
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for _, box in found)
+    assert sum(text.startswith("A title") and text.endswith("…") for text, _ in found) == 1
+    assert next(text for text, _ in found if text.startswith("ST-AR")).endswith("more")
 
 
 def test_the_label_of_chance_lies_beside_the_whiskers():

@@ -47,7 +47,7 @@ def overview(
 
     ``tables``, ``layer``, ``total_steps``, ``chance``: as in ``viz.probe.probe_curves``. ``image``,
     ``maps_by_model`` (steps, T), ``class_weights`` (steps,), ``steps`` (at most 5), ``grid``: as in
-    ``viz.attention.attention_compare``, for two models at ``attention_layer``. ``views`` two (H, W, 3)
+    ``viz.attention.attention_row``, of two models at ``attention_layer``. ``views`` two (H, W, 3)
     uint8 images, ``indices`` their two (g, g) index grids, ``share`` the mean share of unchanged
     indices over the images measured. ``headings`` of up to 28 letters fit. ``UserError`` on wrong
     shapes, more than two models, or names too long for the place.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -23,7 +24,9 @@ from viz.style import CURRENT, HEAT_MAP, INK, MUTED, TOP, UNSEEN
 __all__ = [
     "PANEL_ASPECT",
     "check_maps",
+    "draw_backdrop",
     "draw_panel",
+    "draw_query",
     "draw_scale",
     "heat_scale",
     "legend_handles",
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 PANEL_ASPECT = 1.2  # a panel is its map (1 x 1) and the bar of the class weight
+_BAR_LEFT, _BAR_WIDTH = 1.05, 0.07  # of the bar, in sides of the map
 _SHARE = 0.5
 _SMALL = 7  # points: cells this small have room for one frame
 
@@ -53,7 +57,8 @@ def check_maps(name, maps, class_weights, shape: tuple[int, ...], steps, grid: i
     """``(maps, class_weights, steps)``, the first two as arrays of ``shape`` (+ T), all checked.
 
     The last axis of ``shape`` is the steps. ``UserError`` on a wrong shape, a negative or non-finite
-    weight, weights that sum to more than 1, or weight on a token that step t has not seen.
+    weight, one above 1, or weight on a token that step t has not seen. (Weights of a query need not
+    sum to 1: the largest over heads do not.)
     """
     require(grid >= 1, f"grid is {grid}; expected at least 1")
     steps = check_steps(steps, grid * grid)
@@ -69,8 +74,8 @@ def check_maps(name, maps, class_weights, shape: tuple[int, ...], steps, grid: i
         bool(finite) and maps.min() >= 0 and class_weights.min() >= 0,
         f"{name}: attention weights must be finite and not negative",
     )
-    most = float((maps.sum(axis=-1) + class_weights).max())
-    require(most <= 1.01, f"{name}: attention weights of a query sum to {most:.3g}; expected at most 1")
+    most = max(float(maps.max()), float(class_weights.max()))
+    require(most <= 1.01, f"{name}: an attention weight is {most:.3g}; expected at most 1")
     unseen = np.arange(grid * grid) >= np.asarray(steps)[:, None] - 1
     require(
         float((maps * unseen).max()) <= 1e-6,
@@ -108,31 +113,62 @@ def draw_panel(
     number_size: float = 8,
 ) -> None:
     """Draw one panel into ``axes``; its map spans 0..grid in both axes, the bar stands right of it."""
+    draw_backdrop(axes, image, grid)
+    draw_query(
+        axes, weights_T, step=step, grid=grid, class_weight=class_weight, norm=norm, top=top,
+        number_size=number_size,
+    )  # fmt: skip
+
+
+def draw_backdrop(axes: Axes, image: np.ndarray, grid: int) -> None:
+    """The part of a panel that is the same at every step: the faded image and the bar's frame."""
     image = check_image("image", image)
     # Half the colour and light: still recognisable, and the heat keeps its colours.
     faded = 0.5 * image.mean(axis=2, keepdims=True) + 0.5 * image
     faded = (255 - 0.42 * (255 - faded)).astype(np.uint8)
-    extent = (0, grid, grid, 0)
-    axes.imshow(faded, extent=extent, interpolation="nearest")
-    heat = HEAT_MAP(norm(weights_T.reshape(grid, grid)))
-    axes.imshow(heat, extent=extent, interpolation="nearest")
-    seen = step - 1
+    axes.imshow(faded, extent=(0, grid, grid, 0), interpolation="nearest")
     axes.add_patch(
-        Polygon(
-            unseen_outline(seen, grid), facecolor=(*_rgb(UNSEEN), 0.82), edgecolor="#9A9A9A",
-            hatch="////", linewidth=0,
+        Rectangle(
+            (_BAR_LEFT * grid, 0), _BAR_WIDTH * grid, grid, facecolor="white", edgecolor=MUTED,
+            linewidth=0.6,
         )
     )  # fmt: skip
-    points = axes.get_position().height * axes.figure.get_figheight() * 72  # the map's side in points
-    cell = points / grid
-    outline_cells(axes, most_attended(weights_T, top=top), grid, TOP, cell)
-    if seen:
-        outline_cells(axes, [seen - 1], grid, CURRENT, cell, filled=cell < _SMALL)
-    axes.add_patch(Rectangle((0, 0), grid, grid, fill=False, edgecolor=MUTED, linewidth=0.6))
-    _draw_bar(axes, grid, class_weight, number_size, points)
     axes.set_xlim(0, PANEL_ASPECT * grid)
     axes.set_ylim(grid, 0)
     axes.set_axis_off()
+
+
+def draw_query(
+    axes: Axes,
+    weights_T: np.ndarray,
+    *,
+    step: int,
+    grid: int,
+    class_weight: float,
+    norm: Normalize,
+    top: int = 5,
+    number_size: float = 8,
+) -> list[Artist]:
+    """Draw the part of a panel that belongs to ``step``; returns its artists in drawing order."""
+    extent = (0, grid, grid, 0)
+    heat = HEAT_MAP(norm(weights_T.reshape(grid, grid)))
+    artists: list[Artist] = [axes.imshow(heat, extent=extent, interpolation="nearest")]
+    axes.set_xlim(0, PANEL_ASPECT * grid)  # imshow has set them to the map alone
+    axes.set_ylim(grid, 0)
+    seen = step - 1
+    unseen = Polygon(
+        unseen_outline(seen, grid), facecolor=(*_rgb(UNSEEN), 0.82), edgecolor="#9A9A9A",
+        hatch="////", linewidth=0,
+    )  # fmt: skip
+    artists.append(axes.add_patch(unseen))
+    points = axes.get_position().height * axes.figure.get_figheight() * 72  # the map's side in points
+    cell = points / grid
+    artists += outline_cells(axes, most_attended(weights_T, top=top), grid, TOP, cell)
+    if seen:
+        artists += outline_cells(axes, [seen - 1], grid, CURRENT, cell, filled=cell < _SMALL)
+    frame = Rectangle((0, 0), grid, grid, fill=False, edgecolor=MUTED, linewidth=0.6)
+    artists.append(axes.add_patch(frame))
+    return artists + _fill_bar(axes, grid, class_weight, number_size)
 
 
 def draw_scale(figure: Figure, place: Bbox, norm: Normalize, *, clipped: bool, label: str) -> Axes:
@@ -179,33 +215,32 @@ def unseen_outline(seen: int, grid: int) -> list[tuple[float, float]]:
 
 def outline_cells(
     axes: Axes, places: list[int], grid: int, colour: str, cell: float, filled: bool = False
-) -> None:
+) -> list[Artist]:
     """Frame cells; the line (points) stays within a fifth of the cell (points)."""
     width = min(max(cell / 7, 0.8), 2.2)
     # The current token's frame lies outside of the yellow one, so that a cell can carry both; cells too
     # small for two frames have the current one filled.
     inset = (0.5 if colour == CURRENT or cell < _SMALL else 1.4) * width / cell
+    artists = []
     for place in places:
         row, column = divmod(place, grid)
         side = max(1 - 2 * inset, 0.4)
-        axes.add_patch(
-            Rectangle(
-                (column + (1 - side) / 2, row + (1 - side) / 2), side, side, fill=filled,
-                facecolor=colour, edgecolor=colour, linewidth=width, joinstyle="miter",
-            )
+        frame = Rectangle(
+            (column + (1 - side) / 2, row + (1 - side) / 2), side, side, fill=filled,
+            facecolor=colour, edgecolor=colour, linewidth=width, joinstyle="miter",
         )  # fmt: skip
+        artists.append(axes.add_patch(frame))
+    return artists
 
 
-def _draw_bar(axes: Axes, grid: int, weight: float, number_size: float, points: float) -> None:
-    left, width = 1.05 * grid, 0.07 * grid
-    axes.add_patch(Rectangle((left, 0), width, grid, facecolor="white", edgecolor=MUTED, linewidth=0.6))
-    axes.add_patch(
-        Rectangle((left, grid * (1 - weight)), width, grid * weight, facecolor=INK, linewidth=0)
-    )
-    axes.annotate(
+def _fill_bar(axes: Axes, grid: int, weight: float, number_size: float) -> list[Artist]:
+    left, width = _BAR_LEFT * grid, _BAR_WIDTH * grid
+    fill = Rectangle((left, grid * (1 - weight)), width, grid * weight, facecolor=INK, linewidth=0)
+    number = axes.annotate(
         f"{weight:.2f}".removeprefix("0"), (left + width / 2, grid), (0, -2), ha="center", va="top",
         textcoords="offset points", fontsize=number_size, annotation_clip=False,
     )  # fmt: skip
+    return [axes.add_patch(fill), number]
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

@@ -28,6 +28,7 @@ __all__ = [
     "MUTED",
     "OKABE_ITO",
     "PNG_DPI",
+    "RULE",
     "SHARE_MAP",
     "TOP",
     "UNSEEN",
