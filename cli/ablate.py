@@ -33,7 +33,7 @@ def ablate(
     probe_layer: int = typer.Option(
         None, help="Layer whose probe is measured; 0: none.  \\[default: half the depth]"
     ),
-    probe_images: int = typer.Option(5000, help="Most images of each split for the probe (ridge)."),
+    probe_images: int = typer.Option(2000, help="Most images of each split for the probe (ridge)."),
     steps: int = typer.Option(8, help="Number of uniformly spaced steps that are probed."),
     seed: int = typer.Option(0, help="Draws the images and the random cut."),
     precision: Literal["auto", "fp32", "bf16", "fp16"] = typer.Option(

@@ -213,10 +213,11 @@ def _print(found: Ablation, name: str, plan: Plan) -> None:
         cells += [_change(by, f"accuracy_{reading}", 100) for reading in ("refit", "fixed")]
         rows.append([cut, layers, *cells])
     if rows:
-        steps = f"layer {plan.probe_layer}, mean of steps {', '.join(map(str, plan.probe_steps))}"
         columns = ["attention cut to", "layers", "NLL", "at cut steps", "probe refit", "fixed"]
         keep = [i for i in range(6) if any(row[i] for row in rows)]
-        title = f"{name}: change, 95 % (probe in points: {steps})"
+        where = f"layer {plan.probe_layer}, mean of steps {', '.join(map(str, plan.probe_steps))}"
+        of_probe = f" (probe in points: {where})" if plan.probe_layer else ""
+        title = f"{name}: change, 95 %{of_probe}"
         print_rows(title, [columns[i] for i in keep], [[row[i] for i in keep] for row in rows])
     _print_reach(nll[nll["reach"].notna()], name, plan)
 

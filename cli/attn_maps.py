@@ -24,7 +24,9 @@ def attn_maps(
     ),
     at: str = typer.Option(None, help="Exact steps such as 12,40,64 (instead of --steps)."),
     head: str = typer.Option(
-        "mean", help="mean or max over heads, a head's number from 1, or all: heads under each other."
+        "mean",
+        help="mean or max over heads, a head's number from 1, all (heads under each other), or rollout "
+        "(through each layer).",
     ),
     label: int = typer.Option(
         None,

@@ -85,6 +85,8 @@ def _model_words(picture: Picture) -> str:
 
 
 def _head_words(head: int | str) -> str:
+    if head == "rollout":
+        return "rollout through each layer"
     return f"head {head}" if isinstance(head, int) else f"{head} over heads"
 
 
@@ -114,7 +116,7 @@ def animate(
 
 def stems(pictures: Sequence[Picture], weights: str, head: int | str) -> list[str]:
     """File names without suffix; images whose names look alike as file names get a number."""
-    kinds = {"mean": "", "max": "-max", "all": "-all-heads"}
+    kinds = {"mean": "", "max": "-max", "all": "-all-heads", "rollout": "-rollout"}
     kind = kinds.get(head, f"-head-{head}")
     found: list[str] = []
     for picture in pictures:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probes.features import check_steps
+from probes.rollout import attention_rollout
 from star.config import ModelConfig
 from star.errors import UserError
 from star.transformer import Transformer, check_layers
@@ -61,6 +62,7 @@ def attention_maps(
 ) -> AttentionMaps:
     """Maps of one image; ``head``: ``mean`` or ``max`` over heads, ``all``, or a head's number from 1.
 
+    ``rollout`` instead shows attention rollout through each layer (``probes.rollout``).
     Layers are captured a few at a time where the rows of all would not fit in ``MOST_ROWS``.
     Raises ``UserError`` for a layer, step, head, label or token that does not exist.
     """
@@ -83,23 +85,30 @@ def attention_maps(
     check_steps(config.tokens, steps)
     device = model.output.weight.device
     tokens_1T, labels_1 = tokens_T[None].to(device), torch.tensor([label], device=device)
+    if head == "rollout":
+        rows = attention_rollout(model, tokens_1T, labels_1, layers=layers, steps=steps)
+        return _as_maps(rows[:, 0].cpu().numpy(), config.tokens, layers, steps)
     each = max(1, MOST_ROWS // (config.heads * len(steps) * max(steps)))
     parts = []
     for start in range(0, len(layers), each):
         some = layers[start : start + each]
         rows = attention_at_steps(model, tokens_1T, labels_1, layers=some, steps=steps)
         parts.append(_over_heads(rows[:, 0], head).float().cpu().numpy())
-    rows = np.concatenate(parts)  # (L, K, N) or (L, H, K, N)
-    maps = np.zeros((*rows.shape[:-1], config.tokens), dtype=np.float32)
+    return _as_maps(np.concatenate(parts), config.tokens, layers, steps)
+
+
+def _as_maps(rows: np.ndarray, tokens: int, layers: list[int], steps: list[int]) -> AttentionMaps:
+    """Rows (L, K, N) or (L, H, K, N) as maps over all tokens and weights of the class."""
+    maps = np.zeros((*rows.shape[:-1], tokens), dtype=np.float32)
     maps[..., : rows.shape[-1] - 1] = rows[..., 1:]
     return AttentionMaps(maps, rows[..., 0], list(layers), list(steps))
 
 
 def check_head(config: ModelConfig, head: int | str) -> None:
-    """Raise ``UserError`` unless ``head`` is ``mean``, ``max``, ``all`` or the number of a head."""
+    """Raise ``UserError`` unless ``head`` is mean, max, all, rollout or the number of a head."""
     one = isinstance(head, int) and 1 <= head <= config.heads
-    if not one and head not in ("mean", "max", "all"):
-        raise UserError(f"head is {head!r}; expected mean, max, all or 1 to {config.heads}")
+    if not one and head not in ("mean", "max", "all", "rollout"):
+        raise UserError(f"head is {head!r}; expected mean, max, all, rollout or 1 to {config.heads}")
 
 
 def _over_heads(rows_LHKN: Tensor, head: int | str) -> Tensor:

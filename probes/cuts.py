@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probes.features import check_steps
-from probes.places import chebyshev_distance, cut_beyond, place_patterns
+from probes.places import cut_beyond, place_patterns, predicted_distance
 from star.config import ModelConfig
 from star.errors import UserError, require_choice
 from star.randomness import torch_generator
@@ -27,7 +27,7 @@ CUTS = {
     "neighbourhood": "the neighbours before the current token (causal 3 x 3 without itself)",
     "random": "as many random tokens outside of the neighbourhood as it has",
     "row_above": "the row of the grid above the current token's",
-    "beyond": "all tokens farther than the reach (larger of row and column offset, in cells)",
+    "beyond": "all tokens farther than the reach (cells, larger offset) from the cell being predicted",
 }
 
 
@@ -94,18 +94,15 @@ def _random(grid: int, seed: int) -> Tensor:
 
 
 def strict_window(config: ModelConfig, step: int, reach: int) -> dict[int, Tensor]:
-    """The cut that leaves ``step`` nothing but the class and tokens within ``reach`` by any route.
+    """The cut that leaves ``step`` the class, its current token and what is within ``reach``.
 
-    Every token farther than ``reach`` from the step's current token is hidden from every other position
-    in every layer, so that nothing of it travels in hops from layer to layer.
+    Every other token farther than ``reach`` from the cell that the step predicts is hidden from every
+    other position in every layer, so that nothing of it arrives by any route.
     """
     check_steps(config.tokens, [step])
-    hidden = torch.zeros(config.tokens + 1, config.tokens + 1, dtype=torch.bool)
-    if step > 1:
-        far_N = chebyshev_distance(config.grid)[step - 1] > reach
-        far_N[0] = False
-        hidden |= far_N
-        hidden.fill_diagonal_(False)
+    far_N = predicted_distance(config.grid)[step - 1] > reach
+    far_N[[0, step - 1]] = False  # the class, and the query's own position
+    hidden = far_N.expand(config.tokens + 1, -1).clone().fill_diagonal_(False)
     return dict.fromkeys(range(1, config.layers + 1), hidden)
 
 

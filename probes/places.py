@@ -10,7 +10,13 @@ Shapes: N positions (class first), T tokens, g grid.
 import torch
 from torch import Tensor
 
-__all__ = ["chebyshev_distance", "cut_beyond", "euclidean_distance", "place_patterns"]
+__all__ = [
+    "chebyshev_distance",
+    "cut_beyond",
+    "euclidean_distance",
+    "place_patterns",
+    "predicted_distance",
+]
 
 
 def place_patterns(grid: int) -> dict[str, Tensor]:
@@ -39,12 +45,24 @@ def place_patterns(grid: int) -> dict[str, Tensor]:
 
 
 def cut_beyond(grid: int, reach: int) -> Tensor:
-    """(N, N) bool: image tokens farther than ``reach`` cells from the current token (Chebyshev).
+    """(N, N) bool: image tokens farther than ``reach`` cells from the cell that the query predicts.
 
-    ``reach`` 0 leaves the class and the query's own position, 1 the causal 3 x 3 neighbourhood, g - 1
-    everything.
+    Chebyshev distance, and from the predicted cell, not from the current token: at the end of a row the
+    two are g - 1 columns apart, and a model that looks one cell up would seem to look across the image.
+    ``reach`` 0 leaves the class and the query's own position, 1 adds what touches the predicted cell,
+    g - 1 leaves everything.
     """
-    return place_patterns(grid)["image"] & (chebyshev_distance(grid) > reach)
+    return place_patterns(grid)["image"] & (predicted_distance(grid) > reach)
+
+
+def predicted_distance(grid: int) -> Tensor:
+    """(N, N) Chebyshev distance from the cell that a query predicts to the cell of a key.
+
+    Position p predicts the cell of position p + 1; the last position predicts nothing and takes its own
+    cell. Infinite for the class as a key.
+    """
+    distance_NN = chebyshev_distance(grid)
+    return torch.cat([distance_NN[1:], distance_NN[-1:]])
 
 
 def euclidean_distance(grid: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Cuts of attention: what they hide, and the measured changes against direct recomputation."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SMALL, fake_store, small_model
+from helpers import SMALL, fake_store, refused, small_model
 
 from probes.ablation import STRICT, ablate_nll, compare_ablations, strict_nll
 from probes.ablation_probe import ablate_probe, some_images
@@ -52,7 +53,8 @@ def test_cuts_hide_what_they_say():
             rows, columns = offsets(query, key) if seen else (0, 0)
             assert near[query, key] == (seen and max(abs(rows), abs(columns)) == 1)
             assert above[query, key] == (seen and rows == 1)
-            assert reach[query, key] == (seen and max(abs(rows), abs(columns)) > 1)
+            up, left = offsets(query + 1, key) if query < 9 else (rows, columns)  # what it predicts
+            assert reach[query, key] == (seen and max(abs(up), abs(left)) > 1)
             assert of_class[2][query, key] == (key == 0 and query > 0)
             assert both[query, key] == (key < query), "everything but the position itself"
             assert some[query, key] == (key == 0 and query == 3), "step 4 is position 3; 1 is the class"
@@ -97,15 +99,16 @@ def test_with_all_but_class_and_self_cut_logits_know_class_current_token_and_pla
 
 def test_a_strict_window_lets_nothing_from_outside_in_by_any_route():
     model = trained_like()
-    tokens = torch.randint(0, 11, (4, 8), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 4])
-    step = 9  # current token 8 is cell (2, 1)
+    step = 7  # predicts cell (2, 0); its current token 6 is cell (1, 2), across the image
     hops = Cut("beyond", LAYERS, reach=1).patterns(SMALL)
     strict = strict_window(SMALL, step, 1)
-    for place in range(1, 9):
+    for place in range(1, 7):
         changed = tokens.clone()
         changed[:, place - 1] = (changed[:, place - 1] + 1) % 11
-        inside = max(map(abs, offsets(8, place))) <= 1
+        inside = place == 6 or max(map(abs, offsets(7, place))) <= 1
+        assert inside == (place in (4, 5, 6))
         before, after = (model(t, labels, cut=strict).logits[:, -1] for t in (tokens, changed))
         assert torch.equal(before, after) != inside, place
         if not inside:
@@ -236,3 +239,45 @@ def test_refusals_of_cuts():
     model.output.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match="predictions are not finite"):
         ablate_nll(model, store, [Cut("class", (1,))])
+
+
+def test_the_command_cuts_probes_compares_and_writes(star, trained, tmp_path, monkeypatch):
+    options = ("--images", "8", "--strict-steps", "2", "--reach", "0,7", "--steps", "2")
+    code, out, err = star("ablate", trained, trained, *options, "--out", "a")
+    assert code == 0, err
+    assert "NLL" in out and "probe refit" in out and "by no route" in out
+    assert "class cut in layers all, nll: ST-AR star again" in out and "difference +0.000" in out
+    own = "ablate-layers-all-teacher-st-ar-star"
+    table = pd.read_csv(tmp_path / "a" / f"{own}.csv")
+    whole = table[table["reach"] == 7]
+    assert len(whole) == 2 and whole["difference"].abs().max() < 1e-5, "d = 7 sees all of an 8 x 8 grid"
+    assert set(table["cut"]) == {"class", "neighbourhood", "random", "beyond", STRICT}
+    assert {"accuracy_refit", "accuracy_fixed_step_64"} <= set(table["measure"])
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    pictures = {f"{own}-cuts.png", f"{own}-reach.pdf", "ablate-layers-all-teacher-compared-reach.png"}
+    assert pictures <= names
+    assert f"{own.replace('-star', '-star-again')}-against-st-ar-star.csv" in names
+    options = ("--layers", "each", "--at", "9,20", "--probe-layer", "0", "--reach", "none")
+    code, out, err = star("ablate", trained, *options, "--cut", "class+neighbourhood", "--out", "b")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "b" / "ablate-layers-each-teacher-at-9-20.csv")
+    assert table["layers"].tolist() == [1, 1, 2, 2] and set(table["steps"]) == {"9,20"}
+    assert table["measure"].tolist() == ["nll", "nll_cut_steps"] * 2
+    assert (tmp_path / "b" / "ablate-layers-each-teacher-at-9-20-cuts.png").exists()
+
+
+def test_command_refusals(star, trained, tmp_path):
+    for options, message in (
+        (("--cut", "clas"), "cut is 'clas'"),
+        (("--cut", "beyond"), "beyond needs a reach"),
+        (("--cut", "none", "--reach", "none"), "nothing is cut"),
+        (("--reach", "9"), "reach 9 is not on the grid; expected 0 to 7"),
+        (("--reach", "x"), "reach is 'x'"),
+        (("--layers", "9"), "layer 9 does not exist"),
+        (("--at", "65"), "step 65 does not exist"),
+        (("--probe-layer", "3"), "layer 3 does not exist"),
+        (("--images", "0"), "images is 0"),
+        (("--strict-steps", "-1"), "strict-steps is -1"),
+    ):
+        assert refused(star("ablate", trained, *options, "--out", "x"), message), options
+        assert not (tmp_path / "x").exists()

@@ -147,8 +147,10 @@ def test_patterns_of_places_and_distances():
             assert patterns["row_above"][query, key] == (seen and rows == 1)
             near = seen and max(abs(rows), abs(columns)) <= 1
             assert patterns["neighbourhood"][query, key] == near
+            target = cell(query + 1) if query < 9 else cell(query)
+            up, left = np.subtract(target, cell(key)) if seen else (0, 0)
             for reach in range(3):
-                beyond = seen and max(abs(rows), abs(columns)) > reach
+                beyond = seen and max(abs(up), abs(left)) > reach
                 assert cut_beyond(GRID, reach)[query, key] == beyond
             if seen:
                 assert float(far[query, key]) == pytest.approx(math.hypot(rows, columns))

@@ -186,7 +186,7 @@ def test_without_layers_an_animation_shows_three_and_says_so(star, trained, tmp_
         (["--sample", "1", "--data", "digits"], "--data has no effect with --sample"),
         (["digits/1", "--sample", "1"], "images and --sample both say what is looked at"),
         (["--seed", "1"], "--seed and --cfg-scale have an effect only with --sample"),
-        (["--head", "some"], "head is 'some'; expected mean, max, all or 1 to 2"),
+        (["--head", "some"], "head is 'some'; expected mean, max, all, rollout or 1 to 2"),
         (["--scale-max", "0"], "scale_max is 0"),
         (["digits/1", "missing.png"], "no such image: missing.png"),
     ],

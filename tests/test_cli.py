@@ -102,7 +102,7 @@ def test_attention_map_refusals(star, trained, tmp_path):
     assert refused(star("attn-maps", golden, "flower.jpg"), "give --tokenizer")
     assert refused(star("attn-maps", trained, "--layers", "3"), "layer 3 does not exist")
     assert refused(star("attn-maps", trained, "--at", "65"), "step 65 does not exist")
-    wrong = "head is 9; expected mean, max, all or 1 to 2"
+    wrong = "head is 9; expected mean, max, all, rollout or 1 to 2"
     assert refused(star("attn-maps", trained, "--head", "9"), wrong)
     assert refused(star("attn-maps", trained, "missing.png"), "no such image")
     assert refused(star("attn-maps", trained, "--class", "5"), "class 5 does not exist")

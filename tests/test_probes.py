@@ -17,6 +17,7 @@ from probes.features import (
     uniform_steps,
 )
 from probes.intervals import mean_interval, wilson_interval
+from probes.rollout import attention_rollout
 from probes.tokens import nudge
 from star.errors import UserError
 
@@ -142,12 +143,16 @@ def test_attention_maps_heads_and_errors():
     every = attention_maps(model, tokens, 1, **options, head="all")
     assert every.maps.shape == (1, 2, 2, 9) and every.class_weights.shape == (1, 2, 2)
     np.testing.assert_array_equal(every.maps, np.stack(each, axis=1))
+    rolled = attention_maps(model, tokens, 1, **options, head="rollout")
+    rows = attention_rollout(model, tokens[None], torch.tensor([1]), layers=[2], steps=[3, 9])
+    np.testing.assert_array_equal(rolled.maps[0, 1], [*rows[0, 0, 1, 1:].tolist(), 0.0])
+    np.testing.assert_array_equal(rolled.class_weights, rows[:, 0, :, 0])
     found = attention_maps(model, tokens, 1, **options)
     np.testing.assert_allclose(found.maps.sum(-1) + found.class_weights, 1, rtol=1e-5)
     assert not found.maps[0, 0, 2:].any(), "step 3 has seen two tokens"
     for changes, message in (
-        ({"head": 3}, "head is 3; expected mean, max, all or 1 to 2"),
-        ({"head": "some"}, "head is 'some'; expected mean, max, all or 1 to 2"),
+        ({"head": 3}, "head is 3; expected mean, max, all, rollout or 1 to 2"),
+        ({"head": "some"}, "head is 'some'; expected mean, max, all, rollout or 1 to 2"),
         ({"layers": [4]}, "layer 4 does not exist"),
         ({"steps": [10]}, "step 10 does not exist"),
     ):

@@ -44,7 +44,7 @@ def reach_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
     require(len(parts) > 0, "tables is empty; expected at least one model's table")
     strict = any(rows["cut"].eq(_STRICT).any() for rows in parts.values())
     figure = new_figure(9.6 if strict else 5.6, 4.0)
-    panels = figure.subplots(1, 2 if strict else 1, squeeze=False)[0]
+    panels = figure.subplots(1, 2 if strict else 1, squeeze=False, sharey=True)[0]
     kinds = ("beyond", _STRICT)[: len(panels)]
     headings = ("Each layer looks at most d cells far", "Nothing farther than d by any route")
     styles = model_styles(parts)
@@ -54,7 +54,7 @@ def reach_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
             _line(axes, rows["reach"].to_numpy(float), rows, 1.0, {**styles[name], "label": name})
         axes.axhline(0, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         axes.set_title(heading, loc="left", fontsize=10)
-        axes.set_xlabel("d: cells from the current token (larger offset)")
+        axes.set_xlabel("d: cells from the cell being predicted")
         axes.grid(axis="y")
         reaches = sorted({int(reach) for rows in parts.values() for reach in rows["reach"]})
         axes.set_xticks(reaches[:: -(-len(reaches) // 12)])
@@ -102,8 +102,8 @@ def cut_changes(tables: Mapping[str, pd.DataFrame]) -> Figure:
     if len(rows) > 1:
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(rows))
-    which = next(iter(rows)) if len(rows) == 1 else "model by model"
-    figure.suptitle(f"What is lost without attention to .. ({which})")
+    which = f" ({next(iter(rows))})" if len(rows) == 1 else ""
+    figure.suptitle(f"What changes without attention to …{which}")
     return figure
 
 
