@@ -20,7 +20,7 @@ from probes.results import write_result
 from probes.splits import probe_splits
 from probes.step_probe import StepProbe, fit_step_probe
 from probes.step_scores import StepScores, check_attribution_step
-from probes.subject import find_subject, require_tokenizer
+from probes.subject import find_subjects, require_tokenizer
 from star.checkpoint import Loaded
 from star.config import ModelConfig
 from star.errors import UserError
@@ -170,9 +170,9 @@ def _prepare(asked: AttributeRequest, loaded: Loaded, stages: Stages) -> Prepare
 def _choose(asked: AttributeRequest, loaded: Loaded, data: PreparedData | None) -> _Chosen:
     tokenizer = tokenizer_path(loaded.path.parent, asked.tokenizer)
     if asked.images is None:
-        subject = find_subject(
-            loaded, image=asked.image, codes=asked.codes, label=asked.label, data=asked.data,
-            tokenizer=tokenizer,
+        (subject,) = find_subjects(
+            loaded, images=[asked.image] if asked.image else [], codes=asked.codes, label=asked.label,
+            data=asked.data, tokenizer=tokenizer,
         )  # fmt: skip
         said = subject.description
         if asked.target == "probe":
