@@ -67,14 +67,15 @@ def attn_maps(
     grid: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Attention of chosen layers and steps as heat over the image (Figures 1(a), 2 and 5).
+    """Attention of chosen layers and steps as heat over the image (Figures 1(a), 2, 5).
 
-    Step t looks from its newest token (red); the most attended tokens are yellow, what it has not seen
-    is grey; the bar is the weight on the class token. Several checkpoints are drawn under each other,
-    and everything one command draws has one colour scale.
+    Step t looks from its newest token (red); the most attended tokens are yellow,
+    what it has not seen is grey; the bar is the weight on the class token. Several
+    checkpoints are drawn under each other, all on one colour scale.
 
-    Beside each picture: a .csv (model, image, layer, head, step, place, weight; place 0 is the class, 1
-    to T the image) and a .json of where it comes from; beside a GIF an .npz instead of the .csv.
+    Beside each picture: a .csv (model, image, layer, head, step, place, weight;
+    place 0 is the class, 1 to T the image) and a .json of where it comes from;
+    beside a GIF an .npz instead of the .csv.
     """
     options = locals()
     from cli.attn_maps_run import MapsRequest, run

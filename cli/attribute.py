@@ -65,11 +65,14 @@ def attribute(
 ) -> None:
     """Explain the score of one step by the tokens and the class that it has seen.
 
-    Integrated gradients on the token and class embeddings, gradient x input, and occlusion of patches,
-    signed, beside the attention of the same step and with the correlation of their ranks. Contributions
-    are relative to a baseline that says nothing: the mean token embedding, and the null class (the mean
-    class where the null class is what the model is shown). Printed with them: the completeness gap (sum
-    of contributions minus what there is to explain), infidelity and sensitivity (Yeh et al. 2019).
+    Integrated gradients on the token and class embeddings, gradient x input, and
+    occlusion of patches: signed, beside the attention of the same step, with the
+    correlation of their ranks. Contributions are relative to a baseline that says
+    nothing: the mean token embedding and the null class (the mean class where the
+    null class is what the model is shown).
+
+    Printed with them: the completeness gap (sum of contributions minus what there
+    is to explain), infidelity and sensitivity (Yeh et al. 2019).
     """
     from cli.attribute_run import AttributeRequest, run
 
