@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 
 from cli.opening import held_out_store, open_checkpoints, output_folder, slug
-from cli.screen import Stages, console, print_rows
+from cli.screen import Stages, console, print_rows, print_written
 from probes.ablation import STRICT, Ablation, ablate_nll, compare_ablations, strict_nll
-from probes.ablation_probe import ablate_probe, some_images
+from probes.ablation_probe import ablate_probe
 from probes.cuts import CUTS, Cut, all_layers, reach_cuts
 from probes.features import parse_layers, parse_steps, scattered_steps, uniform_steps
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
-from probes.splits import probe_splits
+from probes.splits import fewer_images, probe_splits
 from star.checkpoint import Loaded
 from star.codes import CodeStore
 from star.config import ModelConfig
@@ -99,9 +99,7 @@ def run(asked: AblateRequest) -> None:
     for name, text in CUTS.items():
         if any(name in cut.names for each in plans.values() for cut in each.cuts):
             console.print(f"{name}: attention to {text}", highlight=False)
-    for place in dict.fromkeys(path.parent for path in written):
-        files = ", ".join(path.name for path in written if path.parent == place)
-        console.print(f"written to {place}: {files}", highlight=False)
+    print_written(written)
 
 
 def _refuse(asked: AblateRequest) -> None:
@@ -172,7 +170,7 @@ def _measure(
             options = {"precision": precision, "on_progress": report("strict windows")}
             rows += strict_nll(model, images, **at, **options).rows
         if plan.probe_layer and plan.cuts:
-            splits = some_images(probe_splits(stores), asked.probe_images, asked.seed)
+            splits = fewer_images(probe_splits(stores), asked.probe_images, asked.seed)
             rows += ablate_probe(
                 model, splits, plan.cuts, layer=plan.probe_layer, steps=plan.probe_steps,
                 seed=asked.seed, precision=precision, on_progress=report("probes"),
@@ -282,7 +280,7 @@ def _compare(
 
 
 def _stem(asked: AblateRequest) -> str:
-    layers = asked.layers.replace(",", "-")
-    return f"ablate-layers-{layers}-{asked.weights}" + (
-        f"-at-{asked.at.replace(',', '-')}" if asked.at else ""
-    )
+    # What was asked for beside the defaults is in the name: another question is another file.
+    more = f"-at-{slug(asked.at)}" if asked.at else ""
+    more += f"-{slug(Path(asked.data).name)}" if asked.data else ""
+    return f"ablate-layers-{slug(asked.layers)}-{asked.weights}{more}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.opening import held_out_store, open_checkpoints, output_folder, slug
-from cli.screen import Stages, console, print_rows
+from cli.screen import Stages, console, print_rows, print_written
 from probes.attention_compare import attention_sentences, compare_attention
 from probes.attention_measures import MEASURES
 from probes.attention_stats import SINK, AttentionStats, attention_stats
@@ -82,14 +82,17 @@ def run(asked: StatsRequest) -> None:
         total = next(iter(opened.values())).model.config.tokens
         figure = attention_curves(tables, total_steps=total)
         written += save(figure, folder / f"{_stem(asked)}-compared")
-    for place in dict.fromkeys(path.parent for path in written):
-        files = ", ".join(path.name for path in written if path.parent == place)
-        console.print(f"written to {place}: {files}", highlight=False)
+    print_written(written)
 
 
 def _stem(asked: StatsRequest) -> str:
+    # What was asked for beside the defaults is in the name: another question is another file.
     kind = "rollout" if asked.rollout else "attention"
-    return f"{kind}-{asked.weights}" + ("-null-class" if asked.null_class else "")
+    more = f"-layers-{slug(asked.layers)}" * (asked.layers != "all")
+    more += f"-at-{slug(asked.at)}" if asked.at else f"-steps-{asked.steps}" * (asked.steps != 8)
+    more += "-null-class" * asked.null_class
+    more += f"-{slug(Path(asked.data).name)}" if asked.data else ""
+    return f"{kind}-{asked.weights}{more}"
 
 
 def _measure(asked: StatsRequest, name: str, loaded: Loaded, store: CodeStore) -> AttentionStats:

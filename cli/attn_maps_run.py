@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cli.attn_maps_draw import Picture, animate, figures, stems
 from cli.opening import open_checkpoints, output_folder, tokenizer_path
-from cli.screen import Stages, console
+from cli.screen import Stages, console, print_written
 from probes.attention import attention_maps, check_head
 from probes.attention_result import maps_result, write_map_arrays
 from probes.features import parse_layers, parse_steps, scattered_steps
@@ -92,8 +92,7 @@ def run(asked: MapsRequest) -> None:
     )
     folder = output_folder(next(iter(opened.values())), asked.out, "attn-maps")
     written = _write(asked, opened, pictures, head, model.grid, scale, folder, formats)
-    names = ", ".join(path.name for path in written)
-    console.print(f"written to {folder}: {names}", highlight=False, markup=False)
+    print_written(written)
 
 
 def _write(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cli.opening import data_name, open_checkpoint, output_folder, tokenizer_path
-from cli.screen import Stages, console, print_line, print_rows
+from cli.screen import Stages, print_line, print_rows, print_written
 from probes.attribution import METHODS, AttributionConfig
 from probes.attribution_study import (
     AttributionStudy,
@@ -111,7 +111,7 @@ def run(asked: AttributeRequest) -> None:
     written = write_result(study.places, folder / f"{stem}.csv")
     written += write_result(study.measures, folder / f"{stem}-measures.csv")
     written += save(_figure(study, scores, chosen, loaded, config), folder / stem)
-    console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
+    print_written(written)
 
 
 def _settings(asked: AttributeRequest) -> AttributionConfig:

@@ -22,7 +22,7 @@ def token_invariance(
 
     Changed cells are marked; the share of unchanged indices is printed and saved.
     """
-    from cli.screen import Stages, console
+    from cli.screen import Stages, console, print_written
     from probes.results import write_result
     from probes.tokens import change_result, token_change
     from star.images import load_image
@@ -54,7 +54,7 @@ def token_invariance(
         labels=("image", change.label),
     )
     written += save(figure, out / name)
-    console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
+    print_written(written)
 
 
 def sample(
@@ -80,7 +80,7 @@ def sample(
     import numpy as np
 
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
-    from cli.screen import Stages, console
+    from cli.screen import Stages, print_written
     from probes.subject import parse_classes, require_tokenizer
     from star.errors import UserError
     from star.files import publish_file
@@ -116,7 +116,4 @@ def sample(
     written = save(figure, folder / f"samples-{weights}")
     with publish_file(folder / f"samples-{weights}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images, tokens=tokens.cpu().numpy(), labels=labels)
-    console.print(
-        "written: " + ", ".join(str(path) for path in [*written, folder / f"samples-{weights}.npz"]),
-        highlight=False,
-    )
+    print_written([*written, folder / f"samples-{weights}.npz"])

@@ -7,7 +7,7 @@ from cli.opening import data_name, open_checkpoints, output_folder, slug, tokeni
 from cli.probe_cost import print_probe_cost
 from cli.probe_report import compare_atlases, print_atlas, write_atlas
 from cli.processes import launch
-from cli.screen import Stages, console, print_rows
+from cli.screen import Stages, console, print_rows, print_written
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.encoders import load_encoder
 from probes.features import parse_layers, uniform_steps
@@ -32,6 +32,7 @@ from viz.style import save
 
 __all__ = ["ProbeRequest", "run"]
 
+DEFAULT_STEPS = 8
 FEW_UPDATES = 2000  # a note below; ImageNet's 1.28 million images give 7,020
 DRY_RUN_HELD_OUT, DRY_RUN_VIEWS = 60_000, 10  # ImageNet: 50,000 tested on, 10,000 cut from train
 
@@ -82,9 +83,7 @@ def run(asked: ProbeRequest) -> None:
     console.quiet = distributed.rank() > 0
     opened = open_checkpoints(asked.ckpts, asked.weights, str(where), asked.heads, asked.grid)
     written = _measure(asked, opened) if asked.measure else _probe(asked, protocol, opened)
-    for place in dict.fromkeys(path.parent for path in written):
-        names = ", ".join(path.name for path in written if path.parent == place)
-        console.print(f"written to {place}: {names}", highlight=False)
+    print_written(written)
     distributed.leave()
 
 
@@ -180,7 +179,11 @@ def _print_measures(result, name: str) -> None:
 
 def _stem(kind: str, layers, asked: ProbeRequest) -> str:
     which = asked.layer if asked.layer == "all" else "-".join(map(str, layers))
-    return f"{kind}-layer-{which}-{asked.weights}"
+    # What was asked for beside the defaults is in the name: another question is another file.
+    more = f"-steps-{asked.steps}" * (asked.steps != DEFAULT_STEPS)
+    more += f"-seeds-{asked.seeds}" * (asked.seeds != 1)
+    more += f"-{slug(Path(asked.data).name)}" if asked.data else ""
+    return f"{kind}-layer-{which}-{asked.weights}{more}"
 
 
 def _protocol(asked: ProbeRequest) -> ProtocolConfig:

@@ -86,7 +86,7 @@ def plot(
     import pandas as pd
 
     from cli.opening import newest_run
-    from cli.screen import console
+    from cli.screen import console, print_written
     from star.errors import UserError
     from star.metrics import METRICS, read_metrics
     from viz.style import save
@@ -107,7 +107,7 @@ def plot(
     figure = training_curves(tables, title=title)
     target = out or (folders[0] / "plot" if len(folders) == 1 else Path("plot"))
     written = save(figure, target / "training")
-    console.print("written: " + ", ".join(str(path) for path in written), highlight=False)
+    print_written(written)
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -4,6 +4,8 @@ On a terminal these are Rich displays; piped into a file or a log they are plain
 """
 
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Stages", "console", "print_facts", "print_line", "print_rows"]
+__all__ = ["Stages", "console", "print_facts", "print_line", "print_rows", "print_written"]
 
 # Paths are printed as they are: a bracket in one is no markup.
 console = Console(soft_wrap=True, markup=False)
@@ -98,3 +100,11 @@ def print_facts(facts: dict, indent: int = 0) -> None:
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         print_line(f"{' ' * indent}{key}: {value}")
+
+
+def print_written(paths: Iterable[Path]) -> None:
+    """The files a command wrote, folder by folder."""
+    paths = list(paths)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        names = ", ".join(path.name for path in paths if path.parent == folder)
+        console.print(f"written to {folder}: {names}", highlight=False, markup=False)

@@ -9,7 +9,6 @@ Shapes: N test images, K steps.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,21 +20,11 @@ from probes.protocols import ProtocolConfig, run_protocol
 from probes.sources import ModelSource
 from probes.splits import PARTS, ProbeSplits
 from star.errors import UserError
-from star.randomness import generator
 from star.transformer import Transformer, check_layers
 
-__all__ = ["READINGS", "ablate_probe", "some_images"]
+__all__ = ["READINGS", "ablate_probe"]
 
 READINGS = {"accuracy_refit": PARTS, "accuracy_fixed": ("test",)}  # parts whose features are cut
-
-
-def some_images(splits: ProbeSplits, count: int, seed: int) -> ProbeSplits:
-    """The splits with at most ``count`` images of each part, drawn by ``seed``."""
-    rows = {}
-    for part, rows_N in splits.rows.items():
-        rng = generator(seed, f"ablation {part} images")
-        rows[part] = np.sort(rng.choice(rows_N, min(count, len(rows_N)), replace=False))
-    return replace(splits, rows=rows)
 
 
 def ablate_probe(

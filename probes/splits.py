@@ -14,7 +14,7 @@ from star.codes import CodeStore
 from star.errors import UserError
 from star.randomness import generator
 
-__all__ = ["PARTS", "ProbeSplits", "probe_splits"]
+__all__ = ["PARTS", "ProbeSplits", "fewer_images", "probe_splits"]
 
 PARTS = ("train", "val", "test")
 HELD_OUT = 20  # one training image in so many is cut off, but no more than
@@ -101,3 +101,12 @@ def _check(splits: ProbeSplits) -> None:
             f"{splits.stores['test'].path} has {splits.count('test')} test images for {len(known)} "
             "classes; a probe needs at least one test image a class"
         )
+
+
+def fewer_images(splits: ProbeSplits, count: int, seed: int) -> ProbeSplits:
+    """The splits with at most ``count`` images of each part, a function of the seed."""
+    rows = {}
+    for part, rows_N in splits.rows.items():
+        rng = generator(seed, f"fewer {part} images")
+        rows[part] = np.sort(rng.choice(rows_N, min(count, len(rows_N)), replace=False))
+    return ProbeSplits(splits.stores, rows, f"{splits.rule}; at most {count} of each part, seed {seed}")

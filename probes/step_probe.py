@@ -11,7 +11,6 @@ Shapes: G = 1 group, S = 1 label set, P penalties, B images, D width, C classes.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,8 @@ from probes.predictions import Progress, choose, predict_part, streamed
 from probes.protocols import PENALTIES
 from probes.ridge import Moments, fit_ridge
 from probes.sources import ModelSource
-from probes.splits import PARTS, ProbeSplits
+from probes.splits import PARTS, ProbeSplits, fewer_images
 from star.errors import UserError
-from star.randomness import generator
 from star.transformer import Transformer, check_layers
 
 __all__ = ["StepProbe", "fit_step_probe"]
@@ -80,7 +78,7 @@ def fit_step_probe(
     check_store(model, splits.stores["train"], classes=False)
     if images < LEAST_IMAGES:
         raise UserError(f"probe-images is {images}; expected at least {LEAST_IMAGES}")
-    fewer = _drawn(splits, images, seed)
+    fewer = fewer_images(splits, images, seed)
     source = ModelSource(model, fewer, layers=[layer], steps=[step])
     moments = Moments(1, fewer.classes)
     labels_SN = torch.from_numpy(fewer.labels("train"))[None].to(source.device)
@@ -112,13 +110,3 @@ def fit_step_probe(
         penalty=penalty, accuracy=float(hits.mean()), low=low, high=high, chance=fewer.chance,
         counts={part: fewer.count(part) for part in PARTS},
     )  # fmt: skip
-
-
-def _drawn(splits: ProbeSplits, images: int, seed: int) -> ProbeSplits:
-    """At most ``images`` of each part, a function of the seed."""
-    rows = {}
-    for place, part in enumerate(PARTS):
-        every = splits.rows[part]
-        rng = generator(seed, "step probe images", place)
-        rows[part] = np.sort(rng.choice(every, min(images, len(every)), replace=False))
-    return ProbeSplits(splits.stores, rows, f"{splits.rule}; at most {images} of each part")

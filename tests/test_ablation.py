@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from helpers import SMALL, fake_store, refused, small_model
 
 from probes.ablation import STRICT, ablate_nll, compare_ablations, strict_nll
-from probes.ablation_probe import ablate_probe, some_images
+from probes.ablation_probe import ablate_probe
 from probes.cuts import CUTS, Cut, all_layers, reach_cuts, strict_window
 from probes.intervals import mean_interval
 from probes.protocols import ProtocolConfig, run_protocol
 from probes.sources import ModelSource
-from probes.splits import probe_splits
+from probes.splits import fewer_images, probe_splits
 from star.errors import UserError
 
 GRID, LAYERS = 3, (1, 2, 3)
@@ -215,7 +215,7 @@ def test_probe_accuracy_of_a_cut_model_refit_and_fixed():
         assert table.loc[(0, f"{name}_step_9")].value == pytest.approx(expected[1])
         assert table.loc[(2, name)].difference == 0
     assert not np.array_equal(refit, intact)
-    few = some_images(splits, 25, seed=0)
+    few = fewer_images(splits, 25, seed=0)
     assert few.count("train") == few.count("test") == 25
     assert set(few.rows["train"]) <= set(splits.rows["train"])
 

@@ -311,10 +311,11 @@ def test_the_command_writes_tables_pictures_and_a_comparison(star, trained, tmp_
     assert "sinks (get more than 0.3 on average)" in out
     assert "not compared: a comparison needs at least 20 images; 12 were measured" in out
     names = {path.name for path in (tmp_path / "s").iterdir()}
-    own, again = "attention-teacher-st-ar-star", "attention-teacher-st-ar-star-again"
+    stem = "attention-teacher-layers-2-at-1-9-30"
+    own, again = f"{stem}-st-ar-star", f"{stem}-st-ar-star-again"
     suffixes = ("-steps.png", "-layers.png", "-heads.pdf", ".csv", ".json", "-places.csv")
     assert {f"{stem}{suffix}" for stem in (own, again) for suffix in suffixes} <= names
-    assert "attention-teacher-compared.png" in names
+    assert f"{stem}-compared.png" in names
     stats = pd.read_csv(tmp_path / "s" / f"{own}.csv")
     assert set(stats["step"]) == {0, 9, 30}, "step 1 sees the class alone"
     assert set(stats["layer"]) == {0, 2} and set(stats["n"]) == {12}
@@ -325,7 +326,7 @@ def test_the_command_writes_tables_pictures_and_a_comparison(star, trained, tmp_
     code, out, err = star("attention-stats", trained, trained, *options)
     assert code == 0, err
     assert "entropy: ST-AR star again" in out and "at 0 of 2 cells" in out
-    assert (tmp_path / "s" / "attention-teacher-st-ar-star-again-against-st-ar-star.png").exists()
+    assert (tmp_path / "s" / f"{again}-against-st-ar-star.png").exists()
 
 
 def test_the_command_measures_rollout_and_refuses_what_it_cannot(star, trained, tmp_path):

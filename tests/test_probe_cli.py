@@ -26,7 +26,7 @@ def flat(text):
 def test_probe_writes_table_provenance_and_pictures(star, trained, tmp_path):
     code, out, err = star("probe", trained, "--layer", "all", "--steps", "7", "--out", "p")
     assert code == 0, err
-    stem = tmp_path / "p" / "probe-logreg-layer-all-teacher"
+    stem = tmp_path / "p" / "probe-logreg-layer-all-teacher-steps-7"
     table = pd.read_csv(f"{stem}.csv")
     assert list(table.columns[:10]) == [
         "layer", "step", "protocol", "control", "seed", "split", "accuracy", "low", "high", "n",
@@ -61,9 +61,9 @@ def test_every_protocol_by_name(star, trained, tmp_path, protocol):
         "probe", trained, "--steps", "2", "--protocol", protocol, "--out", "p", *options
     )
     assert code == 0, err
-    table = pd.read_csv(tmp_path / "p" / f"probe-{protocol}-layer-1-teacher.csv")
+    table = pd.read_csv(tmp_path / "p" / f"probe-{protocol}-layer-1-teacher-steps-2.csv")
     assert set(table["control"]) == CONTROLS and set(table["protocol"]) == {protocol}
-    info = json.loads((tmp_path / "p" / f"probe-{protocol}-layer-1-teacher.json").read_text())
+    info = json.loads((tmp_path / "p" / f"probe-{protocol}-layer-1-teacher-steps-2.json").read_text())
     assert bool(info["departures"]) == (protocol == "mae")
     if protocol == "mae":
         assert info["settings"] == {
@@ -83,7 +83,7 @@ def test_several_seeds_are_averaged_with_their_spread(star, trained, tmp_path):
         "probe", trained, "--steps", "2", "--protocol", "ridge", "--seeds", "3", "--out", "p"
     )
     assert code == 0 and "spread" in out and "Means over 3 seeds" in flat(out), err
-    table = pd.read_csv(tmp_path / "p" / "probe-ridge-layer-1-teacher.csv")
+    table = pd.read_csv(tmp_path / "p" / "probe-ridge-layer-1-teacher-steps-2-seeds-3.csv")
     assert set(table["seed"]) == {0, 1, 2}
     random = table[table["control"] == "random"].pivot(index="seed", columns="step", values="accuracy")
     assert len(random) == 3
@@ -103,7 +103,9 @@ def test_two_checkpoints_are_compared_on_the_same_images(star, trained, tmp_path
     assert any(name.endswith("-difference.png") for name in names)
     assert any("-compared-layer-" in name for name in names)
     # the controls of the data are measured once and are in both tables
-    tables = [pd.read_csv(path) for path in sorted((tmp_path / "p").glob("*-teacher-st-ar*.csv"))]
+    tables = [
+        pd.read_csv(path) for path in sorted((tmp_path / "p").glob("*-teacher-steps-2-st-ar*.csv"))
+    ]
     own = [table.query("control == 'codes'") for table in tables if "control" in table]
     assert len(own) == 2 and own[0].equals(own[1])
 
@@ -133,7 +135,7 @@ def test_probe_without_a_checkpoint_takes_the_newest_run_and_says_which(star, tr
     shutil.copytree(trained, tmp_path / "runs" / "mine")
     code, out, err = star("probe", "--steps", "2")
     assert code == 0 and "newest run: runs/mine/ckpt.pt" in flat(out), (out, err)
-    assert (tmp_path / "runs" / "mine" / "probe" / "probe-logreg-layer-1-teacher.csv").exists()
+    assert (tmp_path / "runs" / "mine" / "probe" / "probe-logreg-layer-1-teacher-steps-2.csv").exists()
 
 
 def test_an_interrupted_probe_goes_on(star, trained, tmp_path, monkeypatch):
@@ -155,9 +157,9 @@ def test_an_interrupted_probe_goes_on(star, trained, tmp_path, monkeypatch):
     done.clear()
     monkeypatch.setattr(atlas, "run_protocol", lambda *a, **o: (done.append(True), run(*a, **o))[1])
     assert star(*command)[0] == 0 and len(done) == 2, "two of four arms were done"
-    went_on = (tmp_path / "p" / "probe-ridge-layer-1-teacher.csv").read_text()
+    went_on = (tmp_path / "p" / "probe-ridge-layer-1-teacher-steps-2.csv").read_text()
     assert star(*command)[0] == 0 and len(done) == 2 + 4
-    assert (tmp_path / "p" / "probe-ridge-layer-1-teacher.csv").read_text() == went_on
+    assert (tmp_path / "p" / "probe-ridge-layer-1-teacher-steps-2.csv").read_text() == went_on
 
 
 def test_features_that_are_not_finite_are_named_and_the_others_kept(star, trained, tmp_path):
@@ -168,9 +170,9 @@ def test_features_that_are_not_finite_are_named_and_the_others_kept(star, traine
     torch.save(content, tmp_path / "broken" / "ckpt.pt")
     result = star("probe", "broken", "--layer", "all", "--steps", "2", "--out", "p")
     assert refused(result, "features are not finite at layer 2 at step", "marked incomplete")
-    table = pd.read_csv(tmp_path / "p" / "probe-logreg-layer-all-teacher.csv")
+    table = pd.read_csv(tmp_path / "p" / "probe-logreg-layer-all-teacher-steps-2.csv")
     assert set(table.query("control == 'none'")["layer"]) == {1}
-    info = json.loads((tmp_path / "p" / "probe-logreg-layer-all-teacher.json").read_text())
+    info = json.loads((tmp_path / "p" / "probe-logreg-layer-all-teacher-steps-2.json").read_text())
     assert not info["complete"] and info["broken"][0].startswith("layer 2 at step")
 
 

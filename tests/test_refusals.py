@@ -191,7 +191,7 @@ def test_a_layer_named_twice_is_one_and_every_file_written_is_named(star, traine
     (said,) = [line for line in out.splitlines() if line.startswith("written to p: ")]
     named = set(said.removeprefix("written to p: ").split(", "))
     assert named == {path.name for path in (tmp_path / "p").iterdir()}
-    assert "probe-logreg-layer-1-teacher.csv" in named
+    assert "probe-logreg-layer-1-teacher-steps-2.csv" in named
 
 
 def test_an_image_of_too_many_pixels_is_one_line(tmp_path, tokenizer_file):

@@ -208,12 +208,12 @@ def test_plot_draws_runs_and_counts_lines_it_cannot_read(star, tmp_path):
         file.write('{"step": 60, "lo\n\nnot json\n')
     code, out, err = star("plot", first)
     assert code == 0, err
-    assert "2 lines cannot be read" in out and "runs/a/plot/training.png" in out.replace("\n", "")
+    assert "2 lines cannot be read" in out and "runs/a/plot: training.png" in out.replace("\n", "")
     for name in ("training.png", "training.pdf"):
         assert (first / "plot" / name).stat().st_size > 5000
     run_folder(tmp_path / "other" / "a", rows)
     code, out, err = star("plot", first, "other/a")
-    assert code == 0 and "written: plot/training.png, plot/training.pdf" in out, (out, err)
+    assert code == 0 and "written to plot: training.png, training.pdf" in out, (out, err)
 
 
 def test_plot_names_runs_by_objective_and_folder(tmp_path):
