@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import SMALL, fake_store, refused, small_model
 
+from probes.attention import attention_maps
 from probes.attention_compare import attention_sentences, compare_attention, paired_test
 from probes.attention_measures import MEASURES, row_measures, uniform_rows
 from probes.attention_stats import attention_stats
@@ -183,6 +184,40 @@ def test_a_model_whose_keys_are_zero_attends_evenly_to_what_it_sees():
     found = attention_stats(model, store, layers=[1, 2, 3], steps=[2, 5, 9])
     for name, values in found.values.items():
         np.testing.assert_allclose(values.mean(0), found.uniform[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_built_to_look_at_one_token_is_seen_to_do_so():
+    """Known answer through the whole model: layer 1 reads token 7 and nothing else, wherever it is."""
+    model = small_model()
+    wanted, width = 7, 16
+    model.tok_embeddings.weight.data[:] = 0
+    model.tok_embeddings.weight.data[:, 0] = 1  # every token asks
+    model.tok_embeddings.weight.data[wanted, 1] = 1  # one answers
+    wqkv = model.layers[0].attention.wqkv.weight.data
+    wqkv[: 2 * width] = 0
+    for head in range(2):
+        # The last pair of each half of a head's channels turns by a hundredth of a radian a cell.
+        for channel in (2, 6):
+            wqkv[8 * head + channel, 0] = 10  # queries
+            wqkv[width + 8 * head + channel, 1] = 10  # keys
+    store = fake_store(images=6)
+    store.codes[:] = 2
+    place = 4  # cell (1, 0)
+    store.codes[:, 0, place - 1] = wanted
+    found = attention_stats(model, store, layers=[1], steps=[3, 7, 9])
+    mean = {name: values.mean((0, 3))[0] for name, values in found.values.items()}
+    # e^-100 and less is left for other places; before token 4 is seen, attention is even.
+    even = 1 / 3
+    np.testing.assert_allclose(mean["class_share"], [even, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(mean["largest_share"], [even, 1, 1], rtol=1e-5)
+    expected = [np.mean([1, 0]), np.hypot(0, 2), np.hypot(1, 1)]  # from cells (0, 1), (1, 2), (2, 1)
+    np.testing.assert_allclose(mean["distance"], expected, rtol=1e-4)
+    np.testing.assert_allclose(mean["row_above_share"], [0, 0, 1], atol=1e-5)
+    sinks = found.places[found.places["sink"]]
+    assert set(sinks["place"]) == {place} and set(sinks["head"]) == {1, 2}
+    tokens = torch.from_numpy(store.codes[0, 0].astype(np.int64))
+    maps = attention_maps(model, tokens, 0, layers=[1], steps=[9]).maps[0, 0]
+    assert maps.argmax() == place - 1 and maps.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_rollout_is_row_stochastic_causal_and_the_product_of_the_layers():

@@ -38,6 +38,15 @@ def test_golden_logits_hidden_states_and_attention(golden, llamagen):
         )
 
 
+def test_captured_rows_equal_the_golden_rows(golden, llamagen):
+    at = torch.tensor([0, 5, 9, 15])
+    names = [f"layers.{n}.attention" for n in (1, 2, 3)]
+    options = {"capture": names, "capture_at": at, "with_logits": False}
+    rows = llamagen(golden["idx"].long(), golden["cls"].long(), **options).captured
+    for n, name in enumerate(names):
+        torch.testing.assert_close(rows[name], golden["attention"][n][:, :, at], rtol=1e-5, atol=1e-5)
+
+
 def test_state_dict_keys_are_llamagens(llamagen):
     expected = [
         line.split(" ", 1) for line in (GOLDEN / "llamagen_gpt_tiny_keys.txt").read_text().splitlines()
