@@ -66,7 +66,7 @@ def layer_lds(
     states that are not finite and a grid too small for ``far``.
     """
     check_layers(model.config, layers)
-    check_store(model, store)
+    check_store(model, store, classes=False)
     config, device = model.config, model.output.weight.device
     weights_TT = torch.from_numpy(pair_weights(config.grid, far)).float().to(device)
     names = [f"layers.{layer}" for layer in layers]

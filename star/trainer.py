@@ -115,6 +115,8 @@ class Trainer:
         """
         if stop_after is not None and stop_after < 1:
             raise UserError(f"stop_after is {stop_after}; expected at least 1")
+        if stop_after is not None and stop_after < self.step:
+            raise UserError(f"stop_after is {stop_after}, but the run is at step {self.step} already")
         if rank() > 0:
             return self._loop(stop_after, should_stop, callbacks, on_step, diagnose)
         self.run.path.mkdir(parents=True, exist_ok=True)

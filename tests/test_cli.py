@@ -66,6 +66,8 @@ def test_stop_and_resume_equal_one_run(star, trained, tmp_path, digit_folder, to
     a, b = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (trained, run))
     assert all(torch.equal(a["student"][key], b["student"][key]) for key in a["student"])
     assert refused(star("train", "--resume", run, "--lr", "1"), "--resume takes all settings")
+    behind = star("train", "--resume", run, "--stop-after", 3)
+    assert refused(behind, "stop_after is 3, but the run is at step 4 already")
 
 
 def test_the_baseline_trains_and_refuses_options_it_does_not_use(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -166,6 +167,8 @@ def test_lds_reads_the_state_at_each_tokens_own_position(result, monkeypatch):
     monkeypatch.setattr("probes.spatial.FLOATS", 1)  # one image a batch
     values, baseline = layer_lds(model, sample, layers=[3])
     assert (values.mean(), baseline[0]) == pytest.approx((row.value, row.baseline), abs=1e-6)
+    foreign = replace(sample, num_classes=sample.num_classes + 3)  # under the null class, any images do
+    np.testing.assert_array_equal(layer_lds(model, foreign, layers=[3])[0], values)
 
 
 def test_the_same_seed_gives_the_same_table_and_another_another():
