@@ -17,7 +17,7 @@ def ablate(
     ),
     cut: str = typer.Option(
         "class,neighbourhood,random",
-        help="Cuts, one by one: class, neighbourhood, row_above, random; class+random cuts both.",
+        help="Cuts, one by one: class, neighbourhood, row_above, random; class+random cuts both; none.",
     ),
     layers: str = typer.Option(
         "all", help="Layers that are cut together: all or 2,4,6; or each: one after the other."

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cli.opening import held_out_store, open_checkpoints, output_folder, slug
-from cli.screen import Stages, console, print_rows, print_written
+from cli.opening import check_out, held_out_stores, open_checkpoints, output_folder, slug
+from cli.screen import Stages, console, note_few, print_rows, print_written
 from probes.ablation import STRICT, Ablation, ablate_nll, compare_ablations, strict_nll
 from probes.ablation_probe import ablate_probe
 from probes.cuts import CUTS, Cut, all_layers, reach_cuts
-from probes.features import parse_layers, parse_steps, scattered_steps, uniform_steps
+from probes.features import check_store, parse_layers, parse_steps, scattered_steps, uniform_steps
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
 from probes.splits import fewer_images, probe_splits
@@ -75,20 +75,20 @@ def run(asked: AblateRequest) -> None:
     plans = {name: plan(asked, loaded.model.config) for name, loaded in opened.items()}
     found: dict[str, Ablation] = {}
     infos: dict[str, dict] = {}
-    first: CodeStore | None = None
+    of_data = held_out_stores(opened, asked.data, asked.tokenizer)
     for name, loaded in opened.items():
-        stores, store = held_out_store(loaded, asked.data, asked.tokenizer, like=first)
-        first = first or store
+        stores, store = of_data[name]
+        check_store(loaded.model, store)  # NLL is of the images' own classes
         found[name] = _measure(asked, name, loaded, stores, store, plans[name])
         infos[name] = _info(asked, loaded, store, plans[name])
     written = []
     for name, loaded in opened.items():
-        _print(found[name], name, plans[name])
         folder = output_folder(loaded, asked.out, "ablate")
         several = asked.out is not None and len(opened) > 1
         stem = _stem(asked) + (f"-{slug(name)}" if several else "")
         written += write_result(Result(found[name].table(), infos[name]), folder / f"{stem}.csv")
         written += _pictures({name: found[name].table()}, asked, folder / stem)
+        _print(found[name], name, plans[name])
     names = list(opened)
     folder = output_folder(opened[names[0]], asked.out, "ablate")
     for other in names[1:]:
@@ -103,9 +103,12 @@ def run(asked: AblateRequest) -> None:
 
 
 def _refuse(asked: AblateRequest) -> None:
+    check_out(asked.out)
     for name in ("images", "probe_images"):
-        if getattr(asked, name) < 1:
-            raise UserError(f"{name.replace('_', '-')} is {getattr(asked, name)}; expected at least 1")
+        if getattr(asked, name) < 2:
+            raise UserError(f"{name.replace('_', '-')} is {getattr(asked, name)}; expected at least 2")
+    if "beyond" in asked.cut:
+        raise UserError("what is beyond a distance is cut by --reach; leave it out of --cut")
     if asked.strict_steps < 0:
         raise UserError(f"strict-steps is {asked.strict_steps}; expected at least 0")
     if asked.reach == "none" and asked.cut == "none":
@@ -128,8 +131,8 @@ def plan(asked: AblateRequest, config: ModelConfig) -> Plan:
     probe_layer = half if asked.probe_layer is None else asked.probe_layer
     if probe_layer:
         check_layers(config, [probe_layer])
-    count = min(asked.strict_steps, config.tokens)
-    strict = scattered_steps(config.tokens, count) if count and reaches else []
+    strict = scattered_steps(config.tokens, asked.strict_steps) if asked.strict_steps else []
+    strict = strict if reaches else []
     probed = uniform_steps(config.tokens, asked.steps)
     return Plan(cuts, reaches, layers, strict, probe_layer, probed)
 
@@ -202,6 +205,7 @@ def _print(found: Ablation, name: str, plan: Plan) -> None:
     table = found.table()
     nll = table[table["measure"].isin(["nll", "nll_cut_steps"])]
     intact = nll.loc[nll["cut"].ne(STRICT) & nll["measure"].eq("nll"), "intact"].iloc[0]
+    note_few(int(nll["n"].iloc[0]))
     console.print(f"{name}: NLL {intact:.3f} nats a token with nothing cut", highlight=False)
     named = table[table["reach"].isna()]
     rows = []
@@ -240,7 +244,8 @@ def _print_reach(nll: pd.DataFrame, name: str, plan: Plan) -> None:
     print_rows(f"{name}: change of NLL when d is the farthest", ["d (cells)", *kinds.values()], rows)
     for kind, words in kinds.items():
         of_kind = nll[nll["cut"].eq(kind)].sort_values("reach")
-        far = of_kind.loc[of_kind["high"] > NEAR, "reach"]
+        near = of_kind[["low", "high"]].abs().max(axis=1) <= NEAR
+        far = of_kind.loc[~near, "reach"]
         enough = of_kind.loc[of_kind["reach"] > (far.max() if len(far) else -1), "reach"]
         where = f"from d = {enough.iloc[0]} on" if len(enough) else "nowhere"
         console.print(f"{words}: within {NEAR:g} nats of the intact model {where}", highlight=False)
@@ -271,7 +276,8 @@ def _compare(
         a, b, difference, low, high = (f"{value:+.{digits}f}" for value in numbers)
         console.print(
             f"{row.cut} cut in layers {row.layers}, {row.measure}: {other} {a}, {first} {b}, "
-            f"difference {difference} [{low}, {high}], Holm-corrected p {row.p_holm:.2g}",
+            f"difference {difference} [{low}, {high}]"
+            + (f", Holm-corrected p {row.p_holm:.2g}" if row.p_holm == row.p_holm else ""),
             highlight=False,
         )
     info = {"measurement": "paired comparison of ablations", "names": list(names), "ablations": infos}

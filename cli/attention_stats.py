@@ -16,9 +16,11 @@ def attention_stats(
         "\\[default: the newest run]",
     ),
     layers: str = typer.Option("all", help="Layers such as 2,4,6, or all."),
-    steps: int = typer.Option(8, help="Number of steps, spread over the image and its columns."),
+    steps: int = typer.Option(
+        None, help="Number of steps, spread over the image and its columns.  \\[default: 8]"
+    ),
     at: str = typer.Option(None, help="Exact steps such as 12,40,64 (instead of --steps)."),
-    images: int = typer.Option(1000, help="Test images measured, drawn by --seed."),
+    images: int = typer.Option(1000, help="Most test images measured, drawn by --seed."),
     seed: int = typer.Option(0, help="Draws the images."),
     rollout: bool = typer.Option(
         False, "--rollout", help="Attention rollout through each layer instead of its own attention."

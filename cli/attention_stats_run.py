@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import held_out_store, open_checkpoints, output_folder, slug
-from cli.screen import Stages, console, print_rows, print_written
+from cli.opening import (
+    check_out,
+    chosen_steps,
+    held_out_stores,
+    open_checkpoints,
+    output_folder,
+    slug,
+)
+from cli.screen import Stages, console, note_few, print_rows, print_written
 from probes.attention_compare import attention_sentences, compare_attention
 from probes.attention_measures import MEASURES
 from probes.attention_stats import SINK, AttentionStats, attention_stats
-from probes.features import parse_layers, parse_steps, scattered_steps
+from probes.features import parse_layers
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
 from star.checkpoint import Loaded
@@ -35,7 +42,7 @@ class StatsRequest:
 
     ckpts: list[Path] | None
     layers: str
-    steps: int
+    steps: int | None
     at: str | None
     images: int
     seed: int
@@ -53,24 +60,25 @@ class StatsRequest:
 
 def run(asked: StatsRequest) -> None:
     """Do what the options ask for."""
-    if asked.images < 1:
-        raise UserError(f"images is {asked.images}; expected at least 1")
+    if asked.images < 2:
+        raise UserError(f"images is {asked.images}; expected at least 2, for an interval")
+    check_out(asked.out)
     opened = open_checkpoints(asked.ckpts, asked.weights, asked.device, asked.heads, asked.grid)
     found: dict[str, AttentionStats] = {}
     facts: dict[str, dict] = {}
-    first = None
+    stores = held_out_stores(opened, asked.data, asked.tokenizer)
     for name, loaded in opened.items():
-        _, store = held_out_store(loaded, asked.data, asked.tokenizer, like=first)
-        first = first or store
+        store = stores[name][1]
         found[name] = _measure(asked, name, loaded, store)
         facts[name] = _facts(asked, loaded, store, found[name])
     several = asked.out is not None and len(opened) > 1
     written = []
     for name, loaded in opened.items():
-        _print(found[name], name)
         folder = output_folder(loaded, asked.out, "attention-stats")
         stem = _stem(asked) + (f"-{slug(name)}" if several else "")
+        # Written first: whoever stops reading what is printed keeps the measurement.
         written += _write(found[name], name, facts[name], folder / stem)
+        _print(found[name], name)
     for measure in next(iter(found.values())).values:
         console.print(f"{measure}: {MEASURES[measure]}", highlight=False)
     names = list(opened)
@@ -89,7 +97,7 @@ def _stem(asked: StatsRequest) -> str:
     # What was asked for beside the defaults is in the name: another question is another file.
     kind = "rollout" if asked.rollout else "attention"
     more = f"-layers-{slug(asked.layers)}" * (asked.layers != "all")
-    more += f"-at-{slug(asked.at)}" if asked.at else f"-steps-{asked.steps}" * (asked.steps != 8)
+    more += f"-at-{slug(asked.at)}" if asked.at else f"-steps-{asked.steps}" * (asked.steps is not None)
     more += "-null-class" * asked.null_class
     more += f"-{slug(Path(asked.data).name)}" if asked.data else ""
     return f"{kind}-{asked.weights}{more}"
@@ -97,10 +105,7 @@ def _stem(asked: StatsRequest) -> str:
 
 def _measure(asked: StatsRequest, name: str, loaded: Loaded, store: CodeStore) -> AttentionStats:
     config = loaded.model.config
-    if asked.at is None:
-        steps = scattered_steps(config.tokens, asked.steps)
-    else:
-        steps = parse_steps(asked.at, config.tokens)
+    steps = chosen_steps(asked.at, asked.steps, config.tokens)
     with Stages() as stages:
         return attention_stats(
             loaded.model,
@@ -147,6 +152,7 @@ def _print(found: AttentionStats, name: str) -> None:
         value = f"{mean.value:.3f} ± {(mean.high - mean.low) / 2:.3f}"
         rows.append([measure, value, f"{mean.uniform:.3f}", least, most])
     title = f"{name}: {found.images} images, steps {', '.join(map(str, found.steps))}"
+    note_few(found.images)
     print_rows(title, ["over heads and steps", "mean, 95 %", "even", "least layer", "most"], rows)
     sinks = found.places[found.places["sink"]].sort_values("value", ascending=False)
     where = [

@@ -6,11 +6,17 @@ from functools import partial
 from pathlib import Path
 
 from cli.attn_maps_draw import Picture, animate, figures, stems
-from cli.opening import open_checkpoints, output_folder, tokenizer_path
+from cli.opening import (
+    check_out,
+    chosen_steps,
+    open_checkpoints,
+    output_folder,
+    tokenizer_path,
+)
 from cli.screen import Stages, console, print_written
 from probes.attention import attention_maps, check_head
 from probes.attention_result import maps_result, write_map_arrays
-from probes.features import parse_layers, parse_steps, scattered_steps
+from probes.features import parse_layers
 from probes.results import provenance, write_result
 from probes.subject import Subject, find_subjects, sampled_subjects
 from star.checkpoint import Loaded
@@ -67,7 +73,8 @@ def run(asked: MapsRequest) -> None:
     model = _common_model(opened)
     head = int(asked.head) if asked.head.isdecimal() else asked.head
     layers = _layers(asked, opened)
-    steps = _steps(asked, model)
+    every = list(range(1, model.tokens + 1))
+    steps = every if asked.animate else chosen_steps(asked.at, asked.steps, model.tokens)
     for loaded in opened.values():
         check_head(loaded.model.config, head)
     if asked.animate:
@@ -146,10 +153,6 @@ def split_names(names: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def _refuse_contradictions(asked: MapsRequest, images: list[str]) -> None:
     """Refuse options that contradict each other or would have no effect."""
-    if asked.at is not None and asked.steps is not None:
-        raise UserError(
-            f"--at {asked.at} and --steps {asked.steps} both name the steps; give one of them"
-        )
     given = {
         "images": images,
         "--codes": asked.codes,
@@ -172,8 +175,7 @@ def _refuse_contradictions(asked: MapsRequest, images: list[str]) -> None:
         raise UserError(f"--animate writes a GIF over every step; leave out {', '.join(idle)}")
     if asked.animate and asked.head == "all":
         raise UserError("--animate shows one map a layer: --head mean, max or a head's number")
-    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
-        raise UserError(f"--out {asked.out} is a file; expected a folder")
+    check_out(asked.out)
 
 
 def _formats(given: str | None) -> tuple[str, ...]:
@@ -211,14 +213,6 @@ def _layers(asked: MapsRequest, opened: dict[str, Loaded]) -> list[int]:
     for loaded in opened.values():
         check_layers(loaded.model.config, layers)
     return layers
-
-
-def _steps(asked: MapsRequest, model: ModelConfig) -> list[int]:
-    if asked.animate:
-        return list(range(1, model.tokens + 1))
-    if asked.at is not None:
-        return parse_steps(asked.at, model.tokens)
-    return scattered_steps(model.tokens, 8 if asked.steps is None else asked.steps)
 
 
 def _data(asked: MapsRequest, opened: dict[str, Loaded]) -> str | None:

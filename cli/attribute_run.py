@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.opening import data_name, open_checkpoint, output_folder, tokenizer_path
+from cli.opening import check_out, data_name, open_checkpoint, output_folder, tokenizer_path
 from cli.screen import Stages, print_line, print_rows, print_written
 from probes.attribution import METHODS, AttributionConfig
 from probes.attribution_study import (
@@ -132,8 +132,7 @@ def _settings(asked: AttributeRequest) -> AttributionConfig:
         raise UserError("--probe-images has an effect only with --target probe")
     if asked.images is not None and asked.images < 1:
         raise UserError(f"images is {asked.images}; expected at least 1")
-    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
-        raise UserError(f"--out {asked.out} is a file; expected a folder")
+    check_out(asked.out)
     return AttributionConfig(
         points=asked.points, batch=asked.batch_size, patch=asked.patch, draws=asked.draws,
         noise=asked.noise, seed=asked.seed,

@@ -1,7 +1,7 @@
 """What several commands need first: checkpoints, the data they belong to, and their tokenizers."""
 
+import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,16 +37,31 @@ def open_checkpoints(
     Without ``paths``, the newest run's.
     """
     loaded = [open_checkpoint(path, weights, device, heads, grid) for path in paths or [None]]
-    count = Counter(item.objective_name for item in loaded)
-    named = {}
+    named: dict = {}
     for item in loaded:
+        alike = [other for other in loaded if other.objective_name == item.objective_name]
         name = item.objective_name
-        if count[name] > 1:
-            name += f" {item.path.parent.name}" if item.path.stem == "ckpt" else f" {item.path.stem}"
+        if len(alike) > 1:
+            name += f" {_place(item.path, [other.path for other in alike])}"
         while name in named:
             name += " again"
         named[name] = item
     return named
+
+
+def _place(path: Path, others: Sequence[Path]) -> str:
+    """The end of a run's (or file's) path that tells it from the others, as short as possible."""
+
+    def parts(of: Path) -> tuple[str, ...]:
+        full = of.absolute()
+        return full.parent.parts if of.stem == "ckpt" else full.with_suffix("").parts
+
+    rivals = {parts(other) for other in others} - {parts(path)}
+    for count in range(1, len(parts(path)) + 1):
+        end = parts(path)[-count:]
+        if not any(rival[-count:] == end for rival in rivals):
+            break
+    return "/".join(end)
 
 
 def newest_run() -> Path:
@@ -79,33 +94,61 @@ def data_name(loaded, given: str | None) -> str:
     return loaded.config.data
 
 
-def held_out_store(loaded, data: str | None, tokenizer: Path | None, like=None) -> tuple[dict, object]:
-    """All code stores of the checkpoint's data and the one to measure on: test, else val, else train.
+def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> dict[str, tuple]:
+    """Of each checkpoint all code stores of its data, and the one to measure on: test, val or train.
 
-    The codes are made if need be. ``like``: the store another checkpoint was measured on; ``UserError``
-    if this one does not hold the same images.
+    The codes are made if need be. ``UserError`` if codes do not fit their checkpoint, or if the
+    checkpoints' images are not the same: before anything is measured.
     """
     from cli.screen import Stages
-    from probes.features import check_tokenizer
+    from probes.features import check_store, check_tokenizer
     from star.prepare import prepare_data
 
-    with Stages() as stages:
-        prepared = prepare_data(
-            data_name(loaded, data),
-            tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
-            device=str(loaded.model.output.weight.device),
-            on_progress=stages.report,
-            on_message=stages.message,
-        )
-    store = next(prepared.stores[n] for n in ("test", "val", "train") if n in prepared.stores)
-    check_tokenizer(loaded, store)
-    if like is not None:
-        same = like.manifest.get("source") == store.manifest.get("source")
-        if not same or len(like) != len(store):
+    found: dict[str, tuple] = {}
+    for name, loaded in opened.items():
+        with Stages() as stages:
+            prepared = prepare_data(
+                data_name(loaded, data),
+                tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
+                device=str(loaded.model.output.weight.device),
+                on_progress=stages.report,
+                on_message=stages.message,
+            )
+        store = next(prepared.stores[n] for n in ("test", "val", "train") if n in prepared.stores)
+        check_tokenizer(loaded, store)
+        check_store(loaded.model, store, classes=False)
+        found[name] = prepared.stores, store
+    stores = [store for _, store in found.values()]
+    for store in stores[1:]:
+        same = stores[0].manifest.get("source") == store.manifest.get("source")
+        if not same or len(stores[0]) != len(store):
             raise UserError(
                 "the checkpoints' test images differ; give --data to measure both on the same"
             )
-    return prepared.stores, store
+    return found
+
+
+def chosen_steps(at: str | None, count: int | None, tokens: int) -> list[int]:
+    """The steps named by --at, else --steps (8) of them, spread over the image and its columns."""
+    from probes.features import parse_steps, scattered_steps
+
+    if at is not None and count is not None:
+        raise UserError(f"--at {at} and --steps {count} both name the steps; give one of them")
+    if at is not None:
+        return parse_steps(at, tokens)
+    return scattered_steps(tokens, 8 if count is None else count)
+
+
+def check_out(out: Path | None) -> None:
+    """Raise ``UserError`` if results cannot be written to folder ``out``, before they are made."""
+    if out is None:
+        return
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        inside = "" if there == out else f" cannot be made: {there}"
+        raise UserError(f"--out {out}{inside} is a file; expected a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--out {out} cannot be written: no permission in {there}")
 
 
 def output_folder(loaded, given: Path | None, name: str) -> Path:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import data_name, open_checkpoints, output_folder, slug, tokenizer_path
+from cli.opening import check_out, data_name, open_checkpoints, output_folder, slug, tokenizer_path
 from cli.probe_cost import print_probe_cost
 from cli.probe_report import compare_atlases, print_atlas, write_atlas
 from cli.processes import launch
 from cli.screen import Stages, console, print_rows, print_written
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.encoders import load_encoder
-from probes.features import parse_layers, uniform_steps
+from probes.features import check_store, check_tokenizer, parse_layers, uniform_steps
 from probes.mae import MaeConfig
 from probes.measures import MEASURES, measure_checkpoint
 from probes.protocols import ProtocolConfig
@@ -92,18 +92,26 @@ def _probe(asked: ProbeRequest, protocol: ProtocolConfig, opened: dict[str, Load
     atlases: dict[str, Atlas] = {}
     written, broken = [], []
     several = asked.out is not None and len(opened) > 1
+    # What does not fit is refused before anything is measured.
+    configs = {
+        name: _config(asked, loaded.model.config, protocol, loaded.model.output.weight.device)
+        for name, loaded in opened.items()
+    }
+    data = {name: _fitting_data(asked, loaded) for name, loaded in opened.items()}
     for name, loaded in opened.items():
-        config = _config(asked, loaded.model.config, protocol, loaded.model.output.weight.device)
+        config = configs[name]
         folder = output_folder(loaded, asked.out, "probe")
         stem = _stem(f"probe-{protocol.name}", config.layers, asked)
         own = f"{stem}-{slug(name)}" if several else stem
         work = folder / f"{own}.work"
         first = next(iter(atlases.values()), None)
-        atlases[name], class_names = _atlas(asked, loaded, config, work, first)
+        stage = f"{name}, " if len(opened) > 1 else ""
+        atlases[name], class_names = _atlas(asked, loaded, data[name], config, work, first, stage)
         if distributed.rank() == 0:
-            print_atlas(atlases[name], name)
+            # Written first: whoever stops reading what is printed keeps the measurement.
             written += write_atlas(atlases[name], name, folder, own, class_names)
             remove_folder(work)
+            print_atlas(atlases[name], name)
         broken += [f"{cell} in {loaded.path}" for cell in atlases[name].broken]
     if broken:
         raise UserError(
@@ -215,8 +223,7 @@ def _refuse_idle(asked: ProbeRequest) -> None:
     """Refuse options that would have no effect."""
     if not asked.dry_run and (asked.size is not None or asked.tflops is not None):
         raise UserError("--preset and --tflops have an effect only with --dry-run")
-    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
-        raise UserError(f"--out {asked.out} is a file; expected a folder")
+    check_out(asked.out)
     for name in (asked.measure or "all").split(","):
         if name.strip() != "all":
             require_choice("measure", name.strip(), ("all", *MEASURES))
@@ -258,12 +265,30 @@ def _prepare(asked: ProbeRequest, loaded: Loaded, stages: Stages) -> PreparedDat
         )
 
 
-def _atlas(
-    asked: ProbeRequest, loaded: Loaded, config: AtlasConfig, work: Path, first: Atlas | None
-) -> tuple[Atlas, tuple[str, ...]]:
-    """The atlas of one checkpoint and the names of its classes; ``first`` is one made before it."""
+def _fitting_data(asked: ProbeRequest, loaded: Loaded) -> PreparedData:
+    """The checkpoint's codes; ``UserError`` if they are not of its tokenizer, vocabulary and grid."""
     with Stages() as stages:
         data = _prepare(asked, loaded, stages)
+    for store in data.stores.values():
+        check_store(loaded.model, store, classes=False)
+        check_tokenizer(loaded, store)
+    return data
+
+
+def _atlas(
+    asked: ProbeRequest,
+    loaded: Loaded,
+    data: PreparedData,
+    config: AtlasConfig,
+    work: Path,
+    first: Atlas | None,
+    stage: str,
+) -> tuple[Atlas, tuple[str, ...]]:
+    """The atlas of one checkpoint and the names of its classes.
+
+    ``first`` is an atlas made before it; ``stage`` begins the name of every stage.
+    """
+    with Stages() as stages:
         splits = probe_splits(data.stores)
         _note_few_updates(config.protocol, splits.count("train"))
         atlas = probe_atlas(
@@ -274,7 +299,7 @@ def _atlas(
             tokenizer=data.tokenizer,
             work=work,
             like=_same_data(first, splits),
-            on_stage=stages.report,
+            on_stage=lambda name, done, total: stages.report(stage + name, done, total),
         )
     return atlas, splits.stores["train"].class_names
 

@@ -18,7 +18,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Stages", "console", "print_facts", "print_line", "print_rows", "print_written"]
+from probes.intervals import FEWEST
+
+__all__ = ["Stages", "console", "note_few", "print_facts", "print_line", "print_rows", "print_written"]
 
 # Paths are printed as they are: a bracket in one is no markup.
 console = Console(soft_wrap=True, markup=False)
@@ -100,6 +102,15 @@ def print_facts(facts: dict, indent: int = 0) -> None:
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         print_line(f"{' ' * indent}{key}: {value}")
+
+
+def note_few(images: int) -> None:
+    """Say so where normal intervals over images are too narrow."""
+    if images < FEWEST:
+        console.print(
+            f"note: {images} images; below {FEWEST} the 95 % intervals (normal) are too narrow",
+            highlight=False,
+        )
 
 
 def print_written(paths: Iterable[Path]) -> None:

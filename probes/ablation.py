@@ -192,7 +192,9 @@ def compare_ablations(first: Ablation, second: Ablation, names: tuple[str, str])
         rows.append((*row.key, *means, *tested, len(row.intact)))
     columns = (*ABLATION_COLUMNS[:5], "first", "second", "difference", "low", "high", "p", "n")
     table = pd.DataFrame(rows, columns=list(columns)).astype({"reach": "Int64"})
-    table["p_holm"] = holm(table["p"].to_numpy()) if len(table) else []
+    tested = table["p"].notna()  # not with too few images
+    table["p_holm"] = np.nan
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy())
     ahead = np.where(table["difference"] > 0, names[1], names[0])
     table["larger"] = np.where(table["p_holm"] < ALPHA, ahead, NEITHER)
     return table

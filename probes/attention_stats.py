@@ -100,8 +100,8 @@ class AttentionStats:
     def places(self) -> pd.DataFrame:
         """Weight received by place, a row for each layer, head and place (0: the class, 1..T: tokens).
 
-        ``row`` and ``column`` count from 0 (class: -1). ``sink``: a mean above ``SINK`` at a place that
-        half of the steps, and two at least, see.
+        ``row`` and ``column`` count from 1 and are empty for the class. ``sink``: a mean above ``SINK``
+        at a place that half of the steps, and two at least, see.
         """
         layers, heads, places = self.received.shape[1:]
         mean = self.received.mean(0)
@@ -109,13 +109,13 @@ class AttentionStats:
         half = Z * spread / np.sqrt(self.images)
         place = np.tile(np.arange(places), layers * heads)
         seen_by = np.tile(self.seen_by, layers * heads)
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "layer": np.repeat(self.layers, heads * places),
                 "head": np.tile(np.repeat(np.arange(heads) + 1, places), layers),
                 "place": place,
-                "row": np.where(place > 0, (place - 1) // self.grid, -1),
-                "column": np.where(place > 0, (place - 1) % self.grid, -1),
+                "row": pd.array((place - 1) // self.grid + 1, dtype="Int64"),
+                "column": pd.array((place - 1) % self.grid + 1, dtype="Int64"),
                 "value": mean.ravel(),
                 "low": (mean - half).ravel(),
                 "high": (mean + half).ravel(),
@@ -124,6 +124,8 @@ class AttentionStats:
                 "sink": (mean.ravel() > SINK) & (seen_by >= max(2, len(self.steps) / 2)),
             }
         )
+        table.loc[place == 0, ["row", "column"]] = pd.NA
+        return table
 
 
 @torch.no_grad()

@@ -47,7 +47,8 @@ MEASURES = {
     "difference": "score of the input minus score of the baseline",
     "gap": "sum of the contributions minus the difference; its absolute value in the mean",
     "relative_gap": "|gap| / |difference|",
-    "rank_correlation": "Spearman, |contribution| and attention over the image tokens seen",
+    "rank_correlation": "Spearman, |contribution| and attention over the image tokens seen (of "
+    "occlusion: over its patches, sums of both)",
     "infidelity": "mean squared error of a set's contributions against the score's change",
     "infidelity_share": "infidelity / mean squared change: 0 perfect, 1 as bad as nothing",
     "sensitivity": "largest relative change of the attribution under noise on the embeddings",

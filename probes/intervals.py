@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 Z = 1.959963984540054  # 97.5 % quantile of the standard normal
+FEWEST = 20  # images: with fewer, a mean is not near enough to normal for a test
 
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:

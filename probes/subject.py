@@ -65,7 +65,7 @@ def require_tokenizer(loaded: Loaded, path: Path | None) -> VQModel:
     """The tokenizer of a checkpoint; ``UserError`` if there is none or it does not fit."""
     if path is None:
         raise UserError(
-            f"{loaded.path} has no tokenizer beside it; give --tokenizer (for LlamaGen: vq_ds16_c2i.pt)"
+            f"{loaded.path} has no tokenizer beside it; give --tokenizer ({_wanted(loaded)})"
         )
     tokenizer = load_tokenizer(path, loaded.model.output.weight.device)
     vocab = loaded.model.config.vocab_size
@@ -79,6 +79,13 @@ def require_tokenizer(loaded: Loaded, path: Path | None) -> VQModel:
             f"{path} is not the tokenizer that {loaded.path} was trained with (sha256 {expected[:12]})"
         )
     return tokenizer
+
+
+def _wanted(loaded: Loaded) -> str:
+    """Which tokenizer belongs to the checkpoint, as far as it says."""
+    if loaded.config is None:
+        return "for LlamaGen: vq_ds16_c2i.pt"
+    return f"the file of {(loaded.tokenizer or {}).get('name', 'the one it was trained with')!r}"
 
 
 def find_subjects(
@@ -169,7 +176,7 @@ def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: in
     size = loaded.model.config.grid * tokenizer.config.stride
     cropped = np.asarray(center_crop(picture, size))
     tokens = torch.from_numpy(encode_images(tokenizer, cropped[None])[0].reshape(-1))
-    said = f"centre-cropped to {size} px"
+    said = f"scaled and cropped to {size} px"
     if picture.size != (size, size):
         said += f" from {picture.width} x {picture.height}"
     if "transparent_on" in picture.info:

@@ -269,15 +269,28 @@ def test_the_command_cuts_probes_compares_and_writes(star, trained, tmp_path, mo
 def test_command_refusals(star, trained, tmp_path):
     for options, message in (
         (("--cut", "clas"), "cut is 'clas'"),
-        (("--cut", "beyond"), "beyond needs a reach"),
+        (("--cut", "beyond"), "is cut by --reach"),
         (("--cut", "none", "--reach", "none"), "nothing is cut"),
         (("--reach", "9"), "reach 9 is not on the grid; expected 0 to 7"),
         (("--reach", "x"), "reach is 'x'"),
         (("--layers", "9"), "layer 9 does not exist"),
         (("--at", "65"), "step 65 does not exist"),
         (("--probe-layer", "3"), "layer 3 does not exist"),
-        (("--images", "0"), "images is 0"),
+        (("--images", "1"), "images is 1; expected at least 2"),
         (("--strict-steps", "-1"), "strict-steps is -1"),
+        (("--strict-steps", "65"), "steps is 65; expected 1 to 64"),
     ):
         assert refused(star("ablate", trained, *options, "--out", "x"), message), options
         assert not (tmp_path / "x").exists()
+
+
+def test_few_images_have_no_p_and_nothing_is_called_near_without_an_interval(star, trained):
+    few = ablate_nll(trained_like(), fake_store(images=19), [Cut("class", LAYERS)]).table()
+    assert few["p"].isna().all() and few["low"].notna().all()
+    enough = ablate_nll(trained_like(), fake_store(images=20), [Cut("class", LAYERS)]).table()
+    assert enough["p"].notna().all()
+    one = ablate_nll(trained_like(), fake_store(images=1), reach_cuts(SMALL, LAYERS, [0, 2]))
+    assert one.table()["low"].isna().all()
+    options = ("--images", "4", "--probe-layer", "0", "--strict-steps", "0", "--cut", "none")
+    code, out, err = star("ablate", trained, *options, "--out", "few")
+    assert code == 0 and "note: 4 images; below 20 the 95 % intervals" in out, (out, err)

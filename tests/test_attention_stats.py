@@ -131,7 +131,10 @@ def test_weight_received_by_place_and_sinks(measured):
         assert row.uniform == pytest.approx(np.mean([1 / step for step in seeing]))
         assert row.seen_by == len(seeing)
         assert row.sink == (of_images.mean() > 0.3 and len(seeing) >= 2)
-        assert (row.row, row.column) == (cell(place) if place else (-1, -1))
+        if place:
+            assert (row.row - 1, row.column - 1) == cell(place)
+        else:
+            assert pd.isna(row.row) and pd.isna(row.column)
     assert places["sink"].any() and not places["sink"].all(), "the check above sees both"
 
 
@@ -370,7 +373,7 @@ def test_the_command_measures_rollout_and_refuses_what_it_cannot(star, trained, 
     table = pd.read_csv(tmp_path / "r" / "rollout-teacher-null-class.csv")
     assert set(table["head"]) == {0} and "class_norm_share" not in set(table["measure"])
     for options, message in (
-        (("--images", "0"), "images is 0; expected at least 1"),
+        (("--images", "1"), "images is 1; expected at least 2, for an interval"),
         (("--at", "1"), "give a step above 1"),
         (("--at", "65"), "step 65 does not exist"),
         (("--layers", "9"), "layer 9 does not exist"),

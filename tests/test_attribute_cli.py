@@ -54,7 +54,7 @@ def test_images_of_any_size_and_mode(star, trained, tmp_path):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
         code, out, err = star("attribute", trained, name, "--step", "20", "--draws", "0", "--out", "a")
         assert code == 0, err
-        assert "centre-cropped to 32 px from" in out and "null class" in out
+        assert "scaled and cropped to 32 px from" in out and "null class" in out
         _, measures, info = read(
             tmp_path / "a", f"attribute-logprob-step-20-{name.replace('.', '-')}-teacher"
         )

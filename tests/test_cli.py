@@ -18,7 +18,8 @@ def test_help_names_every_command(star):
     code, out, _ = star("--help")
     assert code == 0
     for name in (
-        "reproduce", "train", "watch", "plot", "probe", "attn-maps", "attribute", "token-invariance",
+        "reproduce", "train", "watch", "plot", "probe", "attn-maps", "attention-stats", "attribute",
+        "ablate", "token-invariance",
         "sample", "tokenize", "inspect", "export",
     ):  # fmt: skip
         assert f" {name} " in out
@@ -283,3 +284,36 @@ def test_a_folder_that_cannot_be_written_is_one_line(star, trained, tmp_path):
     assert refused(star("sample", trained, "--each", "1", "--out", "file/inside"), "file")
     assert refused(star("export", trained, tmp_path / "file" / "x.pt"), "file")
     assert refused(star("train", "--stop-after", "0"), "stop-after is 0")
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(star, trained, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder / "same").mkdir(parents=True)
+        for name in ("ckpt.pt", "tokenizer.safetensors"):
+            (tmp_path / folder / "same" / name).write_bytes((trained / name).read_bytes())
+    code, out, err = star(
+        "attention-stats",
+        "one/same",
+        "two/same",
+        "one/same",
+        "--images",
+        "2",
+        "--at",
+        "9",
+        "--out",
+        "s",
+    )
+    assert code == 0, err
+    for name in ("ST-AR one/same:", "ST-AR two/same:", "ST-AR one/same again:"):
+        assert name in out
+
+
+def test_a_place_that_cannot_hold_results_is_refused_at_once(star, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in ("attention-stats", "ablate", "attribute", "attn-maps", "probe"):
+        result = star(command, trained, "--out", "file")
+        assert refused(result, "--out file is a file; expected a folder"), command
+        assert refused(star(command, trained, "--out", "file/deep"), "is a file"), command
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert refused(star("ablate", trained, "--out", "locked/x"), "no permission in")

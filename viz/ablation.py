@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viz.checks import check_columns, require
-from viz.style import MUTED, OKABE_ITO, model_styles, new_figure, styled
+from viz.style import MUTED, OKABE_ITO, model_styles, new_figure, shorten, styled
 
 __all__ = ["cut_changes", "cut_layers", "reach_curves"]
 
@@ -26,8 +26,11 @@ _CUT_WORDS = {
     "row_above": "row above",
 }
 _CUT_COLOURS = [OKABE_ITO[name] for name in ("blue", "vermillion", "green", "purple", "orange")]
+_CUT_DASHES = ("-", "--", ":", "-.")  # a sixth cut has the first one's colour
+_PROBES = ("accuracy_refit", "accuracy_fixed")
 _MEASURES = {
     "nll": ("NLL", "change of NLL (nats a token)", 1.0),
+    "nll_cut_steps": ("NLL at the cut steps", "change of NLL (nats a token)", 1.0),
     "accuracy_refit": ("Probe, refit", "change of accuracy (points)", 100.0),
     "accuracy_fixed": ("Probe of the intact model", "change of accuracy (points)", 100.0),
 }
@@ -71,11 +74,11 @@ def cut_changes(tables: Mapping[str, pd.DataFrame]) -> Figure:
     One row a cut, one point a model, whiskers 95 %. ``UserError`` as above.
     """
     rows = {name: _cut_rows(name, table) for name, table in tables.items()}
-    measures = [
-        key for key in _MEASURES if any(part["measure"].eq(key).any() for part in rows.values())
-    ]
+    first = next(iter(rows.values()))
+    measures = [_nll(first), *(key for key in _PROBES if first["measure"].eq(key).any())]
     labels = list(dict.fromkeys(label for part in rows.values() for label in part["label"]))
-    figure = new_figure(2.6 + 3.0 * len(measures), 1.7 + 0.42 * len(labels))
+    lines = max(label.count("\n") + 1 for label in labels)
+    figure = new_figure(max(6.4, 2.8 + 3.0 * len(measures)), 1.9 + (0.27 + 0.15 * lines) * len(labels))
     panels = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     styles = model_styles(rows)
     for axes, measure in zip(panels, measures, strict=True):
@@ -103,7 +106,7 @@ def cut_changes(tables: Mapping[str, pd.DataFrame]) -> Figure:
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(rows))
     which = f" ({next(iter(rows))})" if len(rows) == 1 else ""
-    figure.suptitle(f"What changes without attention to …{which}")
+    figure.suptitle(f"What changes without attention to …{which}{_at(first)}")
     return figure
 
 
@@ -114,13 +117,14 @@ def cut_layers(tables: Mapping[str, pd.DataFrame]) -> Figure:
     panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         rows = _cut_rows(name, table)
-        rows = rows[rows["measure"].eq("nll")]
+        rows = rows[rows["measure"].eq(_nll(rows))]
         require(rows["layers"].str.isdecimal().all(), f"the table of {name} has cuts of several layers")
         for place, (cut, part) in enumerate(rows.groupby("cut", sort=False)):
             colour = _CUT_COLOURS[place % len(_CUT_COLOURS)]
-            label = _words(cut)
+            label = _words(cut).replace("\n", " ")
             part = part.assign(layer=part["layers"].astype(int)).sort_values("layer")
-            style = {"color": colour, "marker": "os^Dv"[place % 5], "label": label}
+            dashes = _CUT_DASHES[place // len(_CUT_COLOURS) % len(_CUT_DASHES)]
+            style = {"color": colour, "marker": "os^Dv"[place % 5], "label": label, "linestyle": dashes}
             _line(axes, part["layer"].to_numpy(float), part, 1.0, style)
         axes.axhline(0, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         axes.set_title(name, loc="left", fontsize=10)
@@ -129,13 +133,27 @@ def cut_layers(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("change of NLL (nats a token)")
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    figure.suptitle("What one layer's attention is needed for")
+    figure.legend(handles, names, loc="outside lower center", ncols=2 if len(tables) > 1 else 1)
+    figure.set_figheight(3.8 + 0.22 * (-(-len(names) // (2 if len(tables) > 1 else 1))))
+    figure.suptitle(f"What one layer's attention is needed for{_at(rows)}")
     return figure
 
 
+def _nll(rows: pd.DataFrame) -> str:
+    """The NLL to draw: at the steps that were cut, where they are not all."""
+    return "nll_cut_steps" if rows["measure"].eq("nll_cut_steps").any() else "nll"
+
+
+def _at(rows: pd.DataFrame) -> str:
+    """A second line of a title: which steps' queries are cut, where not all."""
+    steps = list(rows["steps"].astype(str).unique())
+    if steps == ["all"]:
+        return ""
+    return f"\nqueries of steps {shorten(', '.join(steps[0].split(',')), 40)}"
+
+
 def _words(cut: str) -> str:
-    return " + ".join(_CUT_WORDS.get(name, name) for name in cut.split("+"))
+    return "\n+ ".join(_CUT_WORDS.get(name, name) for name in cut.split("+"))
 
 
 def _reach_rows(name: str, table: pd.DataFrame) -> pd.DataFrame:

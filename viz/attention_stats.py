@@ -223,5 +223,6 @@ def _draw_key(figure: Figure, panels: dict[str, Axes], colours, words: tuple[str
         fraction=0.02, shrink=0.5, aspect=40, pad=0.02, ticks=[-1, 0, 1],
     )  # fmt: skip
     bar.ax.set_xticklabels(words)
+    bar.set_label("each panel has its own scale", fontsize=8.5)
     bar.ax.tick_params(length=0, labelsize=8.5)
     bar.outline.set_visible(False)

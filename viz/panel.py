@@ -39,13 +39,14 @@ __all__ = [
 PANEL_ASPECT = 1.2  # a panel is its map (1 x 1) and the bar of the class weight
 _BAR_LEFT, _BAR_WIDTH = 1.05, 0.07  # of the bar, in sides of the map
 _SHARE = 0.5
+_LEAST = 0.02  # of all weight: below, the class has all but noise, and no token stands out
 _SMALL = 7  # points: cells this small have room for one frame
 
 
 def most_attended(weights_T: np.ndarray, *, top: int = 5, share: float = _SHARE) -> list[int]:
     """Places (0-based) of the fewest image tokens holding ``share`` of the weight, at most ``top``."""
     total = float(np.sum(weights_T))
-    if total <= 0 or top < 1:
+    if total < _LEAST or top < 1:
         return []
     order = np.argsort(-weights_T, kind="stable")[:top]
     held = np.cumsum(weights_T[order])
