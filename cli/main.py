@@ -19,6 +19,7 @@ from cli import (
     attn_maps,
     attribute,
     bench,
+    codebook,
     data,
     files,
     look,
@@ -52,6 +53,7 @@ app.command("attention-stats")(attention_stats.attention_stats)
 app.command("attribute")(attribute.attribute)
 app.command("ablate")(ablate.ablate)
 app.command("token-invariance")(look.token_invariance)
+app.command("codebook")(codebook.codebook)
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)

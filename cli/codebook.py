@@ -1,0 +1,101 @@
+"""``star codebook``: how a tokenizer's codes are used, and what they draw."""
+
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from cli.options import Device
+
+MOST_DRAWN = 160
+
+
+def codebook(
+    data: str = typer.Argument(
+        "digits", help="What the codes are counted in: a source, an image folder, or code stores."
+    ),
+    tokenizer: Path = typer.Option(
+        None, help="Tokenizer file.  \\[default: the one beside the stores, else the digits one]"
+    ),
+    split: Literal["train", "val", "test"] = typer.Option("test", help="Images that are counted."),
+    top: int = typer.Option(64, help="Most used codes that are drawn, each above its nearest."),
+    out: Path = typer.Option(Path("codebook"), help="Folder for csv, json, PNG and PDF."),
+    device: Device = "auto",
+) -> None:
+    """Usage, entropy and nearest neighbours of a tokenizer's codes, and pictures of them.
+
+    A code is drawn as the mean of the decoded cells where it occurs. Codes are
+    neighbours by the cosine of their vectors, as the quantizer compares them.
+    """
+    import math
+
+    import numpy as np
+
+    from cli.opening import check_out, slug
+    from cli.screen import Stages, print_line, print_written
+    from probes.codebook import code_pictures, codebook_report
+    from probes.results import Result, provenance, write_result
+    from star.device import resolve_device
+    from star.errors import UserError
+    from star.prepare import prepare_data
+    from star.tokenizer import tokenizer_sha256
+    from viz.codebook import codebook_pictures, codebook_usage
+    from viz.style import save
+
+    check_out(out)
+    if not 1 <= top <= MOST_DRAWN:
+        raise UserError(f"top is {top}; expected 1 to {MOST_DRAWN} codes")
+    with Stages() as stages:
+        found = prepare_data(
+            data,
+            tokenizer=tokenizer,
+            device=str(resolve_device(device)),
+            on_progress=stages.report,
+            on_message=stages.message,
+        )
+    if found.tokenizer is None:
+        raise UserError(f"{data} has no tokenizer beside its codes; give --tokenizer")
+    if split not in found.stores:
+        raise UserError(f"{data} has no split {split}; it has: {', '.join(found.stores)}")
+    model, store = found.tokenizer, found.stores[split]
+    report = codebook_report(model, store)
+    size = len(report.counts)
+    (entropy, low, high), (codes, least, most) = report.entropy, report.perplexity
+    print_line(
+        f"{model.name}: {report.used} of {size} codes used in {report.images} images of {split}; "
+        f"entropy {entropy:.3f} nats [{low:.3f}, {high:.3f}] of at most {math.log(size):.3f}; "
+        f"perplexity {codes:.1f} [{least:.1f}, {most:.1f}]"
+    )
+    near = report.cosines
+    print_line(
+        f"cosine to the nearest other code: median {np.median(near):.3f}, largest {near.max():.3f}"
+    )
+    info = provenance(
+        measurement="codebook",
+        tokenizer=model.name,
+        tokenizer_sha256=tokenizer_sha256(model),
+        data=str(store.path),
+        data_sha256=store.manifest["sha256"],
+        split=split,
+        images=report.images,
+        codes_used=report.used,
+        entropy_nats=report.entropy,
+        perplexity=report.perplexity,
+    )
+    stem = f"codebook-{slug(model.name)}-{split}"
+    table = report.table()
+    written = write_result(Result(table, info), out / f"{stem}.csv")
+    title = f"Codebook of {model.name}, {report.images} images ({split})"
+    figure = codebook_usage(table, perplexity=report.perplexity[0], title=title)
+    written += save(figure, out / f"{stem}-usage")
+    drawn = table.loc[report.ranked[:top]]
+    pictures = code_pictures(model, store)
+    figure = codebook_pictures(
+        pictures[drawn["code"]],
+        pictures[drawn["nearest"]],
+        list(drawn["code"]),
+        list(drawn["share"]),
+        list(drawn["cosine"]),
+        title=f"Most used codes of {model.name}; below each the nearest other code and the cosine",
+    )
+    print_written(written + save(figure, out / f"{stem}-codes"))
