@@ -28,23 +28,7 @@ from viz.tokens import token_views
 from viz.training import training_curves
 
 GRID, STEPS = 4, (1, 6, 16)
-MODULES = (
-    "animation",
-    "style",
-    "checks",
-    "panel",
-    "probe",
-    "probe_maps",
-    "confusion",
-    "classes",
-    "attention",
-    "attribution",
-    "tokens",
-    "samples",
-    "training",
-    "overview",
-    "measures",
-)
+MODULES = sorted(path.stem for path in (Path(__file__).parents[1] / "viz").glob("[!_]*.py"))
 
 
 def _image(size: int = 16) -> np.ndarray:
@@ -624,7 +608,7 @@ def test_viz_imports_without_torch():
     imports = "; ".join(f"import viz.{name}" for name in MODULES)
     code = f"import sys; {imports}; assert not {{'torch', 'matplotlib.pyplot'}} & set(sys.modules)"
     root = Path(__file__).resolve().parents[1]
-    assert {path.stem for path in (root / "viz").glob("*.py")} == {"__init__", *MODULES}
+    assert "attention" in MODULES and len(MODULES) > 10
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
