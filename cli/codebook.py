@@ -1,5 +1,6 @@
 """``star codebook``: how a tokenizer's codes are used, and what they draw."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -27,20 +28,14 @@ def codebook(
     A code is drawn as the mean of the decoded cells where it occurs. Codes are
     neighbours by the cosine of their vectors, as the quantizer compares them.
     """
-    import math
-
-    import numpy as np
-
     from cli.opening import check_out, slug
-    from cli.screen import Stages, print_line, print_written
-    from probes.codebook import code_pictures, codebook_report
+    from cli.screen import Stages, print_written
+    from probes.codebook import codebook_report
     from probes.results import Result, provenance, write_result
     from star.device import resolve_device
     from star.errors import UserError
     from star.prepare import prepare_data
     from star.tokenizer import tokenizer_sha256
-    from viz.codebook import codebook_pictures, codebook_usage
-    from viz.style import save
 
     check_out(out)
     if not 1 <= top <= MOST_DRAWN:
@@ -59,17 +54,6 @@ def codebook(
         raise UserError(f"{data} has no split {split}; it has: {', '.join(found.stores)}")
     model, store = found.tokenizer, found.stores[split]
     report = codebook_report(model, store)
-    size = len(report.counts)
-    (entropy, low, high), (codes, least, most) = report.entropy, report.perplexity
-    print_line(
-        f"{model.name}: {report.used} of {size} codes used in {report.images} images of {split}; "
-        f"entropy {entropy:.3f} nats [{low:.3f}, {high:.3f}] of at most {math.log(size):.3f}; "
-        f"perplexity {codes:.1f} [{least:.1f}, {most:.1f}]"
-    )
-    near = report.cosines
-    print_line(
-        f"cosine to the nearest other code: median {np.median(near):.3f}, largest {near.max():.3f}"
-    )
     info = provenance(
         measurement="codebook",
         tokenizer=model.name,
@@ -82,12 +66,41 @@ def codebook(
         entropy_nats=report.entropy,
         perplexity=report.perplexity,
     )
-    stem = f"codebook-{slug(model.name)}-{split}"
+    stem = out / f"codebook-{slug(model.name)}-{split}"
+    written = write_result(Result(report.table(), info), stem.with_name(f"{stem.name}.csv"))
+    written += _draw(report, model, store, stem, top)
+    _print(report, f"{model.name}, {split}")
+    print_written(written)
+
+
+def _print(report, name: str) -> None:
+    import numpy as np
+
+    from cli.screen import print_line
+
+    size = len(report.counts)
+    (entropy, low, high), (codes, least, most) = report.entropy, report.perplexity
+    print_line(
+        f"{name}: {report.used} of {size} codes used in {report.images} images; "
+        f"entropy {entropy:.3f} nats [{low:.3f}, {high:.3f}] of at most {math.log(size):.3f}; "
+        f"perplexity {codes:.1f} [{least:.1f}, {most:.1f}]"
+    )
+    near = report.cosines
+    print_line(
+        f"cosine to the nearest other code: median {np.median(near):.3f}, largest {near.max():.3f}"
+    )
+
+
+def _draw(report, model, store, stem: Path, top: int) -> list[Path]:
+    """The pictures' files."""
+    from probes.codebook import code_pictures
+    from viz.codebook import codebook_pictures, codebook_usage
+    from viz.style import save
+
     table = report.table()
-    written = write_result(Result(table, info), out / f"{stem}.csv")
-    title = f"Codebook of {model.name}, {report.images} images ({split})"
+    title = f"Codebook of {model.name}, {report.images} images"
     figure = codebook_usage(table, perplexity=report.perplexity[0], title=title)
-    written += save(figure, out / f"{stem}-usage")
+    written = save(figure, stem.with_name(f"{stem.name}-usage"))
     drawn = table.loc[report.ranked[:top]]
     pictures = code_pictures(model, store)
     figure = codebook_pictures(
@@ -98,4 +111,4 @@ def codebook(
         list(drawn["cosine"]),
         title=f"Most used codes of {model.name}; below each the nearest other code and the cosine",
     )
-    print_written(written + save(figure, out / f"{stem}-codes"))
+    return written + save(figure, stem.with_name(f"{stem.name}-codes"))
