@@ -146,12 +146,12 @@ def strict_nll(
     check_steps(model.config.tokens, steps)
     found_RNK = np.empty((len(reaches), len(store), len(steps)), dtype=np.float32)
     total = len(reaches) * len(steps)
-    windows = [[strict_window(model.config, step, reach) for step in steps] for reach in reaches]
     intact_NT = token_nll(model, store, batch_size=batch_size, precision=precision)
     _check_finite(intact_NT)
     for k, step in enumerate(steps):
-        for r in range(len(reaches)):
-            found_RNK[r, :, k] = _nll_at(model, store, step, windows[r][k], batch_size, precision)
+        for r, reach in enumerate(reaches):
+            window = strict_window(model.config, step, reach)
+            found_RNK[r, :, k] = _nll_at(model, store, step, window, batch_size, precision)
             on_progress(k * len(reaches) + r + 1, total)
     intact_N = intact_NT[:, np.asarray(steps) - 1].mean(1)
     named = ",".join(map(str, steps))

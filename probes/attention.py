@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.features import check_steps
+from probes.features import check_prefix, check_steps
 from probes.rollout import attention_rollout
 from star.config import ModelConfig
 from star.errors import UserError
@@ -67,19 +67,7 @@ def attention_maps(
     Raises ``UserError`` for a layer, step, head, label or token that does not exist.
     """
     config = model.config
-    if tokens_T.shape != (config.tokens,):
-        raise UserError(
-            f"the image has {tuple(tokens_T.shape)} tokens; the model expects {config.tokens}"
-        )
-    if int(tokens_T.max()) >= config.vocab_size or int(tokens_T.min()) < 0:
-        raise UserError(
-            f"token {int(tokens_T.max())} does not exist; the model knows 0 to {config.vocab_size - 1}"
-        )
-    if not 0 <= label <= config.num_classes:
-        raise UserError(
-            f"class {label} does not exist; expected 0 to {config.num_classes - 1}, "
-            f"or {config.num_classes} for the null class"
-        )
+    check_prefix(config, tokens_T, label)
     check_head(config, head)
     check_layers(config, layers)
     check_steps(config.tokens, steps)

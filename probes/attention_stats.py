@@ -27,6 +27,7 @@ from probes.attention_measures import (
 )
 from probes.features import check_steps, check_store
 from probes.intervals import Z, mean_interval
+from probes.places import place_cells
 from probes.rollout import attention_rollout
 from star.batches import plain_batches
 from star.codes import CodeStore
@@ -109,13 +110,12 @@ class AttentionStats:
         half = Z * spread / np.sqrt(self.images)
         place = np.tile(np.arange(places), layers * heads)
         seen_by = np.tile(self.seen_by, layers * heads)
-        table = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "layer": np.repeat(self.layers, heads * places),
                 "head": np.tile(np.repeat(np.arange(heads) + 1, places), layers),
                 "place": place,
-                "row": pd.array((place - 1) // self.grid + 1, dtype="Int64"),
-                "column": pd.array((place - 1) % self.grid + 1, dtype="Int64"),
+                **place_cells(place, self.grid),
                 "value": mean.ravel(),
                 "low": (mean - half).ravel(),
                 "high": (mean + half).ravel(),
@@ -124,8 +124,6 @@ class AttentionStats:
                 "sink": (mean.ravel() > SINK) & (seen_by >= max(2, len(self.steps) / 2)),
             }
         )
-        table.loc[place == 0, ["row", "column"]] = pd.NA
-        return table
 
 
 @torch.no_grad()
@@ -162,23 +160,32 @@ def attention_stats(
     count = len(store) if limit is None else min(len(store), limit)
     device = model.output.weight.device
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    evens: dict[str, list[np.ndarray]] = {name: [] for name in names}
     received = []
     even_KN = uniform_rows(steps, device)
     seen_N = (even_KN > 0).sum(0)
+    at = {"steps": steps, "grid": model.config.grid}
+    # Even attention gives the same of every image, but where it is weighted by the image's values.
+    same = [name for name in names if name not in NORM_MEASURES]
+    evens: dict[str, list[np.ndarray]] = {name: [] for name in names if name in NORM_MEASURES}
     for tokens_BT, labels_B in plain_batches(store, batch_size, device, range(count)):
         if null_class:
             labels_B = torch.full_like(labels_B, model.config.num_classes)
         with autocast(device, precision):
             rows_LBHKN, norms_LBHN = _rows(model, tokens_BT, labels_B, layers, steps, names, rollout)
         _check_finite(rows_LBHKN, layers, steps)
-        options = {"steps": steps, "grid": model.config.grid, "names": names, "norms_LBHN": norms_LBHN}
         for found, rows in ((parts, rows_LBHKN), (evens, even_KN.expand_as(rows_LBHKN))):
-            for name, value_LBHK in row_measures(rows, **options).items():
+            measured = row_measures(rows, **at, names=list(found), norms_LBHN=norms_LBHN)
+            for name, value_LBHK in measured.items():
                 found[name].append(value_LBHK.permute(1, 0, 3, 2).cpu().numpy())
         received.append((rows_LBHKN.sum(3) / seen_N).transpose(0, 1).cpu().numpy())
         if on_progress is not None:
             on_progress(sum(map(len, received)), count)
+    heads = received[0].shape[2]
+    even_LBHKN = even_KN.expand(len(layers), 1, heads, *even_KN.shape)
+    evens |= {
+        name: [value_LBHK.permute(1, 0, 3, 2).cpu().numpy()]
+        for name, value_LBHK in row_measures(even_LBHKN, **at, names=same).items()
+    }
     return AttentionStats(
         values={name: np.concatenate(found) for name, found in parts.items()},
         uniform={name: np.concatenate(found).mean(0) for name, found in evens.items()},

@@ -32,6 +32,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
+from probes.features import check_prefix
 from probes.step_scores import StepScores
 from star.errors import UserError
 
@@ -194,19 +195,6 @@ def occlusion_groups(grid: int, patch: int) -> np.ndarray:
 def one_input(scores: StepScores, tokens_T: Tensor, label: int) -> tuple[Tensor, Tensor]:
     """(1, n) tokens seen and (1,) label, checked, on the model's device."""
     config, device = scores.model.config, scores.model.output.weight.device
-    if tokens_T.shape != (config.tokens,):
-        raise UserError(
-            f"the image has {tuple(tokens_T.shape)} tokens; the model expects {config.tokens}"
-        )
-    if int(tokens_T.min()) < 0 or int(tokens_T.max()) >= config.vocab_size:
-        raise UserError(
-            f"the image's tokens are {int(tokens_T.min())} to {int(tokens_T.max())}; the model knows 0 "
-            f"to {config.vocab_size - 1}"
-        )
-    if not 0 <= label <= config.num_classes:
-        raise UserError(
-            f"class {label} does not exist; expected 0 to {config.num_classes - 1}, "
-            f"or {config.num_classes} for the null class"
-        )
+    check_prefix(config, tokens_T, label)
     seen = tokens_T[None, : scores.step - 1].to(device)
     return seen, torch.tensor([label], device=device)

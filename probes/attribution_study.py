@@ -24,6 +24,7 @@ from probes.attribution_quality import (
     attribution_sensitivity,
 )
 from probes.intervals import jackknife_interval, mean_interval
+from probes.places import place_cells
 from probes.results import Result, provenance
 from probes.step_scores import StepScores
 from star.checkpoint import Loaded
@@ -175,22 +176,18 @@ def _measured(scores, image: Explained, found, attention, config) -> Iterator[di
 def _places(images, found, attention, grid: int) -> pd.DataFrame:
     """One row an image, method and place."""
     place = np.arange(1 + grid * grid)
-    row, column = np.divmod(place - 1, grid)
     parts = [
         pd.DataFrame(
             {
                 "image": image.name, "method": one.method, "place": place,
-                "row": pd.array(np.where(place, row + 1, 0), dtype="Int64"),
-                "column": pd.array(np.where(place, column + 1, 0), dtype="Int64"),
+                **place_cells(place, grid),
                 "attribution": np.r_[one.class_value, one.tokens], "attention": weights,
             }
         )
         for image, methods, weights in zip(images, found, attention, strict=True)
         for one in methods
     ]  # fmt: skip
-    table = pd.concat(parts, ignore_index=True)
-    table.loc[table["place"] == 0, ["row", "column"]] = pd.NA  # the class has no place in the image
-    return table
+    return pd.concat(parts, ignore_index=True)
 
 
 def _measures(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from star.batches import plain_batches
 from star.checkpoint import Loaded
 from star.codes import CodeStore
+from star.config import ModelConfig
 from star.device import autocast
 from star.errors import UserError
 from star.tokenizer import tokenizer_sha256
@@ -26,6 +28,7 @@ __all__ = [
     "StepFeatures",
     "check_decoder",
     "check_finite",
+    "check_prefix",
     "check_steps",
     "check_store",
     "check_tokenizer",
@@ -105,6 +108,24 @@ def check_store(model: Transformer, store: CodeStore, *, classes: bool = True) -
             raise UserError(
                 f"the codes in {store.path} have {what} {given}; the model was built for {expected}"
             )
+
+
+def check_prefix(config: ModelConfig, tokens_T: Tensor, label: int) -> None:
+    """Raise ``UserError`` unless ``tokens_T`` is one image and ``label`` a class or the null class."""
+    if tokens_T.shape != (config.tokens,):
+        raise UserError(
+            f"the image has {tuple(tokens_T.shape)} tokens; the model expects {config.tokens}"
+        )
+    outside = tokens_T[(tokens_T < 0) | (tokens_T >= config.vocab_size)]
+    if len(outside):
+        raise UserError(
+            f"token {int(outside[0])} does not exist; the model knows 0 to {config.vocab_size - 1}"
+        )
+    if not 0 <= label <= config.num_classes:
+        raise UserError(
+            f"class {label} does not exist; expected 0 to {config.num_classes - 1}, "
+            f"or {config.num_classes} for the null class"
+        )
 
 
 def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:

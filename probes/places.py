@@ -7,6 +7,8 @@ sees (causal). The same patterns are summed over by the statistics and cut by th
 Shapes: N positions (class first), T tokens, g grid.
 """
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ __all__ = [
     "chebyshev_distance",
     "cut_beyond",
     "euclidean_distance",
+    "place_cells",
     "place_patterns",
     "predicted_distance",
 ]
@@ -42,6 +45,16 @@ def place_patterns(grid: int) -> dict[str, Tensor]:
         "first": image & first,
         "image": image,
     }
+
+
+def place_cells(places: np.ndarray, grid: int) -> dict[str, pd.api.extensions.ExtensionArray]:
+    """Columns ``row`` and ``column`` (from 1) of a table of places; empty for the class, place 0."""
+    row, column = np.divmod(places - 1, grid)
+    found = {}
+    for name, values in (("row", row), ("column", column)):
+        found[name] = pd.array(values + 1, dtype="Int64")
+        found[name][places == 0] = pd.NA
+    return found
 
 
 def cut_beyond(grid: int, reach: int) -> Tensor:

@@ -287,8 +287,8 @@ class Transformer(nn.Module):
             )
         masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
         visible = visibility(end, masked_BN, mask_self, x_BND.device)[:, :, start:]
-        context = Context(self.rotary[start:end], visible, wanted, dropout, cache, capture_at)
-        context.cut = self._check_cut(cut or {}, start, end)
+        cut = self._check_cut(cut or {}, start, end)
+        context = Context(self.rotary[start:end], visible, wanted, dropout, cache, capture_at, cut)
         if dropout is not None:
             x_BND = dropout(x_BND, 0, 0)
         context.offer("embeddings", x_BND)
