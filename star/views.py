@@ -21,7 +21,14 @@ from star.randomness import generator
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ViewSet", "center_crop", "inverse_affine", "to_model_range", "view_set"]
+__all__ = [
+    "ViewSet",
+    "center_crop",
+    "inverse_affine",
+    "random_crop",
+    "to_model_range",
+    "view_set",
+]
 
 _CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
 _TEN = (*_CORNERS, *(f"mirrored-{name}" for name in _CORNERS))
@@ -31,6 +38,7 @@ MAX_ROTATION = 12.0  # degrees
 SCALES = (0.85, 1.15)
 MAX_SHIFT = 0.14  # of the side
 MAX_RESIZED = 100_000_000  # pixels
+LEAST_CROP = 0.8  # share of the short side that a random crop keeps at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +226,26 @@ def center_crop(image: "Image.Image", size: int) -> "Image.Image":
     is ``size``, cut the middle of the long side (rounding down). Raises ``UserError`` for a strip so
     narrow that its enlargement would not fit in memory.
     """
+    image = _resize_short_side(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: "Image.Image", size: int, rng: np.random.Generator) -> "Image.Image":
+    """ADM's random crop (guided-diffusion's ``random_crop_arr``): at least 0.8 of the short side.
+
+    The short side is resized to a whole number drawn from ``size`` to ``size`` / 0.8, rounded up, as
+    ``center_crop`` does it, and a square of ``size`` pixels is cut anywhere. Errors as there.
+    """
+    short = int(rng.integers(size, math.ceil(size / LEAST_CROP), endpoint=True))
+    image = _resize_short_side(image, short)
+    left = int(rng.integers(image.width - size, endpoint=True))
+    top = int(rng.integers(image.height - size, endpoint=True))
+    return image.crop((left, top, left + size, top + size))
+
+
+def _resize_short_side(image: "Image.Image", size: int) -> "Image.Image":
+    """Halve with a box filter while the short side is at least twice ``size``, then bicubic to it."""
     from PIL import Image
 
     while min(image.size) >= 2 * size:
@@ -230,9 +258,7 @@ def center_crop(image: "Image.Image", size: int) -> "Image.Image":
             f"an image of {image.width} x {image.height} pixels would have to be enlarged to "
             f"{width} x {height}; crop it first"
         )
-    image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return image.resize((width, height), resample=Image.Resampling.BICUBIC)
 
 
 def to_model_range(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

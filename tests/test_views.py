@@ -7,7 +7,7 @@ from PIL import Image
 
 from star.errors import UserError
 from star.images import load_image
-from star.views import affine_coefficients, center_crop, to_model_range, view_set
+from star.views import affine_coefficients, center_crop, random_crop, to_model_range, view_set
 
 
 def _noise(width, height, seed=0):
@@ -195,3 +195,24 @@ def test_to_model_range():
     found = to_model_range(noise)
     expected = torch.tensor(noise.astype(np.float64) / 127.5 - 1).permute(0, 3, 1, 2)
     assert found.shape == (1, 3, 7, 5) and torch.allclose(found.double(), expected, atol=1e-6)
+
+
+def test_random_crop_is_a_square_of_the_image():
+    columns = np.repeat(np.arange(50, dtype=np.uint8)[None] * 5, 40, axis=0)
+    image = Image.fromarray(np.repeat(columns[:, :, None], 3, axis=2))
+    seen = set()
+    for draw in range(200):
+        rng = np.random.default_rng(draw)
+        crop = np.asarray(random_crop(image, 40, rng)).astype(int)
+        assert crop.shape == (40, 40, 3)
+        step = (crop[20, 30, 0] - crop[20, 10, 0]) / 20  # 5 per pixel of the image, less if enlarged
+        assert 5 * 0.8 - 0.3 <= step <= 5 + 0.3
+        seen.add((crop[20, 0, 0], round(step, 1)))
+        assert np.array_equal(crop, np.asarray(random_crop(image, 40, np.random.default_rng(draw))))
+    assert len(seen) > 60
+    # without room to move or to shrink it is the image itself
+    same = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    never = type(
+        "Lowest", (), {"integers": lambda self, low, high=None, endpoint=False: 4 if high else 0}
+    )
+    assert np.array_equal(np.asarray(random_crop(same, 4, never())), np.asarray(same))
