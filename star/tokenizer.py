@@ -20,7 +20,8 @@ import torch
 from star.errors import UserError
 from star.files import publish_file, require_writable
 from star.safe_load import load_torch_file, strip_prefixes
-from star.vq import VQConfig, VQModel
+from star.vq import VQModel
+from star.vq_config import VQConfig
 from star.weights import check_weights
 
 __all__ = [

@@ -32,7 +32,8 @@ from star.device import autocast, resolve_precision
 from star.errors import UserError
 from star.randomness import generator, torch_generator
 from star.tokenizer import default_tokenizer_path, load_tokenizer, require_cache, save_tokenizer
-from star.vq import VQConfig, VQModel, vq_preset
+from star.vq import VQModel
+from star.vq_config import VQConfig, vq_preset
 
 __all__ = [
     "TokenizerTrainConfig",

@@ -33,7 +33,8 @@ def tokenizer_file(tmp_path_factory):
 
     from star.randomness import torch_generator
     from star.tokenizer import save_tokenizer
-    from star.vq import VQModel, vq_preset
+    from star.vq import VQModel
+    from star.vq_config import vq_preset
 
     model = VQModel(vq_preset("small"))
     generator = torch_generator(0, "test tokenizer")

@@ -27,7 +27,8 @@ from star.images import open_source
 from star.randomness import torch_generator
 from star.tokenizer import tokenizer_sha256
 from star.transformer import build_model
-from star.vq import VQConfig, VQModel
+from star.vq import VQModel
+from star.vq_config import VQConfig
 
 LAYERS, STEPS = (1, 3), (1, 4, 9)
 MAE = MaeConfig(base_lrs=(0.5, 5.0), epochs=6, warmup_epochs=1, batch_size=15)

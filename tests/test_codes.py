@@ -290,7 +290,8 @@ def test_a_place_that_cannot_hold_it(source, tmp_path, monkeypatch):
 
 
 def test_the_real_tokenizer_fits_in(tmp_path):
-    from star.vq import VQModel, vq_preset
+    from star.vq import VQModel
+    from star.vq_config import vq_preset
 
     model = VQModel(vq_preset("small")).eval()
     stores = tokenize(open_source("photos"), model, tmp_path / "out", size=32)

@@ -25,7 +25,8 @@ from probes.similarity import cka, cknna, mutual_knn, nearest
 from probes.spatial import layer_lds
 from star.config import ModelConfig
 from star.errors import UserError
-from star.vq import VQModel, vq_preset
+from star.vq import VQModel
+from star.vq_config import vq_preset
 from viz.measures import measure_curves, measure_figures, measure_heatmap
 from viz.style import save
 

@@ -20,7 +20,8 @@ from star.images import open_source
 from star.tokenize import tokenize
 from star.tokenizer import load_tokenizer
 from star.views import view_set
-from star.vq import VQModel, decode_tokens, vq_preset
+from star.vq import VQModel, decode_tokens
+from star.vq_config import vq_preset
 
 STEPS = [1, 2, 4, 9]
 

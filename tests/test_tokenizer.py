@@ -21,7 +21,8 @@ from star.tokenizer_training import (
     reconstruction_psnr,
     train_tokenizer,
 )
-from star.vq import VQConfig, VQModel
+from star.vq import VQModel
+from star.vq_config import VQConfig
 
 TINY = VQConfig(
     channels=32,

@@ -11,7 +11,8 @@ from reference.fill import fill_
 
 import star.vq
 from star.errors import UserError
-from star.vq import VQConfig, VQModel, to_uint8, vq_preset
+from star.vq import VQModel, to_uint8
+from star.vq_config import VQConfig, vq_preset
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = VQConfig(
