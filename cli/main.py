@@ -27,6 +27,7 @@ from cli import (
     reproduce,
     runs,
     train,
+    train_tokenizer,
 )
 from star.errors import UserError
 from star.versions import PACKAGE, installed_version
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("reproduce")(reproduce.reproduce)
 app.command("train")(train.train)
+app.command("train-tokenizer")(train_tokenizer.train_tokenizer)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)

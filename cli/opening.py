@@ -76,7 +76,7 @@ def newest_run() -> Path:
 
 def tokenizer_path(run: Path, given: Path | None) -> Path | None:
     """``given``, else the copy in the run folder, else None."""
-    from star.prepare import TOKENIZER_FILE
+    from star.tokenizer import TOKENIZER_FILE
 
     beside = run / TOKENIZER_FILE
     return given or (beside if beside.exists() else None)

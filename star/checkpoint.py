@@ -22,6 +22,8 @@ from star.weights import check_weights
 
 __all__ = [
     "DISPENSABLE",
+    "MODEL_RUN",
+    "CheckpointKind",
     "Loaded",
     "load_checkpoint",
     "load_model",
@@ -31,44 +33,71 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "star", 1
-CONTENT = {
-    "step": int, "config": dict, "student": dict, "teacher": dict, "teacher_updates": int,
-    "projector": dict | None, "optimizer": dict, "tokenizer": dict, "class_names": list, "data": dict,
-}  # fmt: skip
 DISPENSABLE = ("teacher", "projector", "optimizer")  # what a run can go on without
 
 
-def save_checkpoint(path: Path, content: dict) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CheckpointKind:
+    """What one command's checkpoints hold: its name, its parts with their types, default settings.
+
+    A run of this kind can be resumed without the parts ``dispensable``.
+    """
+
+    format: str
+    command: str
+    parts: dict[str, type]
+    settings: object
+    dispensable: tuple[str, ...] = ()
+
+
+MODEL_RUN = CheckpointKind(
+    format=FORMAT,
+    command="star train",
+    parts={
+        "step": int, "config": dict, "student": dict, "teacher": dict, "teacher_updates": int,
+        "projector": dict | None, "optimizer": dict, "tokenizer": dict, "class_names": list,
+        "data": dict,
+    },
+    settings=TrainConfig(),
+    dispensable=DISPENSABLE,
+)  # fmt: skip
+
+
+def save_checkpoint(path: Path, content: dict, kind: CheckpointKind = MODEL_RUN) -> None:
     """Write one checkpoint; ``path`` keeps its old content until the new one is whole on disk."""
     with publish_file(path) as temporary:
-        torch.save({"format": FORMAT, "version": VERSION, **content}, temporary)
+        torch.save({"format": kind.format, "version": VERSION, **content}, temporary)
 
 
 def load_checkpoint(
-    path: Path | str, device: torch.device | str = "cpu", without: Collection[str] = ()
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    without: Collection[str] = (),
+    kind: CheckpointKind = MODEL_RUN,
 ) -> dict:
     """Our own checkpoint's content; ``UserError`` for any other file or a newer version.
 
     ``without`` names parts that are left out, whether they are there and whole or not.
     """
     content = load_torch_file(path, device)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of star train; a LlamaGen file cannot be resumed")
+    if content.get("format") != kind.format:
+        foreign = "; a LlamaGen file cannot be resumed" if kind is MODEL_RUN else ""
+        raise UserError(f"{path} is not a checkpoint of {kind.command}{foreign}")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise UserError(f"{path} has checkpoint version {version!r}; this release reads 1 to {VERSION}")
     for name in without:
         content.pop(name, None)
-    for name, kind in CONTENT.items():
+    for name, type_ in kind.parts.items():
         if name in without:
             continue
         if name not in content:
-            advice = f" (--without {name} resumes without it)" if name in DISPENSABLE else ""
+            advice = f" (--without {name} resumes without it)" if name in kind.dispensable else ""
             raise UserError(f"{path} has no {name}; it was cut or written by another program{advice}")
-        if not isinstance(content[name], kind):
+        if not isinstance(content[name], type_):
             raise UserError(
                 f"{path} is broken: its {name} is a {type(content[name]).__name__}, not a "
-                f"{getattr(kind, '__name__', kind)}"
+                f"{getattr(type_, '__name__', type_)}"
             )
     return content
 

@@ -9,7 +9,7 @@ selectable.
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from star.errors import UserError, require_choice
 
@@ -20,6 +20,7 @@ __all__ = [
     "TrainConfig",
     "config_from_dict",
     "config_to_dict",
+    "option",
     "preset",
 ]
 
@@ -43,8 +44,11 @@ _MOST = {
     "num_classes": 1 << 24,
 }
 
+Config = TypeVar("Config")
 
-def _option(default, text: str):
+
+def option(default, text: str):
+    """A field of a configuration with the text that ``--help`` shows for it."""
     return field(default=default, metadata={"help": text})
 
 
@@ -52,15 +56,15 @@ def _option(default, text: str):
 class ModelConfig:
     """Shape of a class-conditional transformer over a g x g grid of VQ tokens (LlamaGen's layout)."""
 
-    layers: int = _option(6, "Number of transformer blocks.")
-    heads: int = _option(4, "Attention heads.")
-    kv_heads: int = _option(0, "Key-value heads (grouped attention); 0 means as many as heads.")
-    width: int = _option(128, "Width of the residual stream.")
-    grid: int = _option(8, "Tokens along one side of the image; T = grid squared.")
-    vocab_size: int = _option(256, "Number of codebook entries.")
-    num_classes: int = _option(10, "Number of classes; the null class is one more.")
-    norm_eps: float = _option(1e-5, "Epsilon of RMSNorm.")
-    rope_base: float = _option(10000.0, "Base of the 2-D rotary frequencies.")
+    layers: int = option(6, "Number of transformer blocks.")
+    heads: int = option(4, "Attention heads.")
+    kv_heads: int = option(0, "Key-value heads (grouped attention); 0 means as many as heads.")
+    width: int = option(128, "Width of the residual stream.")
+    grid: int = option(8, "Tokens along one side of the image; T = grid squared.")
+    vocab_size: int = option(256, "Number of codebook entries.")
+    num_classes: int = option(10, "Number of classes; the null class is one more.")
+    norm_eps: float = option(1e-5, "Epsilon of RMSNorm.")
+    rope_base: float = option(10000.0, "Base of the 2-D rotary frequencies.")
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -111,42 +115,42 @@ class ModelConfig:
 class ObjectiveConfig:
     """L = L_AR + alpha L_MIM + beta/2 (L_step + L_view), Eq. 8, with every open point a field."""
 
-    mim_weight: float = _option(1.0, "alpha, weight of the masked-feature loss L_MIM (Eq. 8).")
-    contrast_weight: float = _option(0.5, "beta, weight of (L_step + L_view) / 2 (Eq. 8).")
-    views: int = _option(2, "M, augmented views of each image in a batch.")
-    mask_ratio: float = _option(0.25, "r, share of the input image tokens masked in attention.")
-    mask_self: bool = _option(
+    mim_weight: float = option(1.0, "alpha, weight of the masked-feature loss L_MIM (Eq. 8).")
+    contrast_weight: float = option(0.5, "beta, weight of (L_step + L_view) / 2 (Eq. 8).")
+    views: int = option(2, "M, augmented views of each image in a batch.")
+    mask_ratio: float = option(0.25, "r, share of the input image tokens masked in attention.")
+    mask_self: bool = option(
         False, "Also hide a masked token from its own position (Eq. 3 read literally)."
     )
-    student_pass: Literal["one", "two"] = _option(
+    student_pass: Literal["one", "two"] = option(
         "one",
         "One masked pass for all losses, or a second, unmasked one for L_AR and the contrast.",
     )
-    mim_distance: Literal["cosine", "l2"] = _option("cosine", "D of Eq. 4.")
-    teacher_class: Literal["same", "always", "never"] = _option(
+    mim_distance: Literal["cosine", "l2"] = option("cosine", "D of Eq. 4.")
+    teacher_class: Literal["same", "always", "never"] = option(
         "same",
         "Class the teacher sees: the student's (dropped or not), always the true one, or never.",
     )
-    ema_decay: float = _option(0.9999, "Decay of the EMA teacher.")
-    ema_warmup: bool = _option(True, "Use min(decay, (1 + n) / (10 + n)) after n updates.")
-    contrast_layer: int = _option(
+    ema_decay: float = option(0.9999, "Decay of the EMA teacher.")
+    ema_warmup: bool = option(True, "Use min(decay, (1 + n) / (10 + n)) after n updates.")
+    contrast_layer: int = option(
         0, "Layer of the contrastive losses; 0: 6 (B), 18 (L, XL), else half the depth."
     )
-    contrast_form: Literal["infonce", "ratio"] = _option(
+    contrast_form: Literal["infonce", "ratio"] = option(
         "infonce", "-log softmax over images, or the plain ratio as printed in Eqs. 6 and 7."
     )
-    normalize: bool = _option(True, "L2-normalise both sides before the dot product.")
-    temperature: float = _option(0.2, "Temperature of the contrastive softmax (the paper has none: 1).")
-    reduction: Literal["mean", "sum"] = _option(
+    normalize: bool = option(True, "L2-normalise both sides before the dot product.")
+    temperature: float = option(0.2, "Temperature of the contrastive softmax (the paper has none: 1).")
+    reduction: Literal["mean", "sum"] = option(
         "mean", "Mean over all pairs, or 1/B times the sum over views and pairs as printed."
     )
-    negatives: Literal["global", "local"] = _option(
+    negatives: Literal["global", "local"] = option(
         "global", "Other images of the batch of all processes, or of this process alone."
     )
-    contrast_steps: int = _option(4, "K, steps drawn for the contrastive losses (one set a batch).")
-    min_step: int = _option(1, "Smallest step that may be drawn; step 1 has seen the class only.")
-    projector_layers: int = _option(3, "Layers of the projector MLP on the student side.")
-    projector_ratio: int = _option(4, "Hidden width of the projector in units of the model's width.")
+    contrast_steps: int = option(4, "K, steps drawn for the contrastive losses (one set a batch).")
+    min_step: int = option(1, "Smallest step that may be drawn; step 1 has seen the class only.")
+    projector_layers: int = option(3, "Layers of the projector MLP on the student side.")
+    projector_ratio: int = option(4, "Hidden width of the projector in units of the model's width.")
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -220,50 +224,50 @@ class TrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    data: str = _option(
+    data: str = option(
         "digits", "Source name (digits, photos), image folder, or folder of code stores."
     )
-    seed: int = _option(0, "Seed of everything random.")
-    batch_size: int = _option(
+    seed: int = option(0, "Seed of everything random.")
+    batch_size: int = option(
         64, "Images a step, over all processes; a step sees this times views sequences."
     )
-    accumulate: int = _option(
+    accumulate: int = option(
         1, "Parts a step's batch is computed in, to save memory; not with the contrastive losses."
     )
-    max_steps: int = _option(400, "Optimiser steps of the whole run.")
-    lr: float = _option(1e-3, "Peak learning rate of AdamW.")
-    schedule: Literal["constant", "cosine"] = _option("cosine", "Learning rate after the warm-up.")
-    warmup_steps: int = _option(20, "Steps of linear warm-up from 0.")
-    beta1: float = _option(0.9, "First AdamW beta.")
-    beta2: float = _option(0.95, "Second AdamW beta (LlamaGen's; the paper's 0.05 is a misprint).")
-    weight_decay: float = _option(0.05, "Weight decay on tensors of two or more dimensions.")
-    clip: float = _option(1.0, "Gradient norm above which gradients are scaled down; 0 turns it off.")
-    dropout: float = _option(0.1, "Dropout on token embeddings and on the two residual branches.")
-    class_dropout: float = _option(0.1, "Chance that a sequence's class becomes the null class.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
+    max_steps: int = option(400, "Optimiser steps of the whole run.")
+    lr: float = option(1e-3, "Peak learning rate of AdamW.")
+    schedule: Literal["constant", "cosine"] = option("cosine", "Learning rate after the warm-up.")
+    warmup_steps: int = option(20, "Steps of linear warm-up from 0.")
+    beta1: float = option(0.9, "First AdamW beta.")
+    beta2: float = option(0.95, "Second AdamW beta (LlamaGen's; the paper's 0.05 is a misprint).")
+    weight_decay: float = option(0.05, "Weight decay on tensors of two or more dimensions.")
+    clip: float = option(1.0, "Gradient norm above which gradients are scaled down; 0 turns it off.")
+    dropout: float = option(0.1, "Dropout on token embeddings and on the two residual branches.")
+    class_dropout: float = option(0.1, "Chance that a sequence's class becomes the null class.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "Autocast precision; auto takes what is fast here; fp16 scales the loss."
     )
-    compile: bool = _option(
+    compile: bool = option(
         False, "Compile the blocks (torch.compile): half a minute at the start, faster steps after."
     )
-    checkpoint_activations: bool = _option(
+    checkpoint_activations: bool = option(
         False, "Keep only the blocks' inputs for the backward pass: less memory, a third more work."
     )
-    shard: bool = _option(
+    shard: bool = option(
         False, "Cut weights, teacher and optimizer over the processes (FSDP2) instead of copying them."
     )
-    log_every: int = _option(10, "Steps between two lines of metrics.")
-    validate_every: int = _option(100, "Steps between two validations; the last step always validates.")
-    diagnose_every: int = _option(
+    log_every: int = option(10, "Steps between two lines of metrics.")
+    validate_every: int = option(100, "Steps between two validations; the last step always validates.")
+    diagnose_every: int = option(
         0,
         "Steps between two diagnoses (kNN accuracy, attention, rank, gradient cosines); each costs "
         "about four steps of the tiny preset; the last step is always diagnosed; 0 turns them off.",
     )
-    save_every: int = _option(200, "Steps between two checkpoints; the end always saves.")
-    workers: int = _option(
+    save_every: int = option(200, "Steps between two checkpoints; the end always saves.")
+    workers: int = option(
         0, "Processes that prepare batches ahead; 0 prepares them in the training loop."
     )
-    keep: int = _option(2, "Newest checkpoints to keep, at least 2.")
+    keep: int = option(2, "Newest checkpoints to keep, at least 2.")
 
     def __post_init__(self) -> None:
         require_choice("schedule", self.schedule, ("constant", "cosine"))
@@ -345,8 +349,8 @@ def config_to_dict(config: object) -> dict:
     return dataclasses.asdict(config)
 
 
-def config_from_dict(values: dict, base: TrainConfig | None = None) -> TrainConfig:
-    """Build a ``TrainConfig`` from a nested dictionary (JSON or TOML), over ``base`` if given.
+def config_from_dict(values: dict, base: Config | None = None) -> Config:
+    """Build settings from a nested dictionary (JSON or TOML), over ``base``: a ``TrainConfig`` if None.
 
     Raises ``UserError`` on an unknown key (listing the valid ones) or a value of the wrong type.
     """
@@ -370,6 +374,8 @@ def _replace(base, values: dict, prefix: str):
 
 
 def _coerce(name: str, value: object, kind: type) -> object:
+    if kind is tuple and type(value) is list:  # JSON and TOML have no tuples
+        return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -10,21 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from star.codes import CodeStore, open_splits
+from star.digits_tokenizer import digits_tokenizer
 from star.errors import UserError
 from star.images import ImageSource, open_source
 from star.tokenize import tokenize
 from star.tokenizer import (
+    SHIPPED,
+    TOKENIZER_FILE,
     cache_folder,
     load_tokenizer,
     require_cache,
     save_tokenizer,
     tokenizer_sha256,
 )
-from star.tokenizer_training import digits_tokenizer
 from star.vq import VQModel
 
 __all__ = [
-    "TOKENIZER_FILE",
+    "DIGITS",
     "PreparedData",
     "is_code_folder",
     "keep_tokenizer",
@@ -33,8 +35,8 @@ __all__ = [
     "tokenize_source",
 ]
 
-# Name of the tokenizer's copy beside code stores and in run folders.
-TOKENIZER_FILE = "tokenizer.safetensors"
+SHIPPED_SIZE = 32  # pixels; a larger source would give more tokens than a small model can learn
+DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their source
 
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
@@ -61,13 +63,20 @@ def is_code_folder(data: str | Path) -> bool:
 
 
 def open_tokenizer(
-    path: Path | str | None, *, on_progress: Progress | None = None, on_message: Message | None = None
+    given: Path | str | None = None,
+    *,
+    on_progress: Progress | None = None,
+    on_message: Message | None = None,
 ) -> VQModel:
-    """The tokenizer at ``path``; without one, the digits tokenizer, trained if it is not cached yet."""
-    if path is not None:
-        return load_tokenizer(path)
+    """The tokenizer of a file, or by name: ``cifar10``, which ships with the package and is what None
+    means, or ``digits``, which is trained if it is not cached yet. A file of that name goes first.
+    """
+    if given is None or (str(given) == SHIPPED and not Path(given).exists()):
+        return load_tokenizer()
+    if str(given) != DIGITS or Path(given).exists():
+        return load_tokenizer(given)
 
-    def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+    def report(step: int, steps: int, terms: dict[str, float]) -> None:
         if on_progress is not None:
             on_progress("tokenizer", step, steps)
 
@@ -123,10 +132,8 @@ def tokenize_source(
     them again.
     """
     source = open_source(data)
-    if tokenizer is None and source.name != "digits" and on_message is not None:
-        on_message(
-            f"no --tokenizer given: {source.name} is tokenised with the small one trained on digits"
-        )
+    if tokenizer is None:
+        tokenizer, options = _default_tokenizer(source, options, on_message)
     model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)
     if out is None:
         parts = [tokenizer_sha256(model), str(options.get("views")), str(options.get("size"))]
@@ -142,3 +149,20 @@ def tokenize_source(
 
     stores = tokenize(source, model, out, on_progress=report_split, on_message=on_message, **options)
     return PreparedData(stores, model, source)
+
+
+def _default_tokenizer(
+    source: ImageSource, options: dict, on_message: Message | None
+) -> tuple[str, dict]:
+    """Which tokenizer a source gets if none was named, at which size; says so where it is a choice."""
+    if source.name == DIGITS:
+        return DIGITS, options
+    if options.get("size") is None and source.native_size > SHIPPED_SIZE:
+        options = {**options, "size": SHIPPED_SIZE}
+    if on_message is not None:
+        size = options.get("size") or source.native_size
+        on_message(
+            f"no --tokenizer given: {source.name} is tokenised at {size} pixels with the one that "
+            f"comes with the package ({SHIPPED}, trained at {SHIPPED_SIZE})"
+        )
+    return SHIPPED, options

@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from star.checkpoint import load_checkpoint, save_checkpoint
-from star.config import TrainConfig, config_from_dict, config_to_dict
+from star.checkpoint import MODEL_RUN, CheckpointKind, load_checkpoint, save_checkpoint
+from star.config import config_from_dict, config_to_dict
 from star.errors import UserError
 from star.files import publish_file
 from star.metrics import METRICS, read_metrics
@@ -26,11 +26,11 @@ NEWEST = "ckpt.pt"
 
 
 class RunFolder:
-    """Checkpoints and metrics of one run; ``keep`` newest checkpoints stay (at least 2)."""
+    """Checkpoints of one kind and metrics of one run; ``keep`` newest checkpoints stay (at least 2)."""
 
-    def __init__(self, path: Path, keep: int = 2) -> None:
+    def __init__(self, path: Path, keep: int = 2, kind: CheckpointKind = MODEL_RUN) -> None:
         assert keep >= 2, keep
-        self.path, self.keep = path, keep
+        self.path, self.keep, self.kind = path, keep, kind
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -64,7 +64,7 @@ class RunFolder:
         path = self.path / f"step-{content['step']:09d}.pt"
         newest = self.path / NEWEST
         try:
-            save_checkpoint(path, content)
+            save_checkpoint(path, content, self.kind)
             with publish_file(newest) as temporary:
                 _same_file(path, temporary)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
@@ -95,21 +95,24 @@ class RunFolder:
         if path is None:
             raise UserError(f"{self.path} holds no checkpoint ({NEWEST} or step-*.pt) to go on from")
         try:
-            return path, load_checkpoint(path, device, without)
+            return path, load_checkpoint(path, device, without, self.kind)
         except UserError as error:
             older = [other.name for other in self.checkpoints() if other != path]
             advice = f"; delete it to go on from {older[-1]}" if older else ""
             raise UserError(f"{error}{advice}") from error
 
-    def settings(self, without: Collection[str] = ()) -> TrainConfig:
+    def settings(self, without: Collection[str] = ()):
         """Settings of the run, from its newest checkpoint.
 
         Raises ``UserError`` if ``config.json`` was edited since: a run goes on exactly as it was.
         """
         path, content = self.newest("meta", without)  # reads no weights
-        settings, written = config_from_dict(content["config"]), self.path / "config.json"
+        settings, written = (
+            config_from_dict(content["config"], self.kind.settings),
+            self.path / "config.json",
+        )
         if written.exists():
-            present = config_from_dict(read_settings(written))
+            present = config_from_dict(read_settings(written), self.kind.settings)
             edited = _differences(config_to_dict(present), config_to_dict(settings))
             if edited:
                 raise UserError(

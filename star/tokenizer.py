@@ -25,15 +25,20 @@ from star.vq_config import VQConfig
 from star.weights import check_weights
 
 __all__ = [
+    "SHIPPED",
+    "TOKENIZER_FILE",
     "cache_folder",
-    "default_tokenizer_path",
     "load_tokenizer",
     "require_cache",
     "save_tokenizer",
+    "shipped_tokenizer_path",
     "tokenizer_sha256",
 ]
 
 FORMAT = "star-vq-1"
+SHIPPED = "cifar10"  # name of the tokenizer that comes with the package
+# Name of a tokenizer's copy beside code stores and in run folders.
+TOKENIZER_FILE = "tokenizer.safetensors"
 CODEBOOK = "quantize.embedding.weight"
 USAGE = "quantize.codebook_used"
 # LlamaGen's sampling and code extraction read "model" where a file also has an "ema"
@@ -50,29 +55,20 @@ def require_cache() -> None:
     require_writable(cache_folder(), "set STAR_CACHE to a folder of yours")
 
 
-def default_tokenizer_path() -> Path:
-    """Where the digits tokenizer of the present recipe is kept, whether or not it exists yet."""
-    # imported here because training saves through this module
-    from star.tokenizer_training import digits_recipe
-
-    return cache_folder() / f"digits-{digits_recipe()}.safetensors"
+def shipped_tokenizer_path() -> Path:
+    """File of the tokenizer that comes with the package."""
+    return Path(__file__).parent / "tokenizers" / f"{SHIPPED}.safetensors"
 
 
 def load_tokenizer(path: Path | str | None = None, device: torch.device | str = "cpu") -> VQModel:
-    """Tokenizer in eval mode, float32 and without gradient; ``path=None`` is the cached digits one.
+    """Tokenizer in eval mode, float32 and without gradient; ``path=None`` is the one that
+    comes with the package: stride 4, trained on CIFAR-10 (its card says how).
 
     The model carries ``.config``, ``.card`` (a dictionary, empty for published weights) and ``.name``
     (the one it was saved with, the file's for published weights).
     Raises ``UserError`` if the file is missing, truncated, unsafe or not a VQ tokenizer.
     """
-    if path is None:
-        path = default_tokenizer_path()
-        if not path.exists():
-            raise UserError(
-                f"there is no default tokenizer yet ({path}): run `star reproduce digits`, which "
-                "trains it, or give one with --tokenizer"
-            )
-    path = Path(path)
+    path = shipped_tokenizer_path() if path is None else Path(path)
     if path.suffix == ".safetensors":
         weights, config, card, name = _read_safetensors(path)
     else:
