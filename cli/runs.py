@@ -5,6 +5,9 @@ from pathlib import Path
 
 import typer
 
+from star.config import TrainConfig, config_from_dict
+from star.tokenizer_config import TokenizerConfig
+
 
 def watch(
     run: Path = typer.Argument(None, help="Run folder.  \\[default: the newest run]"),
@@ -21,24 +24,22 @@ def watch(
     from cli.opening import newest_run
     from cli.screen import console, print_line
     from cli.training_view import NEWEST, clock, collapse_warning, overview, row_line, seconds_left
-    from star.config import config_from_dict
     from star.errors import UserError
     from star.metrics import METRICS, read_metrics
-    from star.settings import read_settings
 
     if not every > 0:
         raise UserError(f"every is {every}; expected a number of seconds > 0")
     folder = run if run is not None else newest_run()
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no run in {folder}; give the --run folder of star train")
-    config = config_from_dict(read_settings(folder / "config.json"))
-    sequences, last = config.batch_size * config.objective.views, config.max_steps
+    config = run_settings(folder)
+    last = config.max_steps
 
     def look() -> list[dict]:
         return read_metrics(folder)[0] if (folder / METRICS).exists() else []
 
     def left(rows: list[dict]) -> str:
-        seconds = seconds_left(rows, last, sequences)
+        seconds = seconds_left(rows, config)
         return "no row yet" if seconds is None else clock(seconds)
 
     def view(rows: list[dict]):
@@ -112,15 +113,22 @@ def plot(
 
 def _names(folders: list[Path]) -> list[str]:
     """What a legend calls each run: objective and folder name, the whole path where names repeat."""
-    from star.config import config_from_dict
-    from star.settings import read_settings
-
     short = [folder.resolve().name for folder in folders]
     names = []
     for folder, name in zip(folders, short, strict=True):
         objective = ""
         if (folder / "config.json").exists():
-            config = config_from_dict(read_settings(folder / "config.json"))
-            objective = "ST-AR, " if config.objective.uses_teacher else "AR, "
+            config = run_settings(folder)
+            objective = "tokenizer, "
+            if isinstance(config, TrainConfig):
+                objective = "ST-AR, " if config.objective.uses_teacher else "AR, "
         names.append(objective + (name if short.count(name) == 1 else str(folder)))
     return names
+
+
+def run_settings(folder: Path) -> TrainConfig | TokenizerConfig:
+    """The settings of a run of ``star train`` or ``star train-tokenizer``."""
+    from star.settings import read_settings
+
+    values = read_settings(folder / "config.json")
+    return config_from_dict(values, TokenizerConfig() if "shape" in values else None)

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from cli.curves import braille_curve
 from cli.screen import console, print_line
+from star.config import TrainConfig
+from star.tokenizer_config import TokenizerConfig
 
 __all__ = ["TrainingView", "clock", "collapse_warning", "overview", "row_line", "seconds_left"]
 
@@ -32,9 +34,18 @@ COLUMNS = {
     "view_contrast": "L_view",
     "val_nll": "val NLL",
     "knn_acc": "kNN",
+    "l1": "L1",
+    "commitment": "commit",
+    "lpips": "LPIPS",
+    "gen": "L_G",
+    "disc": "L_D",
+    "codes_used": "codes",
+    "val_psnr": "val PSNR",
+    "val_ssim": "SSIM",
     "sequences_per_second": "seq/s",
+    "steps_per_second": "steps/s",
 }
-CURVES = ("loss", "val_nll", "knn_acc")
+CURVES = ("loss", "val_nll", "knn_acc", "val_psnr")
 # Too many for a line of a log.
 HIDDEN = ("peak_memory_bytes", "collapsed", "knn_acc_step_", "grad_cos_")
 
@@ -101,12 +112,15 @@ def collapse_warning(row: dict) -> str | None:
     )
 
 
-def seconds_left(rows: Sequence[dict], max_steps: int, sequences: int) -> float | None:
-    """Time for the steps to come at the recent speed; ``sequences`` a step. None if not known yet."""
-    speeds = [row["sequences_per_second"] for row in rows[-20:] if row.get("sequences_per_second")]
+def seconds_left(rows: Sequence[dict], config: TrainConfig | TokenizerConfig) -> float | None:
+    """Time for the steps to come at the recent speed; None if not known yet."""
+    column, a_step = "steps_per_second", 1
+    if isinstance(config, TrainConfig):
+        column, a_step = "sequences_per_second", config.batch_size * config.objective.views
+    speeds = [row[column] for row in rows[-20:] if row.get(column)]
     if not speeds:
         return None
-    return (max_steps - rows[-1]["step"]) * sequences / statistics.median(speeds)
+    return (config.max_steps - rows[-1]["step"]) * a_step / statistics.median(speeds)
 
 
 def clock(seconds: float) -> str:

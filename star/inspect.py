@@ -46,12 +46,13 @@ def _folder(path: Path) -> dict:
     newest = run.newest_path()
     if newest is not None:
         rows = read_metrics(path)[0] if (path / METRICS).exists() else []
+        of_tokenizer = _is_tokenizer(newest)
         return {
-            "kind": "run",
+            "kind": "tokenizer run" if of_tokenizer else "run",
             "path": str(path),
             "checkpoints": [file.name for file in run.checkpoints()],
             "last_metrics": rows[-1] if rows else None,
-            "newest": _checkpoint(newest, None, None),
+            "newest": _tokenizer(path) if of_tokenizer else _checkpoint(newest, None, None),
         }
     raise UserError(f"{path} is neither a run folder nor a code store")
 

@@ -7,6 +7,7 @@ only tensors are read from it.
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ def load_lpips(vgg: Path | str, device: torch.device | str = "cpu") -> nn.Module
         import lpips
     except ImportError as error:
         raise UserError("LPIPS needs a package that is not here: pip install lpips") from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it loads
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it prints what it loads and calls torchvision in old ways
         model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     own = {}
     for name in _SLICES:

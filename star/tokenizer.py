@@ -69,6 +69,8 @@ def load_tokenizer(path: Path | str | None = None, device: torch.device | str = 
     Raises ``UserError`` if the file is missing, truncated, unsafe or not a VQ tokenizer.
     """
     path = shipped_tokenizer_path() if path is None else Path(path)
+    if path.is_dir() and (path / TOKENIZER_FILE).is_file():
+        path = path / TOKENIZER_FILE  # a run of star train-tokenizer, or a folder of code stores
     if path.suffix == ".safetensors":
         weights, config, card, name = _read_safetensors(path)
     else:

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from star.config import ModelConfig
 from star.randomness import torch_generator
 from star.transformer import Transformer, build_model
+from star.vq_config import VQConfig
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,6 +23,15 @@ TINY = [
     "--precision", "fp32",
 ]  # fmt: skip
 
+TINY_VQ = VQConfig(
+    channels=32,
+    multipliers=(1, 2),
+    encoder_blocks=1,
+    decoder_blocks=2,
+    z_channels=16,
+    codebook_size=32,
+    codebook_dim=4,
+)
 SMALL = ModelConfig(layers=3, heads=2, width=16, grid=3, vocab_size=11, num_classes=4)
 
 
@@ -29,6 +40,14 @@ def small_model(config: ModelConfig = SMALL, seed: int = 0) -> Transformer:
     model = build_model(config, torch_generator(seed, "init"))
     model.output.weight.data.normal_(std=0.3, generator=torch_generator(seed, "output"))
     return model
+
+
+def small_pictures() -> torch.Tensor:
+    """64 blurred random images, uint8 (64, 3, 8, 8)."""
+    rng = torch.Generator().manual_seed(3)
+    coarse = torch.randint(0, 256, (64, 3, 3, 3), generator=rng).float()
+    smooth = torch.nn.functional.interpolate(coarse, size=8, mode="bilinear", align_corners=True)
+    return smooth.to(torch.uint8)
 
 
 class FakeStore(SimpleNamespace):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from cli.training_view import TrainingView, clock, collapse_warning, overview, r
 from star.config import config_to_dict, preset
 from star.errors import UserError
 from star.metrics import read_metrics
+from star.tokenizer_config import TokenizerConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,8 +137,11 @@ def test_a_row_as_a_line():
 
 def test_time_left():
     rows = [a_row(step) for step in range(1, 11)]
-    assert seconds_left(rows, 100, 64) == 90 * 64 / 128
-    assert seconds_left([], 100, 64) is None
+    config = replace(preset("tiny"), max_steps=100)
+    assert seconds_left(rows, config) == 90 * config.batch_size * 2 / 128
+    assert seconds_left([], config) is None
+    rows = [{"step": step, "steps_per_second": 4.0} for step in range(1, 11)]
+    assert seconds_left(rows, TokenizerConfig(max_steps=100)) == 90 / 4
     assert (clock(65), clock(7265)) == ("1:05", "2:01:05")
 
 
