@@ -16,7 +16,7 @@ def codebook(
         "digits", help="What the codes are counted in: a source, an image folder, or code stores."
     ),
     tokenizer: Path = typer.Option(
-        None, help="Tokenizer file.  \\[default: the one beside the stores, else the digits one]"
+        None, help="Tokenizer file.  \\[default: the one beside the stores, else the source's]"
     ),
     split: Literal["train", "val", "test"] = typer.Option("test", help="Images that are counted."),
     top: int = typer.Option(64, help="Most used codes that are drawn, each above its nearest."),

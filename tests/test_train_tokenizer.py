@@ -32,8 +32,8 @@ QUICK = TokenizerConfig(
 )  # fmt: skip
 OPTIONS = [
     "--max-steps", "6", "--batch-size", "4", "--sizes", "16", "--codebook-size", "16",
-    "--log-every", "2", "--validate-every", "3", "--save-every", "3", "--draw-every", "3", "--val-images", "4",
-    "--precision", "fp32", "--device", "cpu",
+    "--log-every", "2", "--validate-every", "3", "--save-every", "3", "--draw-every", "3",
+    "--val-images", "4", "--precision", "fp32", "--device", "cpu",
 ]  # fmt: skip
 
 
