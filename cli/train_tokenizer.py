@@ -56,13 +56,12 @@ def train_tokenizer(
     distance of patches; rFID with --inception). Ctrl-C saves and leaves; --resume goes on with
     identical results. star watch and star plot show a run.
     """
-    from cli.screen import Stages, console
+    from cli.screen import Stages
     from probes.inception import inception_pool
     from star.device import resolve_device
     from star.errors import UserError
-    from star.images import open_source
     from star.run_folder import RunFolder
-    from star.tokenizer_trainer import TOKENIZER_RUN, TokenizerTrainer
+    from star.tokenizer_trainer import TOKENIZER_RUN
 
     own = [source, size, codebook_size, sizes, config, run, *given[TokenizerConfig].values()]
     if resume is not None and any(value is not None for value in own):
@@ -73,17 +72,31 @@ def train_tokenizer(
     if test_images < 2:
         raise UserError(f"test-images is {test_images}; expected at least 2")
     where = resolve_device(device)
-    settings = (
-        RunFolder(resume, kind=TOKENIZER_RUN).settings()
-        if resume is not None
-        else _settings(source, size, codebook_size, sizes, config, given[TokenizerConfig])
-    )
+    if resume is not None:
+        settings = RunFolder(resume, kind=TOKENIZER_RUN).settings()
+    else:
+        settings = _settings(source, size, codebook_size, sizes, config, given[TokenizerConfig])
     if settings.lpips_weight == 0 and lpips_vgg is not None:
         raise UserError("--lpips-vgg has an effect only with --lpips-weight above 0")
     features = None if inception is None else inception_pool(inception, where)
+    trainer = _prepared(
+        settings, run, resume, where, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=_facts(name)
+    )
+    _fit(trainer, stop_after)
+    with Stages() as stages:
+        _measure(trainer, test_images, features, skip_bad, stages.report)
+
+
+def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, where, **options):
+    """The trainer of a new run or of the one in ``resume``; says where and how it computes."""
+    from cli.screen import print_line
+    from star.errors import UserError
+    from star.images import open_source
+    from star.run_folder import RunFolder
+    from star.tokenizer_trainer import TokenizerTrainer
+
     images = open_source(settings.data)
     folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{images.name}"
-    options = {"lpips_vgg": lpips_vgg, "skip_bad": skip_bad, "facts": _facts(name)}
     if resume is not None:
         trainer = TokenizerTrainer.resume(folder, images, where, **options)
     elif RunFolder(folder).newest_path() is not None:
@@ -92,13 +105,11 @@ def train_tokenizer(
         trainer = TokenizerTrainer(settings, images, folder, where, **options)
     precision = str(trainer.learner.precision).removeprefix("torch.")
     millions = sum(parameter.numel() for parameter in trainer.learner.model.parameters()) / 1e6
-    console.print(
-        f"run {folder}  device {where}  precision {precision}  {millions:.1f}M parameters",
-        highlight=False,
+    print_line(
+        f"run {folder}  device {where}  precision {precision}  {millions:.1f}M parameters, "
+        f"{len(trainer.batches.split)} training images"
     )
-    _fit(trainer, stop_after)
-    with Stages() as stages:
-        _measure(trainer, test_images, features, skip_bad, stages.report)
+    return trainer
 
 
 def _settings(
