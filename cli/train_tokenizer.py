@@ -43,17 +43,17 @@ def train_tokenizer(
         None, help="torch-fidelity's Inception weights (...-6726825d.pth): adds rFID to the card."
     ),
     test_images: int = typer.Option(10_000, help="Most held-out images that the card is measured on."),
-    name: str = typer.Option(None, help="Name in the tokenizer's card.  \\[default: SOURCE-SIZE]"),
     skip_bad: bool = typer.Option(False, help="Pass over images that cannot be read."),
     device: Device = "auto",
     *,
     given: dict,
 ) -> None:
-    """Train a VQ tokenizer: L1 + L2 + commitment, optionally LPIPS and a PatchGAN after a warm-up.
+    """Train a VQ tokenizer: L1 + L2 + commitment, optionally LPIPS and a PatchGAN.
 
-    Writes config.json, metrics.jsonl, ckpt.pt, pictures of reconstructions and tokenizer.safetensors,
-    whose card says what it saw and how well it redraws held-out images (PSNR, SSIM, code usage, Fréchet
-    distance of patches; rFID with --inception). Ctrl-C saves and leaves; --resume goes on with
+    Writes config.json, metrics.jsonl, ckpt.pt, pictures of reconstructions and
+    tokenizer.safetensors, whose card says what it saw and how well it redraws
+    held-out images: PSNR, SSIM, code usage, Fréchet distance of patches, and
+    rFID with --inception. Ctrl-C saves and leaves; --resume goes on with
     identical results. star watch and star plot show a run.
     """
     from cli.screen import Stages
@@ -67,7 +67,7 @@ def train_tokenizer(
     if resume is not None and any(value is not None for value in own):
         raise UserError(
             "--resume takes all settings from the run; give only --stop-after, --device, --lpips-vgg, "
-            "--inception, --test-images, --name or --skip-bad"
+            "--inception, --test-images or --skip-bad"
         )
     if test_images < 2:
         raise UserError(f"test-images is {test_images}; expected at least 2")
@@ -80,7 +80,7 @@ def train_tokenizer(
         raise UserError("--lpips-vgg has an effect only with --lpips-weight above 0")
     features = None if inception is None else inception_pool(inception, where)
     trainer = _prepared(
-        settings, run, resume, where, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=_facts(name)
+        settings, run, resume, where, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=_facts()
     )
     _fit(trainer, stop_after)
     with Stages() as stages:
@@ -143,12 +143,11 @@ def _settings(
     return config_from_dict(changes, settings)
 
 
-def _facts(name: str | None) -> dict:
-    """What the card says besides: the command, and the name if one was given."""
+def _facts() -> dict:
+    """What the card says besides."""
     from probes.results import provenance
 
-    command = provenance()["command"]
-    return {"command": command} if name is None else {"command": command, "name": name}
+    return {"command": provenance()["command"]}
 
 
 def _fit(trainer, stop_after: int | None) -> None:

@@ -29,6 +29,7 @@ class TokenizerConfig:
     """One training run of a tokenizer."""
 
     data: str = option("digits", "Source of the images.")
+    name: str = option("", "Name in the tokenizer's card; empty: SOURCE-SIZE.")
     sizes: tuple[int, ...] = ()  # sides of the training views in pixels; (): the source's own size
     views: Literal["auto", "crop-flip", "crop", "affine", "plain"] = option(
         "auto",

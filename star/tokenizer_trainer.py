@@ -35,6 +35,7 @@ TOKENIZER_RUN = CheckpointKind(
     parts={
         "step": int, "config": dict, "model": dict, "optimizer": dict, "chosen": torch.Tensor,
         "critic": dict | None, "critic_optimizer": dict | None, "data": dict,
+        "facts": dict,
     },
     settings=TokenizerConfig(),
 )  # fmt: skip
@@ -64,7 +65,7 @@ class TokenizerTrainer:
         skip_bad: bool = False,
         facts: dict | None = None,
     ) -> None:
-        """``facts`` (a command line, say) go into the tokenizer's card as they are."""
+        """``facts`` (a command line, say) go into the tokenizer's card; a resumed run keeps its own."""
         self.config, self.source = config, source
         self.batches = TokenizerBatches(source=source, config=config, skip_bad=skip_bad)
         self.run = RunFolder(run, config.keep, TOKENIZER_RUN)
@@ -93,6 +94,7 @@ class TokenizerTrainer:
                     f"{path} was trained on other {split} images than {source.name} has now"
                 )
         trainer.learner.load_state_dict(content)
+        trainer.facts = content["facts"]
         trainer.step = trainer.saved_step = content["step"]
         with trainer.run.locked():
             trainer.run.clean()
@@ -173,6 +175,7 @@ class TokenizerTrainer:
                 "config": config_to_dict(self.config),
                 **self.learner.state_dict(),
                 "data": self._data(),
+                "facts": self.facts,
             }
         )
         self.publish()
@@ -188,7 +191,7 @@ class TokenizerTrainer:
         """What the tokenizer's file says of it: data, settings, quality."""
         config, name = self.config, self.source.name
         settings = asdict(config) | {"sizes": list(self.batches.sizes)}
-        for key in ("data", "shape", "keep", "log_every", "draw_every", "save_every"):
+        for key in ("data", "name", "shape", "keep", "log_every", "draw_every", "save_every"):
             settings.pop(key)
         if measured is None:
             held_out = "val" if "val" in self.source.splits else "train"
@@ -197,7 +200,7 @@ class TokenizerTrainer:
                 **self.validate(),
             }
         return {
-            "name": f"{name}-{self.batches.sizes[0]}",
+            "name": config.name or f"{name}-{self.batches.sizes[0]}",
             "data": f"{name}, train, {len(self.batches.split)} images",
             "steps": self.step,
             **settings,

@@ -259,7 +259,7 @@ def test_the_tokenizer_serves_the_other_commands(star, command_run, digit_folder
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number):
     run = tmp_path / "run"
-    options = ["--max-steps", "4000", *OPTIONS[2:]]
+    options = ["--max-steps", "4000", "--name", "mine", *OPTIONS[2:]]
     process = _start(["train-tokenizer", digit_folder, "--run", run, *options])
     _wait_for(run / "ckpt.pt", process)
     process.send_signal(number)
@@ -271,6 +271,8 @@ def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number
     code, out, err = star("train-tokenizer", "--resume", run, "--stop-after", 4 * (step // 4 + 2))
     assert code == 0, err
     assert "saved, go on with" in out
+    card = load_tokenizer(run).card
+    assert card["name"] == "mine" and f"--run {run}" in card["command"]  # of the run's beginning
 
 
 def test_a_kill_leaves_whole_files(source, digit_folder, tmp_path):
