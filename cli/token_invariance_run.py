@@ -212,7 +212,7 @@ def _facts(
         size=size,
         seed=asked.seed,
         augment=asked.augment or "all",
-        device=asked.device,
+        device=str(next(iter(models.values())).quant_conv.weight.device),
         psnr_cap_db=PSNR_CAP,
         unrelated="the next image in the order drawn",
         cells="shifts by whole cells of each tokenizer's own stride",
@@ -253,8 +253,8 @@ def _print(found: Invariance, what: str) -> None:
     print_rows(f"{found.tokenizer}, {what}", columns, rows)
     own = table["reconstruction_psnr"].iloc[0]
     print_line(
-        "same: cells with the same index; moved: after moving the view's cells back; other: an unrelated "
-        "image's; 1-cos: old and new code of changed cells; drawn, img: PSNR (dB) of the two decoded "
+        "same: cells with the same index; moved: after moving the view's cells back; other: of an "
+        "unrelated image; 1-cos: old and new code of changed cells; drawn, img: PSNR (dB) of the two decoded "
         f"pictures and of the two images, {PSNR_CAP:g} is equal (an image and its own decoded picture: "
         f"{own:.1f})"
     )
