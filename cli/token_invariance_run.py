@@ -107,12 +107,13 @@ def _run_many(
     stem = asked.out / _stem(asked, models, split)
     what = f"{shorten(Path(asked.image).name, 30)}, {split}: {len(images)} images at {size} px"
     written = write_result(Result(table, info), stem.with_name(f"{stem.name}.csv"))
-    for measure, (_, _, _, heading, _) in CURVES.items():
+    for measure in CURVES:
         if table[measure].notna().any():
-            figure = invariance_curves(table, measure, title=f"{heading} ({what})")
+            figure = invariance_curves(table, measure, note=what)
             written += save(figure, stem.with_name(f"{stem.name}-{slug(measure)}"))
     for name, item in found.items():
-        written += _save_maps(item, stem, f"-{slug(name)}" * (len(found) > 1), what)
+        beside = f"-{slug(name)}" * (len(found) > 1)
+        written += _save_maps(item, stem, beside, f"{what}, {name}")
         _print(item, what)
     note_few(len(images))
     names = list(found)
@@ -166,7 +167,8 @@ def _run_one(
         stem = stem.with_name(f"{stem.name}-augmented{asked_for}")
         result = Result(found[name].table(), info)
         written += write_result(result, stem.with_name(f"{stem.name}.csv"))
-        what = f"{shorten(Path(asked.image).name, 40)} at {size} px, {shorten(name, 24)}"
+        file = Path(asked.image)
+        what = f"{file.name if file.exists() else asked.image} at {size} px, {name}"
         written += _save_maps(found[name], stem, "", what, image=center_crop(image, size))
         _print(found[name], f"{asked.image} at {size} px")
     print_written(written)
@@ -232,8 +234,7 @@ def _stem(asked: InvarianceRequest, models: dict[str, VQModel], split: str) -> s
 def _save_maps(found: Invariance, stem: Path, ending: str, what: str, image=None) -> list[Path]:
     if all(view.is_identity for view in found.views):
         return []
-    title = f"Where token indices change ({what})"
-    figure = invariance_maps(found.maps, image=image, title=title)
+    figure = invariance_maps(found.maps, image=image, note=what)
     return save(figure, stem.with_name(f"{stem.name}-maps{ending}"))
 
 
@@ -254,9 +255,9 @@ def _print(found: Invariance, what: str) -> None:
     own = table["reconstruction_psnr"].iloc[0]
     print_line(
         "same: cells with the same index; moved: after moving the view's cells back; other: of an "
-        "unrelated image; 1-cos: old and new code of changed cells; drawn, img: PSNR (dB) of the two decoded "
-        f"pictures and of the two images, {PSNR_CAP:g} is equal (an image and its own decoded picture: "
-        f"{own:.1f})"
+        "unrelated image; 1-cos: old and new code of changed cells; drawn, img: PSNR (dB) of the two "
+        f"decoded pictures and of the two images, {PSNR_CAP:g} is equal (an image and its own decoded "
+        f"picture: {own:.1f})"
     )
 
 

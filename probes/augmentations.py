@@ -5,9 +5,9 @@ strength the pixels come back as they are. Where it moves whole cells of the tok
 by a multiple of the stride, the mirror image, turns by 90 degrees) ``undo`` brings pixels or indices of
 the view back to the places they came from, so that they can be compared there.
 
-Colour changes and the Gaussian blur are torchvision's (``transforms.v2.functional``), JPEG is Pillow's.
-Shifts, rotations and scales are bicubic; what comes in from outside repeats the border, so that no edge
-appears.
+Colour changes and the Gaussian blur are torchvision's (``transforms.v2.functional``), JPEG is Pillow's
+(chroma at half the resolution: quality 100 is not lossless). Shifts, rotations and scales are bicubic;
+what comes in from outside repeats the border, so that no edge appears.
 """
 
 import io

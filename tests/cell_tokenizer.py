@@ -1,6 +1,6 @@
 """A tokenizer whose token sees nothing beyond its cell, so that what must survive a motion does.
 
-A cell's index is the code nearest (by cosine) to its mean colour; decoding paints the cell with the code.
+A cell's index is the code nearest (by cosine) to its mean colour; decoding paints the cell with it.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Augmentations: what each does to pixels, their names and strengths, and where the pictures come from."""
+"""Augmentations: what each does to pixels, names and strengths, and where the pictures come from."""
 
 import io
 

@@ -176,7 +176,7 @@ def test_a_curve_is_the_table_in_percent_and_jpeg_gets_worse_to_the_right(measur
     # equal, aligned and chance where cells move exactly; equal and chance elsewhere
     assert (len(axes["cells"].lines), len(axes["noise"].lines)) == (3, 2)
     two = pd.concat([table, table.assign(tokenizer="other")])
-    figure = invariance_curves(two[two["augmentation"] == "noise"])
+    figure = invariance_curves(two[two["augmentation"] == "noise"], note="a long name " * 20)
     assert len(figure.axes[0].lines) == 4 and drawn_inside(figure) and "other" in texts(figure)
     colours = [line.get_color() for line in figure.axes[0].lines]
     assert colours[0] == colours[1] != colours[2] == colours[3]
@@ -189,6 +189,8 @@ def test_maps_show_the_share_and_hatch_what_no_view_shows(measured):
     assert len(figure.axes) == 1 + len(AUGMENTATIONS) + 1
     shown = figure.axes[1].images[0].get_array()
     np.testing.assert_allclose(shown.filled(np.nan), 100 * measured.maps["shift"])
+    one = invariance_maps({"noise": measured.maps["noise"]}, note="a long name " * 20)
+    assert drawn_inside(one)
     mean = 100 * measured.maps["noise"].mean()
     assert f"noise: {mean:.0f} %" in texts(figure)
 

@@ -34,11 +34,11 @@ CURVES = {
         {"code_distance_chance": ((0, (5, 3)), "different codes of unrelated images")},
     ),
     "histogram": (
-        "total variation", 1.0, (-0.03, 1.03), "How much the counts of an image's codes change",
+        "total variation", 1.0, (-0.03, 1.03), "How an image's code counts change",
         {"histogram_chance": ((0, (5, 3)), "an unrelated image")},
     ),
     "decoded_psnr": (
-        "PSNR (dB)", 1.0, (8, 62), "How alike the pictures are that the two sets of tokens draw",
+        "PSNR (dB)", 1.0, (8, 62), "How alike the two decoded pictures are",
         {
             "input_psnr": ((0, (5, 3)), "the image and its view themselves (60: equal)"),
             "reconstruction_psnr": (":", "the image and what its own tokens draw"),
@@ -52,7 +52,7 @@ _FALLING = ("jpeg",)  # the lower the number, the larger the change
 
 @styled
 def invariance_curves(
-    table: pd.DataFrame, measure: str = "equal", *, title: str | None = None
+    table: pd.DataFrame, measure: str = "equal", *, title: str | None = None, note: str | None = None
 ) -> Figure:
     """``measure`` against strength, a panel an augmentation, a colour a tokenizer, with 95 % bands.
 
@@ -91,13 +91,20 @@ def invariance_curves(
         for name in beside
         if name in shown
     ]
-    figure.legend(handles=lines, loc="outside lower left", ncols=1 if across < 3 else 2, handlelength=3)
+    figure.legend(
+        handles=lines, loc="outside lower left", ncols=1 if across < 3 else 2, handlelength=3,
+        title=shorten(note, 64) if note else None, title_fontsize=9, alignment="left",
+    )  # fmt: skip
     return figure
 
 
 @styled
 def invariance_maps(
-    maps: Mapping[str, np.ndarray], *, image: np.ndarray | None = None, title: str | None = None
+    maps: Mapping[str, np.ndarray],
+    *,
+    image: np.ndarray | None = None,
+    title: str | None = None,
+    note: str | None = None,
 ) -> Figure:
     """Share of strengths (and images) under which each cell's index changes, one map an augmentation.
 
@@ -118,11 +125,13 @@ def invariance_maps(
     places = len(drawn) + (image is not None)
     across = min(max(places, 3), 5)
     rows = -(-places // across)
-    side, gap, head = 1.55, 0.3, 0.42
+    side, gap, head = 1.55, 0.3, 0.62
     width, height = 0.2 + across * (side + 0.2), head + rows * (side + gap) + 0.72
     figure = new_figure(width, height, layout=None)
     said = title or "Where token indices change"
     figure.text(0.2 / width, 1 - 0.22 / height, said, weight="bold", size=12, va="center")
+    said = shorten(note or "", int(12.5 * width) - 5)
+    figure.text(0.2 / width, 1 - 0.48 / height, said, size=10, va="center", color=MUTED)
     frames = []
     for at in range(places):
         row, column = divmod(at, across)
