@@ -20,7 +20,7 @@ class InvarianceRequest:
     split: str | None
     size: int | None
     seed: int
-    batch_size: int
+    batch_size: int | None
     shift: float | None
     rotate: float | None
     scale: float | None
@@ -46,7 +46,9 @@ def token_invariance(
     ),
     size: int = typer.Option(None, help="Centre crop in pixels.  \\[default: 8 tokens, VQ-8/16: 256]"),
     seed: int = typer.Option(0, help="Seed of the images drawn and of the noise."),
-    batch_size: int = typer.Option(64, help="Images tokenised at a time."),
+    batch_size: int = typer.Option(
+        None, help="Images tokenised at a time.  \\[default: 64, 16 of 256 px]"
+    ),
     shift: float = typer.Option(None, help="One image's view: pixels to the right.  \\[default: 1]"),
     rotate: float = typer.Option(None, help="One image's view: degrees.  \\[default: 0]"),
     scale: float = typer.Option(None, help="One image's view: 1.05 enlarges by 5 %.  \\[default: 1]"),
@@ -55,11 +57,11 @@ def token_invariance(
 ) -> None:
     """Which token indices change when the image hardly does (the paper's property 3).
 
-    One image: two views, their indices and the changed cells (Figure 1(c)), and maps of where
-    indices change. A folder: curves over the strength of each augmentation, beside what unrelated
-    images share, how far changed cells move in the codebook, and whether the decoded picture
-    changes. Several tokenizers are compared on the same images. cells: shifts by whole cells of
-    the tokenizer's own stride.
+    One image: two views, their indices and the changed cells (Figure 1(c)),
+    and maps of where indices change. A folder: curves over the strength of each
+    augmentation, beside what unrelated images share; how far changed cells move
+    in the codebook; whether the decoded picture changes. Several tokenizers are
+    compared on the same images (cells: each moves by its own stride).
     """
     from cli.token_invariance_run import run_token_invariance
 

@@ -1,5 +1,6 @@
 """What ``star token-invariance`` does: open, measure, write, draw, print."""
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +33,7 @@ def run_token_invariance(asked: InvarianceRequest) -> None:
     check_out(asked.out)
     if asked.seed < 0:
         raise UserError(f"seed is {asked.seed}; expected at least 0")
-    if asked.batch_size < 1:
+    if asked.batch_size is not None and asked.batch_size < 1:
         raise UserError(f"batch_size is {asked.batch_size}; expected at least 1")
     many = holds_many(asked.image)
     _refuse_the_others_options(asked, many)
@@ -112,19 +113,20 @@ def _run_many(
             figure = invariance_curves(table, measure, note=what)
             written += save(figure, stem.with_name(f"{stem.name}-{slug(measure)}"))
     for name, item in found.items():
-        beside = f"-{slug(name)}" * (len(found) > 1)
+        beside = f"-{_brief(name)}" * (len(found) > 1)
         written += _save_maps(item, stem, beside, f"{what}, {name}")
         _print(item, what)
+    _explain()
     note_few(len(images))
     names = list(found)
     for other in names[1:]:
         compared = compare_invariance(found[names[0]], found[other])
         sentences = invariance_sentences(compared, (names[0], other))
-        for sentence in sentences:
+        for sentence in sentences or [f"{other} against {names[0]}: too few images to be tested"]:
             print_line(sentence)
         facts = {**info, "measurement": "paired comparison of token invariance"}
         facts |= {"names": [names[0], other], "sentences": sentences}
-        pair = stem.with_name(f"{stem.name}-{slug(other)}-against-{slug(names[0])}.csv")
+        pair = stem.with_name(f"{stem.name}-{_brief(other)}-against-{_brief(names[0])}.csv")
         written += write_result(Result(compared, facts), pair)
     print_written(written)
 
@@ -151,7 +153,7 @@ def _run_one(
             f"{asked.image} at {size} px, {name}: {changed.sum()} of {changed.size} indices change "
             f"when {change.label}; {100 * change.share:.1f} % unchanged"
         )
-        stem = asked.out / f"tokens-{Path(asked.image).stem}{f'-{slug(name)}' * (len(models) > 1)}"
+        stem = asked.out / f"tokens-{Path(asked.image).stem}{f'-{_brief(name)}' * (len(models) > 1)}"
         result = change_result(change, models[name], asked.image, size)
         written += write_result(result, stem.with_name(f"{stem.name}.csv"))
         figure = token_views(
@@ -163,7 +165,7 @@ def _run_one(
         )
         written += save(figure, stem)
         info = _facts(asked, images, None, {name: models[name]}, size)
-        asked_for = f"-{slug(asked.augment)}" if asked.augment else ""
+        asked_for = f"-{_brief(asked.augment)}" if asked.augment else ""
         stem = stem.with_name(f"{stem.name}-augmented{asked_for}")
         result = Result(found[name].table(), info)
         written += write_result(result, stem.with_name(f"{stem.name}.csv"))
@@ -171,6 +173,7 @@ def _run_one(
         what = f"{file.name if file.exists() else asked.image} at {size} px, {name}"
         written += _save_maps(found[name], stem, "", what, image=center_crop(image, size))
         _print(found[name], f"{asked.image} at {size} px")
+    _explain()
     print_written(written)
 
 
@@ -223,12 +226,18 @@ def _facts(
 
 def _stem(asked: InvarianceRequest, models: dict[str, VQModel], split: str) -> str:
     # What was asked for beside the defaults is in the name: another question is another file.
-    parts = ["invariance", *map(slug, models), slug(Path(asked.image).resolve().name), split]
+    parts = ["invariance", _brief("-".join(models)), _brief(Path(asked.image).resolve().name), split]
     parts += [f"{asked.size}px"] if asked.size else []
     parts += [f"{asked.images or 'all'}-images"] if asked.images is not None else []
     parts += [f"seed-{asked.seed}"] if asked.seed else []
-    parts += [slug(asked.augment)] if asked.augment else []
+    parts += [_brief(asked.augment)] if asked.augment else []
     return "-".join(parts)
+
+
+def _brief(text: str) -> str:
+    """``text`` as part of a file's name; a long one is cut and told apart by a hash."""
+    name = slug(text)
+    return name if len(name) <= 48 else f"{name[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:7]}"
 
 
 def _save_maps(found: Invariance, stem: Path, ending: str, what: str, image=None) -> list[Path]:
@@ -253,11 +262,14 @@ def _print(found: Invariance, what: str) -> None:
     columns = ["slightest", "same %", "moved", "other", "1-cos", "other", "drawn", "img"]
     print_rows(f"{found.tokenizer}, {what}", columns, rows)
     own = table["reconstruction_psnr"].iloc[0]
+    print_line(f"an image and its own decoded picture: {own:.1f} dB")
+
+
+def _explain() -> None:
     print_line(
         "same: cells with the same index; moved: after moving the view's cells back; other: of an "
         "unrelated image; 1-cos: old and new code of changed cells; drawn, img: PSNR (dB) of the two "
-        f"decoded pictures and of the two images, {PSNR_CAP:g} is equal (an image and its own decoded "
-        f"picture: {own:.1f})"
+        f"decoded pictures and of the two images, {PSNR_CAP:g} is equal"
     )
 
 

@@ -45,6 +45,7 @@ from star.vq import VQModel, decode_tokens
 
 __all__ = ["MEASURES", "PSNR_CAP", "Invariance", "measure_invariance", "psnr"]
 
+MOST_PIXELS = 2**20  # tokenised at a time, unless the caller says otherwise
 PSNR_CAP = 60.0  # dB: a mean squared error of 0.065; that of rounding to 8 bits is 1/12, 58.9 dB
 MEASURES = (
     "equal", "aligned", "chance", "code_distance", "code_distance_chance", "histogram",
@@ -98,16 +99,19 @@ def measure_invariance(
     size: int,
     name: str | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Invariance:
     """Measure all ``views`` of ``images``, centre-cropped to ``size`` pixels.
 
-    The noise of an image is a function of ``seed`` and the image's name. ``on_progress(done, total)``
-    counts views of images. Images are read twice, so that no more than a batch of pixels is held.
-    Raises ``UserError`` for a size that does not fit the tokenizer, before anything is read.
+    The noise of an image is a function of ``seed`` and the image's name. ``batch_size`` is 64 by
+    default, less for large images; images are read twice, so that no more than a batch of pixels is
+    held. ``on_progress(done, total)`` counts views of images. Raises ``UserError`` for a size that does
+    not fit the tokenizer, before anything is read.
     """
     check_size(tokenizer, size)
+    if batch_size is None:  # so that the activations of a VQ-16 stay below a few GB
+        batch_size = max(1, min(64, MOST_PIXELS // size**2))
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; expected at least 1")
     report = on_progress or (lambda done, total: None)

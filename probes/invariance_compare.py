@@ -18,7 +18,7 @@ from star.errors import UserError
 
 __all__ = ["COMPARED", "compare_invariance", "invariance_sentences"]
 
-COMPARED = ("equal", "aligned", "code_distance", "histogram", "decoded_psnr", "psnr_gain")
+COMPARED = ("equal", "aligned", "code_distance", "histogram", "decoded_psnr")
 _COLUMNS = (
     "augmentation", "strength", "unit", "measure", "first", "second", "difference", "low", "high", "n",
     "p",

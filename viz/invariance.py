@@ -190,8 +190,9 @@ def _draw_panel(
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
                 axes.plot(x, value, markersize=4, **style, zorder=3)
                 continue
-            # Grey beside one tokenizer's line; of several each has its own colour (grey in the key).
-            colour = MUTED if len(styles) == 1 else style["color"]
+            # Grey beside one tokenizer's line, and for what knows no tokenizer; else in its colour.
+            own = len(styles) > 1 and column != "input_psnr"
+            colour = style["color"] if own else MUTED
             axes.plot(x, value, zorder=2, **_beside_style(columns[0], column, colour))
     axes.set_xticks(range(len(strengths)), [f"{strength:g}" for strength in strengths], fontsize=7.5)
     axes.set_xlim(-0.25, max(len(strengths) - 1, 0.5) + 0.25)
