@@ -1,60 +1,10 @@
-"""``star token-invariance`` and ``star sample``: look at one tokenizer or model."""
+"""``star sample``: what does a model draw?"""
 
 from pathlib import Path
 
 import typer
 
 from cli.options import Checkpoint, Device, Grid, Heads, RunTokenizer, Weights
-
-
-def token_invariance(
-    image: str = typer.Argument(..., help="Image file, digits/17, china.jpg or flower.jpg."),
-    tokenizer: Path = typer.Option(
-        None, help="Tokenizer file.  \\[default: the digits tokenizer, trained if not cached]"
-    ),
-    shift: float = typer.Option(1.0, help="Shift to the right in pixels."),
-    rotate: float = typer.Option(0.0, help="Rotation in degrees."),
-    scale: float = typer.Option(1.0, help="Scale; 1.05 enlarges by 5 %."),
-    size: int = typer.Option(None, help="Centre crop in pixels.  \\[default: 8 tokens, VQ-8/16: 256]"),
-    out: Path = typer.Option(Path("token-invariance"), help="Folder for csv, json, PNG and PDF."),
-) -> None:
-    """Token indices of an image and of a slightly different view of it (Figure 1(c)).
-
-    Changed cells are marked; the share of unchanged indices is printed and saved.
-    """
-    from cli.screen import Stages, console, print_written
-    from probes.results import write_result
-    from probes.tokens import change_result, token_change
-    from star.images import load_image
-    from star.prepare import open_tokenizer
-    from viz.style import save
-    from viz.tokens import token_views
-
-    loaded_image = load_image(image)
-    with Stages() as stages:
-        model = open_tokenizer(tokenizer, on_progress=stages.report, on_message=stages.message)
-    pixels = size
-    if pixels is None:
-        pixels = 8 * model.config.stride if model.config.stride < 8 else 256
-    change = token_change(model, loaded_image, size=pixels, shift=shift, rotate=rotate, scale=scale)
-    changed = change.indices != change.view_indices
-    console.print(
-        f"{image} at {pixels} px, {model.name}: {changed.sum()} of {changed.size} indices change when "
-        f"{change.label}; {100 * change.share:.1f} % unchanged",
-        highlight=False,
-        markup=False,
-    )
-    name = f"tokens-{Path(image).stem}"
-    written = write_result(change_result(change, model, image, pixels), out / f"{name}.csv")
-    figure = token_views(
-        change.image,
-        change.view,
-        change.indices,
-        change.view_indices,
-        labels=("image", change.label),
-    )
-    written += save(figure, out / name)
-    print_written(written)
 
 
 def sample(

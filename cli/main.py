@@ -26,6 +26,7 @@ from cli import (
     probe,
     reproduce,
     runs,
+    token_invariance,
     train,
     train_tokenizer,
 )
@@ -54,7 +55,7 @@ app.command("attn-maps")(attn_maps.attn_maps)
 app.command("attention-stats")(attention_stats.attention_stats)
 app.command("attribute")(attribute.attribute)
 app.command("ablate")(ablate.ablate)
-app.command("token-invariance")(look.token_invariance)
+app.command("token-invariance")(token_invariance.token_invariance)
 app.command("codebook")(codebook.codebook)
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)

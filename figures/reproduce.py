@@ -21,11 +21,14 @@ from figures.recipes import Material, draw_all
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.attention import AttentionMaps, attention_maps
 from probes.attention_stats import attention_stats
+from probes.augmentations import chosen_views
 from probes.features import scattered_steps, uniform_steps
+from probes.invariance import measure_invariance
+from probes.pictures import drawn
 from probes.protocols import ProtocolConfig
 from probes.results import Result, provenance, write_result
 from probes.splits import probe_splits
-from probes.tokens import encode_images, token_change, unchanged_share
+from probes.tokens import encode_images, token_change
 from star.checkpoint import Loaded, open_model
 from star.codes import CodeStore
 from star.config import TrainConfig, preset
@@ -292,10 +295,10 @@ def _draw(
         for name, item in loaded.items()
     }
     on_progress(stage, 1, total)
-    nudge = {"shift": 1.0, "rotate": 0.0, "scale": 1.0}
-    change = token_change(tokenizer, test.load(0), size=size, **nudge)
-    many = [center_crop(test.load(i), size) for i in range(min(len(test), plan.attention_images))]
-    shares, chance = unchanged_share(tokenizer, many, **nudge)
+    change = token_change(tokenizer, test.load(0), size=size, shift=1.0, rotate=0.0, scale=1.0)
+    nudged = chosen_views("shift:1", size=size, stride=tokenizer.config.stride)
+    many = drawn(test, plan.attention_images, plan.config.seed)
+    unchanged = measure_invariance(tokenizer, many, nudged, size=size).values
     on_progress(stage, 2, total)
     samples = {name: _sampled(item, tokenizer, plan) for name, item in loaded.items()}
     on_progress(stage, 3, total)
@@ -309,7 +312,7 @@ def _draw(
         attention=attention,
         grid=model.grid,
         change=change,
-        unchanged=(float(shares.mean()), chance),
+        unchanged=(float(unchanged["equal"].mean()), float(unchanged["chance"].mean())),
         samples=samples,
         real=_real(source, size, plan.samples_a_class),
         columns=plan.samples_a_class,

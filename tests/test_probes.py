@@ -9,6 +9,7 @@ from PIL import Image
 from probes.attention import attention_at_steps, attention_maps
 from probes.attention_result import maps_result
 from probes.attention_stats import attention_stats
+from probes.augmentations import nudge
 from probes.features import (
     parse_layers,
     parse_steps,
@@ -18,7 +19,6 @@ from probes.features import (
 )
 from probes.intervals import mean_interval, wilson_interval
 from probes.rollout import attention_rollout
-from probes.tokens import nudge
 from star.errors import UserError
 
 
