@@ -33,7 +33,9 @@ def token_invariance(
         ..., help="One image (a file, digits/17, china.jpg, flower.jpg); or a folder, digits, photos."
     ),
     tokenizer: list[str] = typer.Option(
-        None, help="Tokenizer; give it again to compare several.  \\[default: the digits tokenizer]"
+        None,
+        help="Tokenizer file, cifar10 (the package's own) or digits; again to compare several.  "
+        "\\[default: cifar10]",
     ),
     augment: str = typer.Option(
         None, help="Augmentations, with or without strengths: shift,noise:0,2,5.  \\[default: all]"

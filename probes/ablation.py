@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from probes.attention_compare import paired_test
 from probes.compare import ALPHA, NEITHER, holm
 from probes.cuts import Cut, strict_window
 from probes.features import check_steps, check_store
+from probes.intervals import paired_test
 from star.batches import plain_batches
 from star.codes import CodeStore
 from star.device import autocast

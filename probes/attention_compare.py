@@ -14,7 +14,7 @@ import pandas as pd
 
 from probes.attention_stats import AttentionStats
 from probes.compare import ALPHA, NEITHER, holm
-from probes.intervals import FEWEST, Z, mean_interval
+from probes.intervals import FEWEST, paired_test
 from star.errors import UserError
 
 __all__ = ["DIFFERENCE_COLUMNS", "attention_sentences", "compare_attention"]
@@ -23,20 +23,6 @@ DIFFERENCE_COLUMNS = (
     "measure", "layer", "step", "first", "second", "difference", "low", "high", "uniform",
     "p", "p_holm", "higher", "n",
 )  # fmt: skip
-
-
-def paired_test(differences_N: np.ndarray) -> tuple[float, float, float, float]:
-    """(mean, low, high, two-sided p) of paired differences over images, all by the normal law.
-
-    p is NaN with fewer than ``FEWEST`` images.
-    """
-    mean, low, high = mean_interval(differences_N)
-    if len(differences_N) < FEWEST:
-        return mean, low, high, math.nan
-    error = (high - low) / (2 * Z)
-    if error == 0:
-        return mean, low, high, 1.0 if mean == 0 else 0.0
-    return mean, low, high, math.erfc(abs(mean) / error / math.sqrt(2))
 
 
 def compare_attention(

@@ -13,6 +13,7 @@ __all__ = [
     "bootstrap_interval",
     "jackknife_interval",
     "mean_interval",
+    "paired_test",
     "student_quantile",
     "wilson_interval",
 ]
@@ -40,6 +41,20 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     half = Z * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def paired_test(differences_N: np.ndarray) -> tuple[float, float, float, float]:
+    """(mean, low, high, two-sided p) of paired differences over images, all by the normal law.
+
+    p is NaN with fewer than ``FEWEST`` images.
+    """
+    mean, low, high = mean_interval(differences_N)
+    if len(differences_N) < FEWEST:
+        return mean, low, high, math.nan
+    error = (high - low) / (2 * Z)
+    if error == 0:
+        return mean, low, high, 1.0 if mean == 0 else 0.0
+    return mean, low, high, math.erfc(abs(mean) / error / math.sqrt(2))
 
 
 def bootstrap_interval(

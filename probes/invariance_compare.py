@@ -11,8 +11,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from probes.attention_compare import paired_test
 from probes.compare import ALPHA, NEITHER, holm
+from probes.intervals import paired_test
 from probes.invariance import Invariance
 from star.errors import UserError
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from star.images import Split
-from star.vq import VQConfig, VQModel
+from star.vq import VQModel
+from star.vq_config import VQConfig
 
 
 class CellTokenizer(VQModel):

@@ -10,10 +10,10 @@ import torch
 from helpers import SMALL, fake_store, refused, small_model
 
 from probes.attention import attention_maps
-from probes.attention_compare import attention_sentences, compare_attention, paired_test
+from probes.attention_compare import attention_sentences, compare_attention
 from probes.attention_measures import MEASURES, row_measures, uniform_rows
 from probes.attention_stats import attention_stats
-from probes.intervals import mean_interval
+from probes.intervals import mean_interval, paired_test
 from probes.places import cut_beyond, euclidean_distance, place_patterns
 from probes.rollout import attention_rollout, rollout
 from star.config import ModelConfig
@@ -360,7 +360,8 @@ def test_the_command_writes_tables_pictures_and_a_comparison(star, trained, tmp_
     assert stats["value"].between(-1e-6, 11).all() and stats["uniform"].notna().all()
     info = json.loads((tmp_path / "s" / f"{own}.json").read_text())
     assert info["condition"] == "each image's class" and info["images"] == 12
-    monkeypatch.setattr("probes.attention_compare.FEWEST", 12)
+    for module in ("attention_compare", "intervals"):
+        monkeypatch.setattr(f"probes.{module}.FEWEST", 12)
     code, out, err = star("attention-stats", trained, trained, *options)
     assert code == 0, err
     assert "entropy: ST-AR star again" in out and "at 0 of 2 cells" in out

@@ -16,7 +16,8 @@ from probes.invariance import measure_invariance
 from star.errors import UserError
 from star.randomness import torch_generator
 from star.tokenizer import save_tokenizer
-from star.vq import VQConfig, VQModel
+from star.vq import VQModel
+from star.vq_config import VQConfig
 from viz.invariance import CURVES, invariance_curves, invariance_maps
 from viz.style import save
 
