@@ -234,8 +234,8 @@ class StoreWriter:
     """Fills a store's arrays in place; a writer opened again on the same folder goes on from there.
 
     ``done`` counts the source images dealt with, ``written`` the rows they gave, ``skipped`` names the
-    images that gave none, ``animated`` those of which only the first frame was taken. Progress is recorded
-    after the rows are on disk, so a killed run repeats at most its last ``add``.
+    images that gave none, ``animated`` those of which only the first frame was taken. Progress is
+    recorded after the rows are on disk, so a killed run repeats at most its last ``add``.
     """
 
     def __init__(self, folder: Path, *, images: int, views: int, tokens: int) -> None:

@@ -1,9 +1,9 @@
 """Parquet shards with an image a row, as Hugging Face's ``datasets`` stores them.
 
 Column ``image`` (or ``img``, or the one that the schema calls an Image) holds the file's bytes, alone
-or in a struct {bytes, path}; ``label`` (or the one that the schema calls a ClassLabel) a number or a name.
-The names of the classes are the schema's. Rows are read by row group, the last few of which are kept;
-the labels alone are read beforehand. Needs pyarrow, an optional dependency.
+or in a struct {bytes, path}; ``label`` (or the one that the schema calls a ClassLabel) a number or a
+name. The names of the classes are the schema's. Rows are read by row group, the last few of which are
+kept; the labels alone are read beforehand. Needs pyarrow, an optional dependency.
 """
 
 import hashlib
@@ -132,9 +132,8 @@ class _Shard:
             found = json.loads(metadata[b"huggingface"])["info"]["features"]
         except (KeyError, ValueError, TypeError):
             return {}
-        return (
-            {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
-        )
+        found = found if isinstance(found, dict) else {}
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
 
     def column(self, name: str) -> list:
         """All values of a small column; ``UserError`` if they are missing or of another kind."""

@@ -166,9 +166,10 @@ def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
 
 
 def _leave_signals_to_the_first_process(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the first process ends the others.
+    # Both may reach the whole process group. The first process ends the others, which also leave by
+    # themselves within seconds once it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _cores() -> int:
