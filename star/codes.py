@@ -91,7 +91,7 @@ class CodeStore:
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Identity of the tokenizer that made the codes."""
+        """Identity of the tokenizer that made the codes; "" if nobody said (imported codes)."""
         return self.manifest["tokenizer_sha256"]
 
     @property

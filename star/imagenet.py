@@ -7,7 +7,9 @@ subset, or another order, gives the same numbers to other classes.
 import re
 from collections.abc import Sequence
 
-__all__ = ["imagenet_warning"]
+import numpy as np
+
+__all__ = ["imagenet_warning", "label_warning"]
 
 CLASSES = 1000
 _FIRST, _LAST = "n01440764", "n15075141"
@@ -30,4 +32,19 @@ def imagenet_warning(class_names: Sequence[str]) -> str | None:
     return (
         f"warning: the classes are {found}: label i is not ImageNet's class i, and a checkpoint "
         "trained on ImageNet (LlamaGen's) would be conditioned on wrong classes"
+    )
+
+
+def label_warning(labels: np.ndarray) -> str | None:
+    """One line if the labels of code files called ImageNet's are not all of 0 to 999; else None."""
+    present = np.unique(labels)
+    if len(present) and present[-1] >= CLASSES:
+        found = f"label {present[-1]}, ImageNet has 0 to {CLASSES - 1}"
+    elif len(present) < CLASSES:
+        found = f"{len(present)} of ImageNet's {CLASSES} classes"
+    else:
+        return None
+    return (
+        f"warning: the labels have {found}: if they were numbered anew, label i is not ImageNet's "
+        "class i, and a checkpoint trained on it (LlamaGen's) would be conditioned on wrong classes"
     )
