@@ -19,7 +19,7 @@ import torch
 
 from star.codes import CodeStore, StoreWriter, open_splits
 from star.decoding import MAX_MEGAPIXELS, require_megapixels
-from star.device import autocast, keep_freed_memory, resolve_device, resolve_precision
+from star.device import autocast, resolve_device, resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.imagenet import imagenet_warning
@@ -45,6 +45,13 @@ class _Options:
     workers: int
     device: torch.device
     dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        require_megapixels(self.max_megapixels)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; expected at least 1")
+        if not 0 <= self.workers <= 1000:
+            raise UserError(f"workers is {self.workers}; expected 0 (threads) to 1000 processes")
 
     def per_call(self, tokenizer, size: int) -> int:
         """Views of one tokenizer call."""
@@ -98,11 +105,6 @@ def tokenize(
     goes to the manifest. The arrays do not depend on ``workers``.
     """
     require_choice("eval_views", eval_views, ("test", "all"))
-    require_megapixels(max_megapixels)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; expected at least 1")
-    if workers is not None and not 0 <= workers <= 1000:
-        raise UserError(f"workers is {workers}; expected 0 (threads) to 1000 processes")
     where = resolve_device(device)
     options = _Options(
         batch_size=batch_size,
@@ -113,11 +115,10 @@ def tokenize(
         dtype=resolve_precision(precision, where),
     )
     say = on_message or (lambda message: None)
-    train_views = view_set(views or source.default_views, _size(source, tokenizer, size), seed=seed)
-    view_sets = {
-        split: train_views if split == "train" or eval_views == "all" else train_views.test_only()
-        for split in source.splits
-    }
+    size = _size(source, tokenizer, size)
+    every = view_set(views or source.default_views, size, seed=seed)
+    view_sets = dict.fromkeys(source.splits, every if eval_views == "all" else every.test_only())
+    view_sets["train"] = every
     if tokenizer_hash is None:
         from star.tokenizer import tokenizer_sha256
 
@@ -138,7 +139,6 @@ def tokenize(
     prepare_work(partial, plan, say)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(where)
-    keep_freed_memory(where)
     with kept_if_useful(partial):
         for split, facts in plan.items():
             images, cut = source.splits[split], view_sets[split]

@@ -8,6 +8,8 @@ A GPU needs processes, since threads share Python's lock.
 import os
 import re
 import signal
+import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -144,13 +146,15 @@ def _in_threads(cutter: _Cutter) -> Iterator[ViewBatch]:
 
 
 def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
+    # More workers than cores were asked for; the machine is the user's.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     loader = DataLoader(
         cutter,
         batch_size=None,
         sampler=range(len(cutter)),
         num_workers=min(workers, len(cutter)),
         prefetch_factor=AHEAD,
-        worker_init_fn=_leave_signals_to_the_first_process,
+        worker_init_fn=_follow_the_first_process,
         generator=torch.Generator(),  # else it draws from the global state
     )
     try:
@@ -165,11 +169,18 @@ def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
         ) from error
 
 
-def _leave_signals_to_the_first_process(worker: int) -> None:
+def _follow_the_first_process(worker: int) -> None:
     # Both may reach the whole process group. The first process ends the others, which also leave by
     # themselves within seconds once it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _say_unless_left_alone
+
+
+def _say_unless_left_alone(kind: type, error: BaseException, trace: object) -> None:
+    # A batch on its way when the first process leaves: nobody is there to miss it.
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _cores() -> int:

@@ -100,7 +100,7 @@ import sys, time
 from star.splits import Split
 real = Split.load
 def load(self, *arguments):
-    time.sleep(0.3)
+    time.sleep(0.15)
     return real(self, *arguments)
 Split.load = load
 from cli.main import main
