@@ -153,6 +153,49 @@ def loader(
 
 
 @bench.command()
+def tokenize(
+    tokenizer: str = typer.Option(
+        "small",
+        "--tokenizer",
+        help="File, or a preset with random weights: small, vq8, vq16.",
+    ),
+    size: int = typer.Option(32, help="Side of a view in pixels."),
+    images: int = typer.Option(100, help="Images a round, ten crops each."),
+    workers: int = typer.Option(2, help="Loader processes of the other way."),
+    rounds: int = typer.Option(5, help="Timed passes over the images of each arm."),
+    folder: Path = typer.Option(Path("."), help="Where to put the scratch files."),
+    device: Device = "auto",
+    json_: bool = JSON,
+) -> None:
+    """Time star tokenize against one image at a time, the way LlamaGen extracts codes (fp32 both)."""
+    from cli.screen import Stages
+    from probes.bench_tokenize import ARMS, bench_tokenize
+    from star.device import resolve_device
+
+    where = resolve_device(device)
+    with Stages() as stages:
+        found = bench_tokenize(
+            tokenizer,
+            where,
+            size=size,
+            images=images,
+            workers=workers,
+            rounds=_rounds(rounds),
+            folder=folder,
+            on_round=_reporter(stages, json_),
+        )
+    facts = {
+        "tokenizer": tokenizer,
+        "images": found.images,
+        "device": str(where),
+        "images a second": {arm: round(found.images / found.timings.median(arm), 2) for arm in ARMS},
+        "equal tokens": round(found.equal, 6),
+    }
+    title = f"{found.images} images, ten crops of {size} pixels, {tokenizer}"
+    _show(found.timings, {f"{ARMS[0]} / {ARMS[1]}": ARMS}, facts, title, json_)
+
+
+@bench.command()
 def attention(
     size: str = typer.Option("B", "--preset", help=f"Size: {', '.join(SIZES)}."),
     images: int = typer.Option(16, help="Images of one pass."),

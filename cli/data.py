@@ -5,23 +5,37 @@ from typing import Literal
 
 import typer
 
-from cli.options import Device
+from cli.options import Device, SourceTokenizer
 
 
 def tokenize(
     source: str = typer.Argument(
-        ..., help="digits, photos, or an image folder with train/CLASS/* and val/ or test/."
+        ...,
+        help="digits, photos, an image folder with train/CLASS/* and val/ or test/, a .tar of one, or "
+        "parquet shards.",
     ),
     out: Path = typer.Argument(None, help="Folder to write: train/, val/, test/ and the tokenizer."),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file.  \\[default: the digits tokenizer]"),
-    size: int = typer.Option(None, help="Side of a view in pixels.  \\[default: the source's own]"),
+    tokenizer: SourceTokenizer = None,
+    size: int = typer.Option(
+        None, help="Side of a view in pixels.  \\[default: the source's own; without --tokenizer 32]"
+    ),
     views: str = typer.Option(
-        None, help="ten-crop, ten-crop-1.05, affine-N or plain.  \\[default: the source's own]"
+        None,
+        help="ten-crop, ten-crop-1.05, ten-crop-1.1+1.05, flip, random-crop-N, affine-N or plain.  "
+        "\\[default: the source's own]",
     ),
     eval_views: Literal["test", "all"] = typer.Option("test", help="Views of val and test."),
-    batch_size: int = typer.Option(256, help="Views a tokenizer call."),
+    batch_size: int = typer.Option(
+        None, help="Views a tokenizer call.  \\[default: by device and size]"
+    ),
+    workers: int = typer.Option(
+        None,
+        help="Processes that decode images; 0: threads.  \\[default: 0 beside a CPU that encodes, else "
+        "by the cores]",
+    ),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read (listed after)."),
-    seed: int = typer.Option(0, help="Seed of the random affine views."),
+    max_megapixels: float = typer.Option(100.0, help="Refuse images of more pixels than this."),
+    seed: int = typer.Option(0, help="Seed of the random views (affine-N, random-crop-N)."),
     precision: Literal["auto", "fp32", "bf16"] = typer.Option("fp32", help="Tokenizer precision."),
     device: Device = "auto",
     verify: bool = typer.Option(
@@ -54,6 +68,8 @@ def tokenize(
             views=views,
             eval_views=eval_views,
             batch_size=batch_size,
+            workers=workers,
+            max_megapixels=max_megapixels,
             skip_bad=skip_bad,
             seed=seed,
             device=device,
@@ -63,10 +79,12 @@ def tokenize(
         )
     keep_tokenizer(data, out)
     for name, store in data.stores.items():
-        skipped = store.skipped
+        skipped, animated = store.skipped, store.animated
         console.print(
             f"{name}: {len(store)} images x {store.views} views x {store.tokens} tokens, "
-            f"{store.num_classes} classes" + (f", skipped: {', '.join(skipped)}" if skipped else ""),
+            f"{store.num_classes} classes"
+            + (f", skipped: {', '.join(skipped)}" if skipped else "")
+            + (f", first frame only: {', '.join(animated)}" if animated else ""),
             highlight=False,
         )
     console.print(f"written: {out}", highlight=False)

@@ -20,6 +20,7 @@ from cli import (
     attribute,
     bench,
     codebook,
+    codes,
     data,
     files,
     look,
@@ -62,6 +63,7 @@ app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)
 app.command("export")(files.export)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(codes.codes, name="codes")
 
 
 def _print_version(wanted: bool) -> None:

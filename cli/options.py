@@ -22,6 +22,7 @@ __all__ = [
     "Grid",
     "Heads",
     "RunTokenizer",
+    "SourceTokenizer",
     "Weights",
     "with_options",
 ]
@@ -37,6 +38,14 @@ Data = Annotated[str | None, typer.Option(help="Source or code stores.  \\[defau
 RunTokenizer = Annotated[
     Path | None,
     typer.Option("--tokenizer", help="Tokenizer file.  \\[default: the run's own]"),
+]
+SourceTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Tokenizer file, cifar10 (the package's own) or digits.  \\[default: digits for digits, else "
+        "cifar10]",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 

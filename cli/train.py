@@ -6,7 +6,7 @@ from typing import Literal
 
 import typer
 
-from cli.options import Device, with_options
+from cli.options import Device, SourceTokenizer, with_options
 from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, preset
 
 SIZE_NAMES = ", ".join(SIZES)
@@ -36,7 +36,7 @@ def train(
     config: Path = typer.Option(
         None, help="TOML or JSON file of settings (a run's config.json works)."
     ),
-    tokenizer: Path = typer.Option(None, help="Tokenizer file for a source that is not tokenised yet."),
+    tokenizer: SourceTokenizer = None,
     run: Path = typer.Option(None, "--run", help="Run folder.  \\[default: runs/DATE-OBJECTIVE]"),
     resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
     without: str = typer.Option(
@@ -93,7 +93,7 @@ def _prepared(
     settings: TrainConfig,
     folder: Path,
     without: list[str] | None,
-    tokenizer: Path | None,
+    tokenizer: str | None,
     skip_bad: bool,
     device: str,
 ):

@@ -131,7 +131,7 @@ def check_prefix(config: ModelConfig, tokens_T: Tensor, label: int) -> None:
 def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:
     """Raise ``UserError`` if the checkpoint names another tokenizer than the one of the codes."""
     trained_with = (loaded.tokenizer or {}).get("sha256")
-    if trained_with and store.tokenizer_sha256 != trained_with:
+    if trained_with and store.tokenizer_sha256 not in ("", trained_with):  # "": unknown
         raise UserError(
             f"{store.path} was made by another tokenizer than the one {loaded.path} was "
             f"trained with (sha256 {trained_with[:12]})"
@@ -140,7 +140,7 @@ def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:
 
 def check_decoder(tokenizer: VQModel, store: CodeStore) -> None:
     """Raise ``UserError`` if ``tokenizer`` is not the one that made the codes."""
-    if tokenizer_sha256(tokenizer) != store.tokenizer_sha256:
+    if store.tokenizer_sha256 not in ("", tokenizer_sha256(tokenizer)):  # "": unknown
         raise UserError(
             f"{store.path} was made by another tokenizer than {tokenizer.name}, which cannot decode "
             "its codes; give the one it was made by"

@@ -10,6 +10,7 @@ N images, T = grid x grid tokens in row order.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +91,21 @@ class CodeStore:
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Identity of the tokenizer that made the codes."""
+        """Identity of the tokenizer that made the codes; "" if nobody said (imported codes)."""
         return self.manifest["tokenizer_sha256"]
 
     @property
     def skipped(self) -> list[str]:
         """Names of the images that could not be read and were left out."""
-        noted = self.manifest.get("skipped")
+        return self._noted("skipped")
+
+    @property
+    def animated(self) -> list[str]:
+        """Names of the images of several frames, of which the first was taken."""
+        return self._noted("animated")
+
+    def _noted(self, what: str) -> list[str]:
+        noted = self.manifest.get(what)
         names = noted.get("names") if isinstance(noted, dict) else None
         return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -225,8 +234,8 @@ class StoreWriter:
     """Fills a store's arrays in place; a writer opened again on the same folder goes on from there.
 
     ``done`` counts the source images dealt with, ``written`` the rows they gave, ``skipped`` names the
-    images that gave none. Progress is recorded after the rows are on disk, so a killed run repeats at
-    most its last ``add``.
+    images that gave none, ``animated`` those of which only the first frame was taken. Progress is
+    recorded after the rows are on disk, so a killed run repeats at most its last ``add``.
     """
 
     def __init__(self, folder: Path, *, images: int, views: int, tokens: int) -> None:
@@ -234,6 +243,7 @@ class StoreWriter:
         self.shape = (images, views, tokens)
         self.done = self.written = 0
         self.skipped: list[str] = []
+        self.animated: list[str] = []
         if not self._resume():
             self._start()
 
@@ -244,13 +254,15 @@ class StoreWriter:
             self.labels = np.load(self.folder / "labels.npy", mmap_mode="r+")
             shape = tuple(progress["shape"])
             done, written, skipped = (progress[key] for key in ("done", "written", "skipped"))
+            animated = progress.get("animated", [])
         except (OSError, ValueError, EOFError, KeyError, TypeError):
             return False
         fits = self.codes.shape == shape == self.shape and self.labels.shape == shape[:1]
         counts = type(done) is int and type(written) is int and isinstance(skipped, list)
+        counts = counts and isinstance(animated, list)
         if not (fits and counts and 0 <= written <= done <= shape[0]):
             return False
-        self.done, self.written, self.skipped = done, written, skipped
+        self.done, self.written, self.skipped, self.animated = done, written, skipped, animated
         return True
 
     def _start(self) -> None:
@@ -267,7 +279,14 @@ class StoreWriter:
         self.codes = create(self.folder / "codes.npy", mode="w+", dtype=np.uint16, shape=self.shape)
         self.labels = create(self.folder / "labels.npy", mode="w+", dtype=np.int64, shape=(images,))
 
-    def add(self, codes: np.ndarray, labels: np.ndarray, *, skipped: list[str]) -> None:
+    def add(
+        self,
+        codes: np.ndarray,
+        labels: np.ndarray,
+        *,
+        skipped: Sequence[str] = (),
+        animated: Sequence[str] = (),
+    ) -> None:
         """Append rows ``codes`` (n, views, T), ``labels`` (n,), of n + len(skipped) source images."""
         end = self.written + len(labels)
         assert codes.shape == (len(labels), *self.shape[1:]) and end <= self.shape[0], codes.shape
@@ -278,11 +297,13 @@ class StoreWriter:
         self.written = end
         self.done += len(labels) + len(skipped)
         self.skipped = [*self.skipped, *skipped]
+        self.animated = [*self.animated, *animated]
         progress = {
             "shape": self.shape,
             "done": self.done,
             "written": self.written,
             "skipped": self.skipped,
+            "animated": self.animated,
         }
         write_json(self.folder / "progress.json", progress)
 
@@ -307,6 +328,7 @@ class StoreWriter:
             **facts,
             "class_counts": counts,
             "skipped": {"count": len(self.skipped), "names": self.skipped},
+            "animated": {"count": len(self.animated), "names": self.animated},
             "sha256": {name: sha256_file(self.folder / name) for name in ("codes.npy", "labels.npy")},
         }
         write_json(self.folder / "manifest.json", manifest)

@@ -26,13 +26,16 @@ __all__ = [
     "center_crop",
     "inverse_affine",
     "random_crop",
+    "ten_crop_names",
     "to_model_range",
     "view_set",
 ]
 
 _CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right", "centre")
 _TEN = (*_CORNERS, *(f"mirrored-{name}" for name in _CORNERS))
+_BOTH = "ten-crop-1.1+1.05"
 DEFAULT_CROP_RANGE = 1.1
+DEFAULT_RANDOM = 10
 DEFAULT_AFFINE = 16
 MAX_ROTATION = 12.0  # degrees
 SCALES = (0.85, 1.15)
@@ -125,6 +128,79 @@ class TenCrop(ViewSet):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TenCrops(ViewSet):
+    """The ten crops of several crop ranges, one range after the other, as LlamaGen stores 1.1 and 1.05.
+
+    The test view is the centre of the first.
+    """
+
+    test_view: int = _TEN.index("centre")
+    crop_ranges: tuple[float, ...]
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        wanted = set(self.view_names)
+        views = []
+        for crop_range in self.crop_ranges:
+            names = ten_crop_names(crop_range)
+            kept = tuple(name for name, full in zip(_TEN, names, strict=True) if full in wanted)
+            if kept:
+                one = TenCrop(name="", size=self.size, view_names=kept, crop_range=crop_range)
+                views.append(one(image, image_index))
+        return np.concatenate(views)
+
+    def _details(self) -> dict:
+        return {
+            "crop": "ADM centre crop to each of crop_sizes, then torchvision's TenCrop",
+            "crop_ranges": list(self.crop_ranges),
+            "crop_sizes": [int(self.size * crop_range) for crop_range in self.crop_ranges],
+        }
+
+
+def ten_crop_names(crop_range: float | None = None) -> tuple[str, ...]:
+    """Names of the ten crops, with their crop range where there are several."""
+    return _TEN if crop_range is None else tuple(f"{crop_range:g}-{name}" for name in _TEN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip(ViewSet):
+    """The ADM centre crop and its mirror image, in this order, as LlamaGen stores them."""
+
+    view_names: tuple[str, ...] = ("centre", "mirrored-centre")
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        pixels = np.asarray(center_crop(image, self.size))
+        return np.stack([pixels, pixels[:, ::-1]])[: len(self)]
+
+    def _details(self) -> dict:
+        return {"crop": "ADM centre crop, and its mirror image"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCrops(ViewSet):
+    """View 0 is the plain centre crop; the others ADM's random crops, mirrored with probability 1/2.
+
+    View v of an image is a function of ``seed``, ``image_index`` and v alone.
+    """
+
+    seed: int = field(default=0)
+
+    def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
+        views = [np.asarray(center_crop(image, self.size))]
+        for view in range(1, len(self)):
+            rng = generator(self.seed, "random crops", image_index, view)
+            crop = np.asarray(random_crop(image, self.size, rng))
+            views.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+        return np.stack(views)
+
+    def _details(self) -> dict:
+        return {
+            "crop": "ADM centre crop, then ADM random crops, each mirrored with probability 1/2",
+            "seed": self.seed,
+            "least_crop": LEAST_CROP,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Affine(ViewSet):
     """View 0 is the plain centre crop; the others are random rotations, scales and shifts of it.
 
@@ -190,32 +266,50 @@ def inverse_affine(
 def view_set(name: str, size: int, *, seed: int = 0) -> ViewSet:
     """The view set called ``name`` for square views of ``size`` pixels.
 
-    Names: ``ten-crop`` or ``ten-crop-R`` (crop range R, 1.1 if not given; 1 to 2), ``affine`` or
-    ``affine-N`` (N views, 16 if not given), ``plain``. ``seed`` matters to ``affine`` only. Raises
-    ``UserError`` for any other name.
+    Names: ``ten-crop`` or ``ten-crop-R`` (crop range R, 1.1 if not given; 1 to 2), ``ten-crop-R+S``
+    (both ranges), ``flip``, ``plain``, and with N views ``random-crop-N`` (10 if not given) and
+    ``affine-N`` (16). ``seed`` matters to the last two. Raises ``UserError`` for any other name.
     """
     if size < 1:
         raise UserError(f"image size is {size}; expected at least 1 pixel")
-    if name == "plain":
-        return PlainView(name=name, size=size)
+    if name in ("plain", "flip"):
+        return (PlainView if name == "plain" else Flip)(name=name, size=size)
     if name == "ten-crop":
         return TenCrop(name=name, size=size)
-    if name == "affine":
-        name = f"affine-{DEFAULT_AFFINE}"
+    name = {"affine": f"affine-{DEFAULT_AFFINE}", "random-crop": f"random-crop-{DEFAULT_RANDOM}"}.get(
+        name, name
+    )
     kind, _, value = name.rpartition("-")
     if kind == "ten-crop":
-        crop_range = _number(value)
-        if 1 <= crop_range <= 2:
-            name = "ten-crop" if crop_range == DEFAULT_CROP_RANGE else f"ten-crop-{crop_range:g}"
-            return TenCrop(name=name, size=size, crop_range=crop_range)
-        raise UserError(f"views are {name!r}; expected a crop range from 1 to 2, such as ten-crop-1.05")
-    if kind == "affine":
+        return _ten_crop(name, value, size)
+    if kind in ("affine", "random-crop"):
         if value.isascii() and value.isdecimal() and 1 <= int(value) <= 1000:
-            names = ("plain", *(f"affine-{view}" for view in range(1, int(value))))
-            return Affine(name=name, size=size, view_names=names, seed=seed)
-        raise UserError(f"views are {name!r}; expected 1 to 1000 views, such as affine-16")
+            stem = "affine" if kind == "affine" else "random"
+            names = ("plain", *(f"{stem}-{view}" for view in range(1, int(value))))
+            made = Affine if kind == "affine" else RandomCrops
+            return made(name=name, size=size, view_names=names, seed=seed)
+        raise UserError(f"views are {name!r}; expected 1 to 1000 views, such as {kind}-16")
     raise UserError(
-        f"views are {name!r}; expected one of: ten-crop, ten-crop-1.05, affine, affine-8, plain"
+        f"views are {name!r}; expected one of: ten-crop, ten-crop-1.05, {_BOTH}, flip, random-crop-10, "
+        "affine, affine-8, plain"
+    )
+
+
+def _ten_crop(name: str, value: str, size: int) -> ViewSet:
+    ranges = tuple(_number(part) for part in value.split("+"))
+    if len(set(ranges)) < len(ranges) or not all(1 <= crop_range <= 2 for crop_range in ranges):
+        raise UserError(
+            f"views are {name!r}; expected a crop range from 1 to 2, such as ten-crop-1.05, or several "
+            f"different ones, such as {_BOTH}"
+        )
+    if len(ranges) == 1:
+        name = "ten-crop" if ranges == (DEFAULT_CROP_RANGE,) else f"ten-crop-{ranges[0]:g}"
+        return TenCrop(name=name, size=size, crop_range=ranges[0])
+    return TenCrops(
+        name="ten-crop-" + "+".join(f"{crop_range:g}" for crop_range in ranges),
+        size=size,
+        view_names=tuple(name for crop_range in ranges for name in ten_crop_names(crop_range)),
+        crop_ranges=ranges,
     )
 
 

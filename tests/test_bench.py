@@ -12,6 +12,7 @@ from test_trainer import CPU, tiny
 
 from probes import bench_probe as probes_bench
 from probes import bench_step as steps
+from probes import bench_tokenize as tokens_bench
 from probes.bench_loader import ARMS, bench_loader
 from probes.llamagen_way import LlamaGenStep, LlamaGenTransformer
 from probes.timing import Timings, alternate
@@ -153,3 +154,17 @@ def test_the_probe_bench_refuses_what_does_not_exist(star):
     assert refused(star("bench", "probe", "--layer", "9"), "layer 9 does not exist")
     assert refused(star("bench", "probe", "--images", "1"), "images is 1; expected at least 2")
     assert refused(star("bench", "probe", "--rounds", "1"), "rounds is 1; expected at least 2")
+
+
+def test_the_tokenize_bench_gives_the_same_tokens_both_ways(star, tmp_path):
+    small = ("bench", "tokenize", "--size", 16, "--images", 3, "--rounds", 2, "--workers", 0)
+    code, out, err = star(*small, "--device", "cpu", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    # float32 sums of calls of 10 and of 30 views may differ; near ties of random weights are rare
+    assert found["equal tokens"] > 0.99 and found["images"] == 3
+    assert set(found["seconds"]) == set(tokens_bench.ARMS)
+    assert list(tmp_path.iterdir()) == []
+    assert refused(star("bench", "tokenize", "--images", 1), "images is 1; expected at least 2")
+    assert refused(star("bench", "tokenize", "--size", 18), "multiple of the tokenizer's stride 4")
+    assert refused(star("bench", "tokenize", "--tokenizer", "huge"), "tokenizer preset is 'huge'")

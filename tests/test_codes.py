@@ -106,7 +106,7 @@ def test_batches_are_bounded_and_do_not_change_the_codes(source, tmp_path):
     seen = []
     _write(source, tmp_path / "small", tokenizer=small, batch_size=3,
            on_progress=lambda *progress: seen.append(progress))  # fmt: skip
-    _write(source, tmp_path / "large", tokenizer=large)
+    _write(source, tmp_path / "large", tokenizer=large, batch_size=256)
     assert max(small.sizes) == 3 and max(large.sizes) == 96
     assert _hashes(tmp_path / "small") == _hashes(tmp_path / "large")
     assert seen[:3] == [("train", 0, 24), ("train", 1, 24), ("train", 2, 24)]

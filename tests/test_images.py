@@ -224,9 +224,7 @@ def test_a_file_that_is_gone_is_not_a_bad_image(tmp_path):
 def test_huge_images_are_refused_with_their_size(tmp_path, size):
     path = tmp_path / "huge.png"
     Image.new("1", size).save(path)
-    with pytest.raises(
-        BadImageError, match=r"huge.png has (10001 x 10000|196000000) pixels; at most 100"
-    ):
+    with pytest.raises(BadImageError, match=rf"huge.png has {size[0]} x {size[1]} pixels; at most 100"):
         load_image(path)
 
 

@@ -172,6 +172,9 @@ def test_plain_is_the_centre_crop():
         ("ten-crop-0.9", "from 1 to 2"),
         ("ten-crop-nan", "from 1 to 2"),
         ("ten-crop-wide", "from 1 to 2"),
+        ("ten-crop-1.1+", "from 1 to 2"),
+        ("ten-crop-1.1+1.1", "several different ones"),
+        ("random-crop-0", "1 to 1000"),
         ("affine-0", "1 to 1000"),
         ("affine-two", "1 to 1000"),
     ],
@@ -216,3 +219,48 @@ def test_random_crop_is_a_square_of_the_image():
         "Lowest", (), {"integers": lambda self, low, high=None, endpoint=False: 4 if high else 0}
     )
     assert np.array_equal(np.asarray(random_crop(same, 4, never())), np.asarray(same))
+
+
+def test_both_crop_ranges_are_the_two_ten_crops_in_one():
+    image = load_image("china.jpg")
+    both = view_set("ten-crop-1.1+1.05", 64)
+    found = both(image, 0)
+    parts = [view_set(one, 64)(image, 0) for one in ("ten-crop", "ten-crop-1.05")]
+    assert np.array_equal(found, np.concatenate(parts)) and len(both) == 20
+    assert both.view_names[4] == "1.1-centre" and both.view_names[14] == "1.05-centre"
+    assert len(set(both.view_names)) == 20 and both.describe()["crop_sizes"] == [70, 67]
+    only = both.test_only()
+    assert only.view_names == ("1.1-centre",) and np.array_equal(only(image, 0), found[4:5])
+    turned = view_set("ten-crop-1.05+1.1", 64)
+    assert np.array_equal(turned(image, 0)[10:], parts[0]) and turned.test_view == 4
+
+
+def test_flip_is_the_centre_crop_and_its_mirror_image():
+    image = load_image("flower.jpg")
+    views = view_set("flip", 48)
+    centre = np.asarray(center_crop(image, 48))
+    assert np.array_equal(views(image, 3), np.stack([centre, centre[:, ::-1]]))
+    assert views.test_view == 0 and np.array_equal(views.test_only()(image, 3), centre[None])
+
+
+def test_random_crops_are_a_function_of_seed_index_and_view():
+    image = load_image("china.jpg")
+    views = view_set("random-crop-6", 32, seed=2)
+    found = views(image, 9)
+    assert found.shape == (6, 32, 32, 3) and len(view_set("random-crop", 32)) == 10
+    assert np.array_equal(found[0], np.asarray(center_crop(image, 32)))
+    from star.randomness import generator
+
+    mirrored = 0
+    for view in range(1, 6):  # each by itself, as its three numbers say
+        rng = generator(2, "random crops", 9, view)
+        expected = np.asarray(random_crop(image, 32, rng))
+        flip = rng.random() < 0.5
+        mirrored += flip
+        assert np.array_equal(found[view], expected[:, ::-1] if flip else expected)
+    assert 0 < mirrored < 5
+    assert np.array_equal(view_set("random-crop-3", 32, seed=2)(image, 9), found[:3])
+    for other in (view_set("random-crop-6", 32, seed=3)(image, 9), views(image, 10)):
+        assert np.array_equal(other[0], found[0])
+        assert all((other[view] != found[view]).any() for view in range(1, 6))
+    assert np.array_equal(views.test_only()(image, 9), found[:1])
