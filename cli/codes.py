@@ -28,8 +28,7 @@ def import_(
     from star.files import require_writable
     from star.imagenet import label_warning
     from star.llamagen_codes import find_code_files, import_codes
-    from star.prepare import TOKENIZER_FILE
-    from star.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
+    from star.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_sha256
 
     named = {}
     model = None if tokenizer is None else load_tokenizer(tokenizer)

@@ -43,8 +43,8 @@ SourceTokenizer = Annotated[
     str | None,
     typer.Option(
         "--tokenizer",
-        help="Tokenizer file, cifar10 (the package's own) or digits.  \\[default: digits for digits, else "
-        "cifar10]",
+        help="Tokenizer file, cifar10 (the package's own) or digits.  "
+        "\\[default: digits for digits, else cifar10]",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

@@ -108,7 +108,7 @@ def prepare_data(
     stores = open_splits(data)
     beside = Path(data) / TOKENIZER_FILE
     path = tokenizer or (beside if beside.exists() else None)
-    model = load_tokenizer(path) if path else None
+    model = open_tokenizer(path) if path else None
     expected = stores["train"].tokenizer_sha256
     if model is not None and expected not in ("", tokenizer_sha256(model)):  # "": unknown
         raise UserError(
