@@ -21,6 +21,7 @@ class InvarianceRequest:
     size: int | None
     seed: int
     batch_size: int | None
+    max_megapixels: float
     shift: float | None
     rotate: float | None
     scale: float | None
@@ -30,7 +31,9 @@ class InvarianceRequest:
 
 def token_invariance(
     image: str = typer.Argument(
-        ..., help="One image (a file, digits/17, china.jpg, flower.jpg); or a folder, digits, photos."
+        ...,
+        help="One image (a file, digits/17, china.jpg, flower.jpg), or many: a folder, a .tar, parquet "
+        "shards, digits, photos.",
     ),
     tokenizer: list[str] = typer.Option(
         None,
@@ -51,6 +54,7 @@ def token_invariance(
     batch_size: int = typer.Option(
         None, help="Images tokenised at a time.  \\[default: 64, 16 of 256 px]"
     ),
+    max_megapixels: float = typer.Option(100.0, help="Refuse images of more pixels than this."),
     shift: float = typer.Option(None, help="One image's view: pixels to the right.  \\[default: 1]"),
     rotate: float = typer.Option(None, help="One image's view: degrees.  \\[default: 0]"),
     scale: float = typer.Option(None, help="One image's view: 1.05 enlarges by 5 %.  \\[default: 1]"),
@@ -77,6 +81,7 @@ def token_invariance(
             size=size,
             seed=seed,
             batch_size=batch_size,
+            max_megapixels=max_megapixels,
             shift=shift,
             rotate=rotate,
             scale=scale,

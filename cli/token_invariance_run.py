@@ -40,11 +40,11 @@ def run_token_invariance(asked: InvarianceRequest) -> None:
     if asked.augment is not None:  # a wrong name is refused before anything is opened
         chosen_views(asked.augment, size=1 << 30, stride=1)
     if many:
-        images, split = picture_split(asked.image, asked.split)
+        images, split = picture_split(asked.image, asked.split, asked.max_megapixels)
         count = DEFAULT_IMAGES if asked.images is None else asked.images
         images = drawn(images, count, asked.seed)
     else:
-        images, split = one_image(asked.image), None
+        images, split = one_image(asked.image, asked.max_megapixels), None
     models = _open(asked)
     size = asked.size
     if size is None:

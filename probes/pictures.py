@@ -9,49 +9,77 @@ from pathlib import Path
 
 import numpy as np
 
+from star.decoding import MAX_MEGAPIXELS, SUFFIXES, BadImageError, require_megapixels
 from star.errors import UserError
-from star.images import SUFFIXES, Split, load_image, open_source
+from star.images import Split, load_image, open_source
 from star.prepare import is_code_folder
 from star.randomness import generator
 
 __all__ = ["drawn", "holds_many", "one_image", "picture_split"]
 
+SOURCES = ("digits", "photos")
+ARCHIVES = (".tar", ".parquet")
+
 
 def holds_many(data: str) -> bool:
-    """Whether ``data`` names a set of images: ``digits``, ``photos`` or a folder."""
-    return data in ("digits", "photos") or Path(data).is_dir()
+    """Whether ``data`` names many images: ``digits``, ``photos``, a folder, a tar or parquet file."""
+    path = Path(data)
+    return data in SOURCES or path.is_dir() or (path.suffix in ARCHIVES and path.exists())
 
 
-def picture_split(data: str, split: str | None = None) -> tuple[Split, str]:
-    """The images of ``data`` and the split's name ("all" of a folder without a folder ``train``).
+def picture_split(
+    data: str, split: str | None = None, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Split, str]:
+    """The images of ``data`` and the split's name ("all" of a folder that is no source).
 
     Of a source without ``split``: test, else val, else train. Raises ``UserError`` for a folder without
     images, and if ``split`` is asked of what has none.
     """
+    require_megapixels(max_megapixels)
     root = Path(data)
-    if data not in ("digits", "photos") and not (root / "train").is_dir():
-        if split is not None:
-            raise UserError(f"{data} has no folder train, so no splits; leave out --split {split}")
-        return _below(root), "all"
     if is_code_folder(data):
         raise UserError(f"{data} holds codes; expected images (those the codes were made from)")
+    if not _is_source(root, data):
+        if split is not None:
+            raise UserError(f"{data} has no folder train, so no splits; leave out --split {split}")
+        return _limited(_below(root), max_megapixels), "all"
     source = open_source(data)
     name = split or next(name for name in ("test", "val", "train") if name in source.splits)
-    found = source.split(name)
-    if data not in ("digits", "photos"):  # no --skip-bad to advise here
-        found = dataclasses.replace(found, read=lambda name: load_image(root / name))
-    return found, name
+    return _limited(source.split(name), max_megapixels), name
 
 
-def one_image(name: str) -> Split:
-    """The image called ``name`` (``star.images.load_image``) as a split of one."""
-    image = load_image(name)
-    return Split(
+def _is_source(root: Path, data: str) -> bool:
+    if data in SOURCES or not root.is_dir() or (root / "train").is_dir():
+        return True
+    return any(path.suffix in ARCHIVES for path in root.iterdir())
+
+
+def _limited(split: Split, max_megapixels: float) -> Split:
+    """The same images with this limit, and the advice of a command that has it but skips none."""
+
+    def read(name: str, _: float):
+        try:
+            return split.read(name, max_megapixels)
+        except BadImageError as error:
+            message = str(error).replace("remove it or pass --skip-bad", "remove it")
+            if "megapixels are read" in message and "--max-megapixels" not in message:
+                message += ", or allow it with --max-megapixels"
+            raise BadImageError(message) from error
+
+    return dataclasses.replace(split, read=read)
+
+
+def one_image(name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Split:
+    """The image called ``name`` (``star.images.load_image``) as a split of one, read at once."""
+    found = Split(
         names=(name,),
         labels=np.zeros(1, dtype=np.int64),
-        read=lambda _: image,
+        read=lambda name, most: load_image(name, max_megapixels=most),
         content=lambda _: str(image.size),
     )
+    found = _limited(found, max_megapixels)
+    image = found.load(0)
+    return dataclasses.replace(found, read=lambda *_: image)
 
 
 def drawn(split: Split, count: int, seed: int) -> Split:
@@ -79,6 +107,6 @@ def _below(root: Path) -> Split:
     return Split(
         names=tuple(sorted(names)),
         labels=np.zeros(len(names), dtype=np.int64),
-        read=lambda name: load_image(root / name),
+        read=lambda name, most: load_image(root / name, max_megapixels=most),
         content=lambda name: str((root / name).stat().st_size),
     )

@@ -38,7 +38,7 @@ def pictures(arrays) -> Split:
     return Split(
         names=tuple(str(place) for place in range(len(arrays))),
         labels=np.zeros(len(arrays), dtype=np.int64),
-        read=lambda name: Image.fromarray(arrays[int(name)]),
+        read=lambda name, most: Image.fromarray(arrays[int(name)]),
         content=str,
     )
 

@@ -1,6 +1,7 @@
 """``star token-invariance`` from the command line, and its drawings."""
 
 import json
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from cell_tokenizer import CellTokenizer, pictures, random_pictures
 from helpers import refused
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from PIL import Image
 
 from probes.augmentations import AUGMENTATIONS, chosen_views
 from probes.invariance import measure_invariance
@@ -213,3 +215,24 @@ def test_bad_tables_and_maps_are_one_clear_line(measured):
         invariance_maps({"noise": np.full((2, 2), np.nan)})
     with pytest.raises(UserError, match="the map of noise is .* expected fractions"):
         invariance_maps({"noise": np.full((2, 2), 3.0)})
+
+
+def test_archives_are_folders_too(star, tokenizer_file, digit_folder, tmp_path):
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(digit_folder, arcname="set")
+    few = ("--tokenizer", tokenizer_file, "--augment", "flip", "--images", "4")
+    code, out, err = star("token-invariance", "set.tar", *few, "--out", "tar")
+    assert code == 0 and "set.tar, test: 4 images" in out, (out, err)
+    code, _, err = star("token-invariance", digit_folder, *few, "--out", "folder")
+    tables = [pd.read_csv(next((tmp_path / name).glob("*.csv"))) for name in ("tar", "folder")]
+    assert code == 0 and tables[0]["equal"].notna().all(), err
+
+
+def test_images_too_large_are_refused_with_their_size_unless_allowed(star, tokenizer_file, tmp_path):
+    Image.new("RGB", (60, 50)).save(tmp_path / "large.png")
+    few = ("--tokenizer", tokenizer_file, "--augment", "flip")
+    for name in ("large.png", "."):
+        small = (name, *few, "--max-megapixels", "0.002")
+        assert refused(star("token-invariance", *small), "60 x 50 pixels", "with --max-megapixels")
+    assert star("token-invariance", "large.png", *few, "--max-megapixels", "0.003")[0] == 0
+    assert refused(star("token-invariance", "large.png", *few, "--max-megapixels", "0"), "more than 0")
