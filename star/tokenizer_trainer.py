@@ -163,8 +163,9 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def redrawn(self, count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first held-out images and their reconstructions, (n, 3, H, W) in [-1, 1]."""
-        images_BCHW = scaled(self.val_NCHW[:count]).to(self.learner.device)
+        """Some held-out images and their reconstructions, (n, 3, H, W) in [-1, 1]."""
+        every = max(1, len(self.val_NCHW) // count)  # they are in the order of their classes
+        images_BCHW = scaled(self.val_NCHW[::every][:count]).to(self.learner.device)
         return images_BCHW.cpu(), self.learner.model(images_BCHW).clamp(-1, 1).cpu()
 
     def save(self) -> None:
