@@ -155,9 +155,9 @@ def loader(
 @bench.command()
 def tokenize(
     tokenizer: str = typer.Option(
-        "small",
+        "cifar10",
         "--tokenizer",
-        help="File, or a preset with random weights: small, vq8, vq16.",
+        help="File, cifar10 (the package's own), or a preset with random weights: small, vq8, vq16.",
     ),
     size: int = typer.Option(32, help="Side of a view in pixels."),
     images: int = typer.Option(100, help="Images a round, ten crops each."),

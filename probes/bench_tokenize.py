@@ -22,13 +22,13 @@ from probes.timing import Timings, alternate
 from star.codes import open_codes
 from star.errors import UserError
 from star.images import load_image, open_source
+from star.prepare import open_tokenizer
 from star.randomness import generator, torch_generator
 from star.splits import Split
 from star.tokenize import tokenize
-from star.tokenizer import load_tokenizer
 from star.views import center_crop, random_crop
 from star.vq import VQModel
-from star.vq_config import vq_preset
+from star.vq_config import PRESETS
 
 __all__ = ["ARMS", "TokenizeBench", "bench_tokenize"]
 
@@ -59,8 +59,8 @@ def bench_tokenize(
 ) -> TokenizeBench:
     """Time ten-crop extraction of ``images`` images at ``size`` pixels, files below ``folder``.
 
-    ``tokenizer`` is a file, or the name of a preset, whose weights are then random. ``workers`` are the
-    processes of the DataLoader; ours takes its own default, threads beside a CPU.
+    ``tokenizer`` is a file, a name, or that of a preset, whose weights are then random. ``workers`` are
+    the processes of the DataLoader; ours takes its own default, threads beside a CPU.
     """
     if images < 2:
         raise UserError(f"images is {images}; expected at least 2")
@@ -100,10 +100,10 @@ def bench_tokenize(
 
 
 def open_for_bench(tokenizer: Path | str) -> VQModel:
-    """The tokenizer in a file, or one of a preset's shape with random weights."""
-    if Path(tokenizer).exists():
-        return load_tokenizer(tokenizer)
-    model = VQModel(vq_preset(str(tokenizer)))
+    """The tokenizer of a file or by name, or one of a preset's shape with random weights."""
+    if str(tokenizer) not in PRESETS or Path(tokenizer).exists():
+        return open_tokenizer(tokenizer)
+    model = VQModel(PRESETS[str(tokenizer)])
     rng = torch_generator(0, "bench tokenizer")
     for parameter in model.parameters():
         if parameter.ndim > 1:
