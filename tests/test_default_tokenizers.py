@@ -32,7 +32,7 @@ def test_its_card_says_what_it_saw_and_how_well_it_does(shipped):
     card = shipped.card
     assert shipped.name == "cifar10" and shipped.config.stride == 4
     assert card["command"].startswith("star train-tokenizer ")
-    assert "50000 images" in card["data"] and card["measured_on"].endswith("test, 10000 images")
+    assert "47500 images" in card["data"] and card["measured_on"].endswith("test, 10000 images")
     assert {"steps", "seed", "sizes", "batch_size", "lr", "psnr", "ssim", "patch_fd"} <= set(card)
     assert card["psnr"] > 20 and 0.5 < card["ssim"] < 1
     assert shipped.config.codebook_size * 0.9 < card["codes_used"] <= shipped.config.codebook_size
@@ -41,7 +41,7 @@ def test_its_card_says_what_it_saw_and_how_well_it_does(shipped):
 @pytest.mark.parametrize("size", [4, 32, 36, 64, 256])
 def test_it_redraws_photographs_of_any_size_that_its_stride_divides(shipped, size):
     """Floors 1 dB or more below what was measured when it was trained."""
-    least = {4: 12, 32: 20, 36: 20, 64: 19, 256: 18}[size]
+    least = {4: 8, 32: 21, 36: 21.5, 64: 22, 256: 22}[size]
     for name in ("china.jpg", "flower.jpg"):
         images = to_model_range(np.asarray(center_crop(load_image(name), size))[None])
         indices = shipped.encode(images)
