@@ -71,10 +71,14 @@ def open_tokenizer(
     """The tokenizer of a file, or by name: ``cifar10``, which ships with the package and is what None
     means, or ``digits``, which is trained if it is not cached yet. A file of that name goes first.
     """
-    if given is None or (str(given) == SHIPPED and not Path(given).exists()):
+    if given is None:
         return load_tokenizer()
-    if str(given) != DIGITS or Path(given).exists():
-        return load_tokenizer(given)
+    path = Path(given)  # a folder of images may well be called cifar10
+    here = path.is_file() or (path / TOKENIZER_FILE).is_file()
+    if str(given) == SHIPPED and not here:
+        return load_tokenizer()
+    if str(given) != DIGITS or here:
+        return load_tokenizer(path)
 
     def report(step: int, steps: int, terms: dict[str, float]) -> None:
         if on_progress is not None:

@@ -59,6 +59,8 @@ def test_tokenizers_by_name(shipped, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such file: elsewhere"):
         open_tokenizer("elsewhere")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10" / "train").mkdir(parents=True)  # images of that name are no tokenizer
+    assert tokenizer_sha256(open_tokenizer("cifar10")) == same
     folder = tmp_path / "digits"
     save_tokenizer(shipped, folder / "tokenizer.safetensors", {"name": "mine"})
     assert open_tokenizer("digits").name == "mine"  # what the user has here goes first
