@@ -15,8 +15,10 @@ def codebook(
     data: str = typer.Argument(
         "digits", help="What the codes are counted in: a source, an image folder, or code stores."
     ),
-    tokenizer: Path = typer.Option(
-        None, help="Tokenizer file.  \\[default: the one beside the stores, else the source's]"
+    tokenizer: str = typer.Option(
+        None,
+        help="Tokenizer file, cifar10 or digits.  "
+        "\\[default: the one beside the stores, else the source's]",
     ),
     split: Literal["train", "val", "test"] = typer.Option("test", help="Images that are counted."),
     top: int = typer.Option(64, help="Most used codes that are drawn, each above its nearest."),

@@ -18,7 +18,7 @@ def import_(
     also: Path = typer.Option(None, help="Code path of a second crop range (ten_crop_105)."),
     crop_range: float = typer.Option(1.1, help="Crop range of DIR; for the record."),
     also_crop_range: float = typer.Option(1.05, help="Crop range of --also; for the record."),
-    tokenizer: Path = typer.Option(
+    tokenizer: str = typer.Option(
         None, help="Tokenizer that made the codes.  \\[default: recorded as unknown]"
     ),
     vocab_size: int = typer.Option(16384, help="Entries of the codebook, without --tokenizer."),

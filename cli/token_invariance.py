@@ -22,6 +22,7 @@ class InvarianceRequest:
     seed: int
     batch_size: int | None
     max_megapixels: float
+    skip_bad: bool
     shift: float | None
     rotate: float | None
     scale: float | None
@@ -55,7 +56,10 @@ def token_invariance(
         None, help="Images tokenised at a time.  \\[default: 64, 16 of 256 px]"
     ),
     max_megapixels: float = typer.Option(100.0, help="Refuse images of more pixels than this."),
-    shift: float = typer.Option(None, help="One image's view: pixels to the right.  \\[default: 1]"),
+    skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
+    shift: float = typer.Option(
+        None, help="One image's view: pixels to the right.  \\[default: 1 if alone]"
+    ),
     rotate: float = typer.Option(None, help="One image's view: degrees.  \\[default: 0]"),
     scale: float = typer.Option(None, help="One image's view: 1.05 enlarges by 5 %.  \\[default: 1]"),
     out: Path = typer.Option(Path("token-invariance"), help="Folder for csv, json, PNG and PDF."),
@@ -82,6 +86,7 @@ def token_invariance(
             seed=seed,
             batch_size=batch_size,
             max_megapixels=max_megapixels,
+            skip_bad=skip_bad,
             shift=shift,
             rotate=rotate,
             scale=scale,

@@ -11,7 +11,7 @@ from cli.token_invariance import InvarianceRequest
 from probes.augmentations import AUGMENTATIONS, View, chosen_views
 from probes.invariance import PSNR_CAP, Invariance, measure_invariance
 from probes.invariance_compare import compare_invariance, invariance_sentences
-from probes.pictures import drawn, holds_many, one_image, picture_split
+from probes.pictures import drawn, holds_many, one_image, picture_split, readable
 from probes.results import Result, provenance, write_result
 from probes.tokens import change_result, check_size, default_size, token_change
 from star.device import resolve_device
@@ -43,6 +43,8 @@ def run_token_invariance(asked: InvarianceRequest) -> None:
         images, split = picture_split(asked.image, asked.split, asked.max_megapixels)
         count = DEFAULT_IMAGES if asked.images is None else asked.images
         images = drawn(images, count, asked.seed)
+        if asked.skip_bad:
+            images = _readable(images)
     else:
         images, split = one_image(asked.image, asked.max_megapixels), None
     models = _open(asked)
@@ -60,6 +62,17 @@ def run_token_invariance(asked: InvarianceRequest) -> None:
         _run_many(asked, images, split, models, views, size)
     else:
         _run_one(asked, images, models, views, size)
+
+
+def _readable(images: Split) -> Split:
+    """The images that can be read; says which were left out."""
+    images, left_out = readable(images)
+    if left_out:
+        shown = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
+        print_line(f"left out, since they cannot be read: {shown}")
+    if not len(images):
+        raise UserError("none of the images can be read")
+    return images
 
 
 def _refuse_the_others_options(asked: InvarianceRequest, many: bool) -> None:
@@ -138,8 +151,9 @@ def _run_one(
     views: dict[str, list[View]],
     size: int,
 ) -> None:
+    nothing = asked.shift is None and asked.rotate is None and asked.scale is None
     nudged = {
-        "shift": 1.0 if asked.shift is None else asked.shift,
+        "shift": 1.0 if nothing else asked.shift or 0.0,
         "rotate": asked.rotate or 0.0,
         "scale": 1.0 if asked.scale is None else asked.scale,
     }

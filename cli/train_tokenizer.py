@@ -18,7 +18,9 @@ RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands
 )
 def train_tokenizer(
     source: str = typer.Argument(
-        None, help="digits, photos, or an image folder with train/CLASS/* and val/ or test/."
+        None,
+        help="digits, photos, an image folder with train/CLASS/* and val/ or test/, a .tar of one, or "
+        "parquet shards.",
     ),
     size: Literal["small", "vq8", "vq16"] = typer.Option(
         None,
@@ -103,6 +105,11 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     else:
         trainer = TokenizerTrainer(settings, images, folder, where, **options)
+    if settings.mosaic and max(trainer.batches.sizes) < 2 * images.native_size:
+        print_line(
+            f"note: mosaic {settings.mosaic:g} has no effect: no size is twice the images' "
+            f"{images.native_size} pixels"
+        )
     precision = str(trainer.learner.precision).removeprefix("torch.")
     millions = sum(parameter.numel() for parameter in trainer.learner.model.parameters()) / 1e6
     print_line(
@@ -169,6 +176,10 @@ def _fit(trainer, stop_after: int | None) -> None:
             callbacks=[view],
             draw=lambda step, images, redrawn: _draw(folder, step, images, redrawn),
         )
+    if trainer.batches.skipped:
+        names = sorted(trainer.batches.skipped)
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        console.print(f"passed over {len(names)} images: {shown}", highlight=False, markup=False)
     if signals.received is not None or not result.finished:
         console.print(
             f"step {result.step}/{last} saved, go on with: star train-tokenizer --resume {folder}",

@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from star.decoding import MAX_MEGAPIXELS, SUFFIXES, BadImageError, require_megapixels
+from star.archives import tar_files
+from star.decoding import (
+    MAX_MEGAPIXELS,
+    SUFFIXES,
+    BadImageError,
+    read_image,
+    require_megapixels,
+)
 from star.errors import UserError
 from star.images import Split, load_image, open_source
+from star.parquet import parquet_files
 from star.prepare import is_code_folder
 from star.randomness import generator
 
-__all__ = ["drawn", "holds_many", "one_image", "picture_split"]
+__all__ = ["drawn", "holds_many", "one_image", "picture_split", "readable"]
 
 SOURCES = ("digits", "photos")
 ARCHIVES = (".tar", ".parquet")
@@ -51,17 +59,17 @@ def picture_split(
 def _is_source(root: Path, data: str) -> bool:
     if data in SOURCES or not root.is_dir() or (root / "train").is_dir():
         return True
-    return any(path.suffix in ARCHIVES for path in root.iterdir())
+    return bool(parquet_files(root) or tar_files(root))
 
 
 def _limited(split: Split, max_megapixels: float) -> Split:
-    """The same images with this limit, and the advice of a command that has it but skips none."""
+    """The same images with this limit, and the advice of a command that can raise it."""
 
     def read(name: str, _: float):
         try:
             return split.read(name, max_megapixels)
         except BadImageError as error:
-            message = str(error).replace("remove it or pass --skip-bad", "remove it")
+            message = str(error)
             if "megapixels are read" in message and "--max-megapixels" not in message:
                 message += ", or allow it with --max-megapixels"
             raise BadImageError(message) from error
@@ -89,6 +97,19 @@ def drawn(split: Split, count: int, seed: int) -> Split:
     return dataclasses.replace(split, names=names, labels=split.labels[order])
 
 
+def readable(split: Split) -> tuple[Split, list[str]]:
+    """The images of ``split`` that can be read, and the names of those that cannot."""
+    kept, left_out = [], []
+    for place in range(len(split)):
+        try:
+            split.load(place)
+            kept.append(place)
+        except BadImageError:
+            left_out.append(split.name(place))
+    names = tuple(split.names[place] for place in kept)
+    return dataclasses.replace(split, names=names, labels=split.labels[kept]), left_out
+
+
 def _below(root: Path) -> Split:
     """Every image file below ``root`` in the order of the paths; hidden files and folders left out."""
     names = []
@@ -107,6 +128,6 @@ def _below(root: Path) -> Split:
     return Split(
         names=tuple(sorted(names)),
         labels=np.zeros(len(names), dtype=np.int64),
-        read=lambda name, most: load_image(root / name, max_megapixels=most),
+        read=lambda name, most: read_image(root / name, str(root / name), most),
         content=lambda name: str((root / name).stat().st_size),
     )

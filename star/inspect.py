@@ -11,7 +11,7 @@ from star.metrics import METRICS, read_metrics
 from star.prepare import is_code_folder
 from star.run_folder import RunFolder
 from star.safe_load import load_torch_file
-from star.tokenizer import load_tokenizer, tokenizer_sha256
+from star.tokenizer import find_tokenizer, load_tokenizer, tokenizer_sha256
 
 __all__ = ["describe"]
 
@@ -22,6 +22,8 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     Raises ``UserError`` if it is missing, damaged or nothing of ours.
     """
     path = Path(path)
+    if not path.exists():
+        path = find_tokenizer(path)  # cifar10 is the one that comes with the package
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():

@@ -62,10 +62,11 @@ def find_code_files(root: Path) -> CodeFiles:
     matches = map(_FOLDER.fullmatch, _names(root))
     found = [match for match in matches if match and (root / match[0]).is_dir()]
     if len(found) != 1:
-        what = " and ".join(m[0] for m in found) or "no such folder"
+        what = " and ".join(m[0] for m in found) or f"{', '.join(_names(root)[:4]) or 'nothing'}"
         raise UserError(
             f"{root} holds {what}; expected one folder such as imagenet256_codes, and its "
-            "imagenet256_labels, with 0.npy, 1.npy, ... in each"
+            "imagenet256_labels, with 0.npy, 1.npy, ... in each (of two crop ranges: one code path "
+            "here, the other with --also)"
         )
     dataset, size = found[0][1], int(found[0][2])
     folders = [root / f"{dataset}{size}_{kind}" for kind in ("codes", "labels")]
@@ -121,7 +122,7 @@ def _load(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise UserError(
-            f"cannot read {path} ({str(error).splitlines()[0]}): extract it again"
+            f"cannot read {path}, it is damaged or no array of numbers: extract it again"
         ) from error
 
 
@@ -172,7 +173,9 @@ def _labels(parts: list[CodeFiles]) -> np.ndarray:
         for image in range(part.images):
             path = part.labels / f"{image}.npy"
             label = _load(path)
-            if label.shape != (1,) or label.dtype.kind not in "iu" or label[0] < 0:
+            if label.shape == (1,) and label.dtype.kind in "iu" and label[0] < 0:
+                raise UserError(f"{path} says class {label[0]}; expected 0 or more")
+            if label.shape != (1,) or label.dtype.kind not in "iu":
                 raise UserError(f"{path} is {label.dtype} {label.shape}; expected a class, int64 (1,)")
             if part is not parts[0] and label[0] != labels[image]:
                 raise UserError(

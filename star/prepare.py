@@ -18,6 +18,7 @@ from star.tokenizer import (
     SHIPPED,
     TOKENIZER_FILE,
     cache_folder,
+    find_tokenizer,
     load_tokenizer,
     require_cache,
     save_tokenizer,
@@ -71,13 +72,8 @@ def open_tokenizer(
     """The tokenizer of a file, or by name: ``cifar10``, which ships with the package and is what None
     means, or ``digits``, which is trained if it is not cached yet. A file of that name goes first.
     """
-    if given is None:
-        return load_tokenizer()
-    path = Path(given)  # a folder of images may well be called cifar10
-    here = path.is_file() or (path / TOKENIZER_FILE).is_file()
-    if str(given) == SHIPPED and not here:
-        return load_tokenizer()
-    if str(given) != DIGITS or here:
+    path = find_tokenizer(given)
+    if str(path) != DIGITS or path.is_file():
         return load_tokenizer(path)
 
     def report(step: int, steps: int, terms: dict[str, float]) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "SHIPPED",
     "TOKENIZER_FILE",
     "cache_folder",
+    "find_tokenizer",
     "load_tokenizer",
     "require_cache",
     "save_tokenizer",
@@ -60,17 +61,30 @@ def shipped_tokenizer_path() -> Path:
     return Path(__file__).parent / "tokenizers" / f"{SHIPPED}.safetensors"
 
 
+def find_tokenizer(given: Path | str | None = None) -> Path:
+    """The file that ``given`` means: a file, a folder that holds one, or the package's own.
+
+    The package's own is meant by None and by its name, unless a tokenizer of that name is here. What is
+    none of these comes back as it is.
+    """
+    path = shipped_tokenizer_path() if given is None else Path(given)
+    if (path / TOKENIZER_FILE).is_file():  # a run of star train-tokenizer, or a folder of stores
+        return path / TOKENIZER_FILE
+    # a folder of images may well be called cifar10
+    return shipped_tokenizer_path() if str(path) == SHIPPED and not path.is_file() else path
+
+
 def load_tokenizer(path: Path | str | None = None, device: torch.device | str = "cpu") -> VQModel:
-    """Tokenizer in eval mode, float32 and without gradient; ``path=None`` is the one that
-    comes with the package: stride 4, trained on CIFAR-10 (its card says how).
+    """Tokenizer in eval mode, float32 and without gradient.
+
+    ``path`` is a file, a folder with one, or None or "cifar10" for the one that comes with the package:
+    stride 4, trained on CIFAR-10 (its card says how).
 
     The model carries ``.config``, ``.card`` (a dictionary, empty for published weights) and ``.name``
     (the one it was saved with, the file's for published weights).
     Raises ``UserError`` if the file is missing, truncated, unsafe or not a VQ tokenizer.
     """
-    path = shipped_tokenizer_path() if path is None else Path(path)
-    if path.is_dir() and (path / TOKENIZER_FILE).is_file():
-        path = path / TOKENIZER_FILE  # a run of star train-tokenizer, or a folder of code stores
+    path = find_tokenizer(path)
     if path.suffix == ".safetensors":
         weights, config, card, name = _read_safetensors(path)
     else:

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class TokenizerBatches:
     source: ImageSource
     config: TokenizerConfig
     skip_bad: bool = False
+    skipped: set[str] = field(default_factory=set)  # names passed over so far
 
     def __post_init__(self) -> None:
         if not len(self.split):
@@ -116,6 +117,7 @@ class TokenizerBatches:
             except BadImageError:
                 if not self.skip_bad:
                     raise
+                self.skipped.add(self.split.name(place))
         raise UserError(f"{MOST_BAD} images in a row of {self.source.name} cannot be read")
 
 

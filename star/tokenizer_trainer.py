@@ -19,7 +19,7 @@ from star.config import config_to_dict
 from star.device import peak_memory_bytes
 from star.errors import UserError
 from star.files import write_json
-from star.images import ImageSource
+from star.images import BadImageError, ImageSource
 from star.run_folder import RunFolder
 from star.tokenizer import TOKENIZER_FILE, save_tokenizer
 from star.tokenizer_batches import TokenizerBatches, held_out_images
@@ -35,7 +35,7 @@ TOKENIZER_RUN = CheckpointKind(
     parts={
         "step": int, "config": dict, "model": dict, "optimizer": dict, "chosen": torch.Tensor,
         "critic": dict | None, "critic_optimizer": dict | None, "data": dict,
-        "facts": dict,
+        "facts": dict, "skipped": list,
     },
     settings=TokenizerConfig(),
 )  # fmt: skip
@@ -95,6 +95,7 @@ class TokenizerTrainer:
                 )
         trainer.learner.load_state_dict(content)
         trainer.facts = content["facts"]
+        trainer.batches.skipped.update(content["skipped"])
         trainer.step = trainer.saved_step = content["step"]
         with trainer.run.locked():
             trainer.run.clean()
@@ -122,7 +123,16 @@ class TokenizerTrainer:
             if self.step == 0:  # rows of a run that died before its first checkpoint
                 self.run.cut_metrics(0)
             write_json(self.run.path / "config.json", config_to_dict(self.config))
-            return self._loop(stop_after, should_stop, callbacks, draw)
+            try:
+                return self._loop(stop_after, should_stop, callbacks, draw)
+            except BadImageError as error:
+                if self.step == max(0, self.saved_step):
+                    raise
+                self.save()
+                raise BadImageError(
+                    f"{error}; saved at step {self.step}: --resume {self.run.path} goes on, with "
+                    "--skip-bad without this image"
+                ) from error
 
     def _loop(self, stop_after, should_stop, callbacks, draw) -> TokenizerResult:
         config = self.config
@@ -177,6 +187,7 @@ class TokenizerTrainer:
                 **self.learner.state_dict(),
                 "data": self._data(),
                 "facts": self.facts,
+                "skipped": sorted(self.batches.skipped),
             }
         )
         self.publish()
@@ -207,6 +218,7 @@ class TokenizerTrainer:
             **settings,
             "precision": str(self.learner.precision).removeprefix("torch."),
             **measured,
+            **({"skipped": sorted(self.batches.skipped)} if self.batches.skipped else {}),
             **self.facts,
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }

@@ -101,6 +101,9 @@ def test_codes_of_another_tokenizer_are_refused(store, tokenizer_file):
 def test_drawings(tokenizer, store):
     report = codebook_report(tokenizer, store)
     figure = codebook_usage(report.table(), perplexity=report.perplexity[0])
+    figure.canvas.draw()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        assert not any("$" in label.get_text() for label in axis.get_ticklabels(which="both"))
     line = figure.axes[0].lines[0]
     assert len(line.get_xdata()) == report.used and line.get_ydata()[0] == pytest.approx(
         100 * report.counts.max() / report.counts.sum()

@@ -10,6 +10,7 @@ from helpers import ROOT
 import star.digits_tokenizer as digits
 from star.errors import UserError
 from star.images import load_image, open_source
+from star.inspect import describe
 from star.prepare import open_tokenizer, tokenize_source
 from star.tokenizer import load_tokenizer, save_tokenizer, shipped_tokenizer_path, tokenizer_sha256
 from star.tokenizer_quality import image_psnr
@@ -53,6 +54,7 @@ def test_tokenizers_by_name(shipped, tmp_path, monkeypatch):
     same = tokenizer_sha256(shipped)
     assert tokenizer_sha256(open_tokenizer()) == same
     assert tokenizer_sha256(open_tokenizer("cifar10")) == same
+    assert tokenizer_sha256(load_tokenizer("cifar10")) == same == describe("cifar10")["sha256"]
     monkeypatch.setenv("STAR_CACHE", str(tmp_path))
     save_tokenizer(shipped, digits.digits_tokenizer_path(), {"name": "pretended"})
     assert open_tokenizer("digits").name == "pretended"

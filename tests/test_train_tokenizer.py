@@ -126,6 +126,16 @@ def test_bad_images_are_named_or_passed_over(digit_folder, tmp_path):
     whole = list(TokenizerBatches(source=images, config=config, skip_bad=True).stream(0, 6))
     assert all(len(batch) == 32 for batch in whole)
 
+    run = tmp_path / "run"  # the steps before it are not lost
+    small = replace(QUICK, batch_size=4, sizes=(16,), save_every=1000, max_steps=60)
+    with pytest.raises(UserError, match=rf"{victim.name}.*saved at step \d+: --resume"):
+        TokenizerTrainer(small, images, run).fit()
+    trainer = TokenizerTrainer.resume(run, images, skip_bad=True)
+    assert trainer.step > 0
+    assert trainer.fit().finished
+    assert load_tokenizer(run).card["skipped"] == [f"train/zero/{victim.name}"]
+    assert TokenizerTrainer.resume(run, images).batches.skipped == {f"train/zero/{victim.name}"}
+
 
 def test_held_out_images_are_drawn_by_the_seed(source):
     split = source.splits["test"]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from viz.checks import check_columns, check_images, require
 from viz.style import MUTED, OKABE_ITO, new_figure, styled
@@ -30,6 +31,7 @@ def codebook_usage(table: pd.DataFrame, *, perplexity: float, title: str | None 
     usage.axhline(100 / len(table), color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     for axis in (usage.xaxis, usage.yaxis):
         axis.set_major_formatter(lambda value, place: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())  # short axes would get powers in mathtext
     usage.set_xlabel("rank of the code")
     usage.set_ylabel("share of all tokens (%)")
     dead = len(table) - len(used)

@@ -30,7 +30,7 @@ CURVES = {
         },
     ),
     "code_distance": (
-        "1 − cosine", 1.0, (-0.03, None), "How far changed cells move in the codebook",
+        "1 − cosine", 1.0, (-0.03, None), "How far changed cells move in the codebook*",
         {"code_distance_chance": ((0, (5, 3)), "different codes of unrelated images")},
     ),
     "histogram": (
@@ -38,7 +38,7 @@ CURVES = {
         {"histogram_chance": ((0, (5, 3)), "an unrelated image")},
     ),
     "decoded_psnr": (
-        "PSNR (dB)", 1.0, (8, 62), "How alike the two decoded pictures are",
+        "PSNR (dB)", 1.0, (8, 62), "How alike the two decoded pictures are*",
         {
             "input_psnr": ((0, (5, 3)), "the image and its view themselves (60: equal)"),
             "reconstruction_psnr": (":", "the image and what its own tokens draw"),
@@ -47,6 +47,7 @@ CURVES = {
 }  # fmt: skip
 _COLUMNS = ("tokenizer", "augmentation", "strength", "unit")
 _ACROSS = 4
+_MOVED_BACK = ("code_distance", "decoded_psnr")  # compared after moving back where that is exact
 _FALLING = ("jpeg",)  # the lower the number, the larger the change
 
 
@@ -91,6 +92,8 @@ def invariance_curves(
         for name in beside
         if name in shown
     ]
+    if measure in _MOVED_BACK:
+        lines.append(Line2D([], [], linestyle="", label="* after moving back, where that is exact"))
     figure.legend(
         handles=lines, loc="outside lower left", ncols=1 if across < 3 else 2, handlelength=3,
         title=shorten(note, 64) if note else None, title_fontsize=9, alignment="left",
@@ -162,7 +165,7 @@ def _draw_key(figure: Figure, hatched: bool) -> None:
     ).outline.set_linewidth(0.5)  # fmt: skip
     if hatched:
         figure.text(
-            1 - 0.2 / width, 0.5 / height, "hatched: never in both", size=9, color=MUTED, ha="right",
+            1 - 0.2 / width, 0.5 / height, "hatched: in no view", size=9, color=MUTED, ha="right",
             va="center",
         )  # fmt: skip
 
@@ -178,10 +181,12 @@ def _draw_panel(
         rows = part[part["tokenizer"] == tokenizer]
         require(not rows["strength"].duplicated().any(), f"{tokenizer} has a strength of {name} twice")
         rows = rows.set_index("strength").reindex(strengths)
-        x = np.arange(len(strengths))
+        breaks = _breaks(rows, columns[0])
+        x = np.insert(np.arange(len(strengths), dtype=float), breaks, np.nan)
         for column in columns:
             value, low, high = (
-                factor * rows[f"{column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high")
+                np.insert(factor * rows[f"{column}{end}"].to_numpy(dtype=float), breaks, np.nan)
+                for end in ("", "_low", "_high")
             )
             if not np.isfinite(value).any():
                 continue
@@ -199,6 +204,16 @@ def _draw_panel(
     axes.set_xlabel(part["unit"].iloc[0], fontsize=8.5, labelpad=2)
     axes.grid(axis="y")
     return shown
+
+
+def _breaks(rows: pd.DataFrame, measure: str) -> np.ndarray:
+    """Places before which a line ends: what was moved back is not joined to what was not."""
+    if measure not in _MOVED_BACK or "aligned" not in rows:
+        return np.zeros(0, dtype=int)
+    moved = rows["aligned"].notna().to_numpy() & (rows.index.to_numpy() != 0)
+    still = rows.index.to_numpy() == 0  # the image itself is the end of both lines
+    differ = (moved[1:] != moved[:-1]) & ~still[1:] & ~still[:-1]
+    return np.flatnonzero(differ) + 1
 
 
 def _beside_style(measure: str, column: str, colour: str) -> dict:
