@@ -19,8 +19,8 @@ RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands
 def train_tokenizer(
     source: str = typer.Argument(
         None,
-        help="digits, photos, an image folder with train/CLASS/* and val/ or test/, a .tar of one, or "
-        "parquet shards.",
+        help="digits, photos, any folder of images (where it has train/ and test/, only train/ is "
+        "seen), a .tar, or parquet shards.",
     ),
     size: Literal["small", "vq8", "vq16"] = typer.Option(
         None,
@@ -93,11 +93,11 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
     """The trainer of a new run or of the one in ``resume``; says where and how it computes."""
     from cli.screen import print_line
     from star.errors import UserError
-    from star.images import open_source
+    from star.images import open_images
     from star.run_folder import RunFolder
     from star.tokenizer_trainer import TokenizerTrainer
 
-    images = open_source(settings.data)
+    images = open_images(settings.data)
     folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{images.name}"
     if resume is not None:
         trainer = TokenizerTrainer.resume(folder, images, where, **options)

@@ -4,22 +4,19 @@ Tokenising needs classes and splits; looking at pictures does not. So any folder
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
 
-from star.archives import tar_files
 from star.decoding import (
     MAX_MEGAPIXELS,
-    SUFFIXES,
     BadImageError,
     read_image,
     require_megapixels,
 )
 from star.errors import UserError
-from star.images import Split, load_image, open_source
-from star.parquet import parquet_files
+from star.folders import images_below
+from star.images import Split, is_flat_folder, load_image, open_source
 from star.prepare import is_code_folder
 from star.randomness import generator
 
@@ -47,19 +44,13 @@ def picture_split(
     root = Path(data)
     if is_code_folder(data):
         raise UserError(f"{data} holds codes; expected images (those the codes were made from)")
-    if not _is_source(root, data):
+    if is_flat_folder(data):
         if split is not None:
             raise UserError(f"{data} has no folder train, so no splits; leave out --split {split}")
         return _limited(_below(root), max_megapixels), "all"
     source = open_source(data)
     name = split or next(name for name in ("test", "val", "train") if name in source.splits)
     return _limited(source.split(name), max_megapixels), name
-
-
-def _is_source(root: Path, data: str) -> bool:
-    if data in SOURCES or not root.is_dir() or (root / "train").is_dir():
-        return True
-    return bool(parquet_files(root) or tar_files(root))
 
 
 def _limited(split: Split, max_megapixels: float) -> Split:
@@ -111,22 +102,9 @@ def readable(split: Split) -> tuple[Split, list[str]]:
 
 
 def _below(root: Path) -> Split:
-    """Every image file below ``root`` in the order of the paths; hidden files and folders left out."""
-    names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(folder).relative_to(root)
-        names += [
-            (inside / name).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
-    if not names:
-        raise UserError(
-            f"{root} holds no image; expected files ({' '.join(sorted(SUFFIXES))}) in it or below it"
-        )
+    names = images_below(root)
     return Split(
-        names=tuple(sorted(names)),
+        names=tuple(names),
         labels=np.zeros(len(names), dtype=np.int64),
         read=lambda name, most: read_image(root / name, str(root / name), most),
         content=lambda name: str((root / name).stat().st_size),

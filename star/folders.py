@@ -1,4 +1,7 @@
-"""An image folder: ``train/<class>/*`` and ``val/<class>/*`` and/or ``test/<class>/*``."""
+"""An image folder: ``train/<class>/*`` and ``val/<class>/*`` and/or ``test/<class>/*``.
+
+Where no labels are needed, any folder with images in it or below it will do.
+"""
 
 import functools
 import os
@@ -14,7 +17,7 @@ from star.splits import ImageSource, assign_splits, make_split, native_size
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["folder_source"]
+__all__ = ["flat_source", "folder_source", "images_below"]
 
 LAYOUT = "train/<class>/* and val/<class>/* and/or test/<class>/*"
 
@@ -39,6 +42,42 @@ def folder_source(root: Path) -> ImageSource:
         name=name,
         class_names=classes,
         native_size=native_size(read, train[0]),
+        default_views="ten-crop",
+        splits={split: make_split(*items, read, content) for split, items in splits.items()},
+        notes=notes,
+    )
+
+
+def images_below(root: Path) -> np.ndarray:
+    """Every image file below ``root`` in the order of the paths; hidden files and folders left out.
+
+    Raises ``UserError`` if there is none.
+    """
+    names = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root)
+        names += [
+            (inside / name).as_posix()
+            for name in files
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        ]
+    if not names:
+        raise UserError(
+            f"{root} holds no image; expected files ({' '.join(sorted(SUFFIXES))}) in it or below it"
+        )
+    return np.array(sorted(names), dtype=object)
+
+
+def flat_source(root: Path) -> ImageSource:
+    """All images below ``root`` as one class, for what needs no labels; val is cut from them."""
+    names, name = images_below(root), root.resolve().name
+    splits, notes = assign_splits(name, {"train": (names, np.zeros(len(names), dtype=np.int64))})
+    read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
+    return ImageSource(
+        name=name,
+        class_names=("image",),
+        native_size=native_size(read, names),
         default_views="ten-crop",
         splits={split: make_split(*items, read, content) for split, items in splits.items()},
         notes=notes,

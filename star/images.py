@@ -19,13 +19,22 @@ from typing import TYPE_CHECKING
 from star.builtin import DIGITS, PHOTOS, digit, digits_source, photo, photos_source
 from star.decoding import MAX_MEGAPIXELS, SUFFIXES, BadImageError, read_image, require_megapixels
 from star.errors import UserError
-from star.folders import folder_source
+from star.folders import flat_source, folder_source
 from star.splits import ImageSource, Split
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SUFFIXES", "BadImageError", "ImageSource", "Split", "load_image", "open_source"]
+__all__ = [
+    "SUFFIXES",
+    "BadImageError",
+    "ImageSource",
+    "Split",
+    "is_flat_folder",
+    "load_image",
+    "open_images",
+    "open_source",
+]
 
 _EXPECTED = "expected digits, photos, an image folder, a .tar or .parquet files"
 
@@ -46,6 +55,22 @@ def open_source(spec: str | Path) -> ImageSource:
         return _open(root)
     except OSError as error:
         raise UserError(f"cannot list {error.filename or spec}: {error.strerror or error}") from error
+
+
+def is_flat_folder(spec: str | Path) -> bool:
+    """Whether ``spec`` is a folder that is none of the sources: no train/, no tar, no parquet."""
+    from star.archives import tar_files
+    from star.parquet import parquet_files
+
+    root = Path(spec)
+    if str(spec) in ("digits", "photos") or not root.is_dir() or (root / "train").is_dir():
+        return False
+    return not (parquet_files(root) or tar_files(root))
+
+
+def open_images(spec: str | Path) -> ImageSource:
+    """As ``open_source``, for what needs no labels: a folder without train/ is taken as it is."""
+    return flat_source(Path(spec)) if is_flat_folder(spec) else open_source(spec)
 
 
 def _open(root: Path) -> ImageSource:

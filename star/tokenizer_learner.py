@@ -29,7 +29,7 @@ from star.tokenizer_losses import CODE_TERMS, PIXEL_TERMS, code_terms, reconstru
 from star.vq import VQModel
 from star.vq_config import VQConfig
 
-__all__ = ["TokenizerLearner", "new_tokenizer"]
+__all__ = ["TokenizerLearner", "learning_rate_factor", "new_tokenizer"]
 
 BETAS = (0.9, 0.95)
 

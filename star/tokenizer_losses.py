@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from star.tokenizer_config import TokenizerConfig
 from star.vq import VQModel
 
-__all__ = ["code_terms", "reconstruct", "weighted"]
+__all__ = ["CODE_TERMS", "PIXEL_TERMS", "code_terms", "reconstruct", "weighted"]
 
 PIXEL_TERMS = {"l1": "l1_weight", "l2": "l2_weight", "lpips": "lpips_weight"}
 CODE_TERMS = {"codebook": "codebook_weight", "commitment": "commitment_weight"}

@@ -126,7 +126,9 @@ def test_other_mistakes(star, tmp_path):
     files, short = write(tmp_path / "a"), write(tmp_path / "b", images=5)
     three = write(tmp_path / "c", views=3)
     assert refused(star("codes", "import", "nowhere", "s"), "cannot list nowhere")
-    assert refused(star("codes", "import", tmp_path, "s"), "holds a, b, c; expected", "imagenet256_codes")
+    assert refused(
+        star("codes", "import", tmp_path, "s"), "holds a, b, c; expected", "imagenet256_codes"
+    )
     assert refused(star("codes", "import", files, "s", "--also", short), "has 5 images")
     assert refused(star("codes", "import", three, "s"), "has 3 views an image; expected 10")
     assert refused(star("codes", "import", files, "s", "--vocab-size", 70000), "hold 1 to 65536")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from star.errors import UserError
 from star.files import sha256_file
-from star.images import open_source
+from star.images import open_images, open_source
 from star.randomness import generator
 from star.tokenizer import load_tokenizer, tokenizer_sha256
 from star.tokenizer_batches import TokenizerBatches, held_out_images
@@ -135,6 +135,15 @@ def test_bad_images_are_named_or_passed_over(digit_folder, tmp_path):
     assert trainer.fit().finished
     assert load_tokenizer(run).card["skipped"] == [f"train/zero/{victim.name}"]
     assert TokenizerTrainer.resume(run, images).batches.skipped == {f"train/zero/{victim.name}"}
+
+
+def test_a_folder_without_classes_will_do(digit_folder):
+    source = open_images(digit_folder / "train" / "zero")
+    assert [len(split) for split in source.splits.values()] == [23, 1]
+    (batch,) = TokenizerBatches(source=source, config=QUICK).stream(0, 1)
+    assert batch.shape[1:] in ((3, 16, 16), (3, 32, 32))
+    assert open_images(digit_folder).class_names == ("one", "zero")
+    assert open_images("digits").name == "digits"
 
 
 def test_held_out_images_are_drawn_by_the_seed(source):
@@ -309,6 +318,9 @@ def test_refusals(star, command_run, digit_folder, tmp_path, tokenizer_file):
     run, _ = command_run
     assert refused(star("train-tokenizer"), "no SOURCE", "star train-tokenizer SOURCE")
     assert refused(star("train-tokenizer", "nowhere"), "no such file or folder: nowhere")
+    (tmp_path / "empty").mkdir()
+    assert refused(star("train-tokenizer", "empty"), "empty holds no image")
+    (tmp_path / "empty").rmdir()
     assert refused(star("train-tokenizer", digit_folder, "--run", run), "already holds a run")
     assert refused(star("train-tokenizer", digit_folder, "--sizes", "30"), "multiples of the stride")
     assert refused(star("train-tokenizer", digit_folder, "--sizes", "a,b"), "expected pixels")
