@@ -15,7 +15,7 @@ from probes.pictures import drawn, holds_many, one_image, picture_split, readabl
 from probes.results import Result, provenance, write_result
 from probes.tokens import change_result, check_size, default_size, token_change
 from star.device import resolve_device
-from star.errors import UserError
+from star.errors import UserError, listed
 from star.images import Split
 from star.prepare import open_tokenizer
 from star.tokenizer import tokenizer_sha256
@@ -68,8 +68,7 @@ def _readable(images: Split) -> Split:
     """The images that can be read; says which were left out."""
     images, left_out = readable(images)
     if left_out:
-        shown = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
-        print_line(f"left out, since they cannot be read: {shown}")
+        print_line(f"left out, since they cannot be read: {listed(left_out)}")
     if not len(images):
         raise UserError("none of the images can be read")
     return images

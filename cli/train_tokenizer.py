@@ -161,9 +161,10 @@ def _fit(trainer, stop_after: int | None) -> None:
     """Train under the live view and say where it ended; exits on a signal or an early end."""
     import sys
 
-    from cli.screen import console
+    from cli.screen import console, print_line
     from cli.stopping import StopSignals
     from cli.training_view import TrainingView
+    from star.errors import listed
     from star.metrics import read_metrics
 
     folder, last = trainer.run.path, trainer.config.max_steps
@@ -178,8 +179,7 @@ def _fit(trainer, stop_after: int | None) -> None:
         )
     if trainer.batches.skipped:
         names = sorted(trainer.batches.skipped)
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        console.print(f"passed over {len(names)} images: {shown}", highlight=False, markup=False)
+        print_line(f"passed over {len(names)} images: {listed(names)}")
     if signals.received is not None or not result.finished:
         console.print(
             f"step {result.step}/{last} saved, go on with: star train-tokenizer --resume {folder}",

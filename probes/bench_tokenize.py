@@ -11,7 +11,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +83,7 @@ def bench_tokenize(
 
         def at_once(_: int) -> None:
             shutil.rmtree(root / "ours", ignore_errors=True)
-            alone = copy.copy(source)
-            object.__setattr__(alone, "splits", {"train": split})
+            alone = replace(source, splits={"train": split})
             tokenize(alone, ours, root / "ours", size=size, views="ten-crop", device=str(device))
 
         timings = alternate(

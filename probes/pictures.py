@@ -8,14 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from star.decoding import (
-    MAX_MEGAPIXELS,
-    BadImageError,
-    read_image,
-    require_megapixels,
-)
+from star.decoding import MAX_MEGAPIXELS, BadImageError, require_megapixels
 from star.errors import UserError
-from star.folders import images_below
+from star.folders import flat_split
 from star.images import Split, is_flat_folder, load_image, open_source
 from star.prepare import is_code_folder
 from star.randomness import generator
@@ -41,13 +36,12 @@ def picture_split(
     images, and if ``split`` is asked of what has none.
     """
     require_megapixels(max_megapixels)
-    root = Path(data)
     if is_code_folder(data):
         raise UserError(f"{data} holds codes; expected images (those the codes were made from)")
     if is_flat_folder(data):
         if split is not None:
             raise UserError(f"{data} has no folder train, so no splits; leave out --split {split}")
-        return _limited(_below(root), max_megapixels), "all"
+        return _limited(flat_split(Path(data)), max_megapixels), "all"
     source = open_source(data)
     name = split or next(name for name in ("test", "val", "train") if name in source.splits)
     return _limited(source.split(name), max_megapixels), name
@@ -84,8 +78,7 @@ def one_image(name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Split:
 def drawn(split: Split, count: int, seed: int) -> Split:
     """``count`` images (0: all) in a random order, a function of ``seed``."""
     order = generator(seed, "pictures").permutation(len(split))[: count or None]
-    names = tuple(split.names[place] for place in order)
-    return dataclasses.replace(split, names=names, labels=split.labels[order])
+    return split.select(order)
 
 
 def readable(split: Split) -> tuple[Split, list[str]]:
@@ -97,15 +90,4 @@ def readable(split: Split) -> tuple[Split, list[str]]:
             kept.append(place)
         except BadImageError:
             left_out.append(split.name(place))
-    names = tuple(split.names[place] for place in kept)
-    return dataclasses.replace(split, names=names, labels=split.labels[kept]), left_out
-
-
-def _below(root: Path) -> Split:
-    names = images_below(root)
-    return Split(
-        names=tuple(names),
-        labels=np.zeros(len(names), dtype=np.int64),
-        read=lambda name, most: read_image(root / name, str(root / name), most),
-        content=lambda name: str((root / name).stat().st_size),
-    )
+    return split.select(kept), left_out

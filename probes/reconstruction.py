@@ -17,7 +17,7 @@ import torch
 
 from probes.frechet import Moments, frechet_distance
 from probes.intervals import mean_interval
-from star.tokenizer_quality import Quality, scaled, tokenizer_quality
+from star.tokenizer_quality import Quality, joined, redraw, scaled
 from star.vq import VQModel, to_uint8
 
 __all__ = ["PATCH", "Reconstruction", "patches", "reconstruction_report"]
@@ -62,26 +62,20 @@ def reconstruction_report(
     Reconstructions are compared as the uint8 images that a user would save, except for PSNR and SSIM,
     which take them before rounding.
     """
-    parts, device = [], model.quant_conv.weight.device
+    parts = []
     clouds = {name: (Moments(), Moments()) for name in ("patches", "inception")}
     for start in range(0, len(images_NCHW), batch_size):
         images_BCHW = images_NCHW[start : start + batch_size]
-        parts.append(tokenizer_quality(model, images_BCHW, batch_size))
-        with torch.no_grad():
-            drawn_BHWC = to_uint8(model(scaled(images_BCHW).to(device)))
-        drawn_BCHW = drawn_BHWC.permute(0, 3, 1, 2).cpu()
+        redrawn_BCHW, quality = redraw(model, images_BCHW)
+        parts.append(quality)
+        drawn_BCHW = to_uint8(redrawn_BCHW).permute(0, 3, 1, 2).cpu()
         for place, batch in enumerate((images_BCHW, drawn_BCHW)):
             clouds["patches"][place].add(patches(batch))
             if inception is not None:
                 clouds["inception"][place].add(inception(batch))
         on_progress(min(start + batch_size, len(images_NCHW)), len(images_NCHW))
-    quality = Quality(
-        torch.cat([part.psnr_N for part in parts]),
-        torch.cat([part.ssim_N for part in parts]),
-        sum(part.counts_V for part in parts),
-    )
     rfid = None if inception is None else frechet_distance(*clouds["inception"])
-    return Reconstruction(quality, frechet_distance(*clouds["patches"]), rfid)
+    return Reconstruction(joined(parts), frechet_distance(*clouds["patches"]), rfid)
 
 
 def patches(images_NCHW: torch.Tensor) -> np.ndarray:

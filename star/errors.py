@@ -7,7 +7,7 @@ with code 2. Everything that must hold whatever the user does is an ``assert`` i
 
 from collections.abc import Iterable
 
-__all__ = ["UserError", "require_choice"]
+__all__ = ["UserError", "listed", "require_choice"]
 
 
 class UserError(ValueError):
@@ -20,3 +20,9 @@ def require_choice(what: str, value: object, choices: Iterable[object]) -> None:
     if value not in choices:
         valid = ", ".join(str(choice) for choice in choices)
         raise UserError(f"{what} is {value!r}; expected one of: {valid}")
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """The first names for a message, and dots for the others."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

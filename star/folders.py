@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from star.decoding import MAX_MEGAPIXELS, SUFFIXES, read_image
-from star.errors import UserError
-from star.splits import ImageSource, assign_splits, make_split, native_size
+from star.errors import UserError, listed
+from star.splits import ImageSource, Split, assign_splits, make_split, native_size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["flat_source", "folder_source", "images_below"]
+__all__ = ["flat_source", "flat_split", "folder_source"]
 
 LAYOUT = "train/<class>/* and val/<class>/* and/or test/<class>/*"
 
@@ -29,14 +29,13 @@ def folder_source(root: Path) -> ImageSource:
     if not found:
         raise UserError(f"{root} is empty; expected {LAYOUT}")
     if not (root / "train").is_dir():
-        listed = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
-        raise UserError(f"{root} has no folder train; expected {LAYOUT}; found: {listed}")
+        raise UserError(f"{root} has no folder train; expected {LAYOUT}; found: {listed(found)}")
     classes, *train = _list_split(root, "train", None)
-    listed = {"train": train}
+    parts = {"train": train}
     for split in ("val", "test"):
         if (root / split).is_dir():
-            listed[split] = _list_split(root, split, classes)[1:]
-    splits, notes = assign_splits(name, listed)
+            parts[split] = _list_split(root, split, classes)[1:]
+    splits, notes = assign_splits(name, parts)
     read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
     return ImageSource(
         name=name,
@@ -48,7 +47,7 @@ def folder_source(root: Path) -> ImageSource:
     )
 
 
-def images_below(root: Path) -> np.ndarray:
+def _images_below(root: Path) -> np.ndarray:
     """Every image file below ``root`` in the order of the paths; hidden files and folders left out.
 
     Raises ``UserError`` if there is none.
@@ -69,11 +68,18 @@ def images_below(root: Path) -> np.ndarray:
     return np.array(sorted(names), dtype=object)
 
 
+def flat_split(root: Path) -> Split:
+    """All images below ``root`` as one class; ``UserError`` if there is none."""
+    names = _images_below(root)
+    read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
+    return make_split(names, np.zeros(len(names), dtype=np.int64), read, content)
+
+
 def flat_source(root: Path) -> ImageSource:
     """All images below ``root`` as one class, for what needs no labels; val is cut from them."""
-    names, name = images_below(root), root.resolve().name
-    splits, notes = assign_splits(name, {"train": (names, np.zeros(len(names), dtype=np.int64))})
-    read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
+    every, name = flat_split(root), root.resolve().name
+    names, read, content = np.array(every.names, dtype=object), every.read, every.content
+    splits, notes = assign_splits(name, {"train": (names, every.labels)})
     return ImageSource(
         name=name,
         class_names=("image",),
@@ -98,8 +104,9 @@ def _list_split(
         )
     unknown = sorted(set(found) - set(classes)) if classes is not None else []
     if unknown:
-        listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        raise UserError(f"{folder} has classes that train has not: {listed}; rename or remove them")
+        raise UserError(
+            f"{folder} has classes that train has not: {listed(unknown)}; rename or remove them"
+        )
     classes = classes or found
     names: list[str] = []
     labels: list[int] = []

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from star.decoding import MAX_MEGAPIXELS, BadImageError, read_image
-from star.errors import UserError
-from star.shards import ClassNames, find_shards, listed
+from star.errors import UserError, listed
+from star.shards import ClassNames, find_shards
 from star.splits import ImageSource, assign_splits, make_split, native_size
 
 if TYPE_CHECKING:

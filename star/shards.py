@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from star.errors import UserError
+from star.errors import UserError, listed
 
-__all__ = ["ClassNames", "find_shards", "listed"]
+__all__ = ["ClassNames", "find_shards"]
 
 _SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
@@ -45,12 +45,6 @@ def _split_of(path: Path, root: Path) -> str | None:
     if path.parent != root and path.parent.name in _SPLIT_NAMES:
         return _SPLIT_NAMES[path.parent.name]
     return _SPLIT_NAMES.get(re.split(r"[-_.]", path.name)[0])
-
-
-def listed(names, most: int = 8) -> str:
-    """The first names, and dots for the others."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 class ClassNames:

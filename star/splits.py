@@ -7,8 +7,8 @@ and no file order.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +60,11 @@ class Split:
         Raises ``BadImageError`` if it cannot be decoded or has more than ``max_megapixels``.
         """
         return self.read(self.names[index], max_megapixels)
+
+    def select(self, places: Sequence[int]) -> "Split":
+        """The images at ``places``, in this order."""
+        names = tuple(self.names[place] for place in places)
+        return replace(self, names=names, labels=self.labels[list(places)])
 
     def fingerprint(self) -> str:
         """Hex sha256 over the names, sizes and labels of all images (not over a folder's pixels)."""

@@ -7,6 +7,7 @@ the largest odd window that fits). Perplexity is exp of the entropy of the codes
 Shape suffixes: N images, B of a batch, C channels, H W pixels, g grid, V codebook size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,16 @@ import torch.nn.functional as F
 from star.errors import UserError
 from star.vq import VQModel
 
-__all__ = ["Quality", "evaluate_tokenizer", "image_psnr", "image_ssim", "scaled", "tokenizer_quality"]
+__all__ = [
+    "Quality",
+    "evaluate_tokenizer",
+    "image_psnr",
+    "image_ssim",
+    "joined",
+    "redraw",
+    "scaled",
+    "tokenizer_quality",
+]
 
 LOWEST_ERROR = 4e-10  # a perfect copy would be infinite: 100 dB at most
 WINDOW, SIGMA, K1, K2, PEAK = 11, 1.5, 0.01, 0.03, 2.0
@@ -41,22 +51,31 @@ class Quality:
         }
 
 
-@torch.no_grad()
 def tokenizer_quality(model: VQModel, images_NCHW: torch.Tensor, batch_size: int = 64) -> Quality:
     """Redraw images (N, 3, H, W), uint8 or float in [-1, 1], and compare. ``UserError`` without any."""
     if not len(images_NCHW):
         raise UserError("there are no images to measure the tokenizer on")
-    device = model.quant_conv.weight.device
-    counts_V = torch.zeros(model.config.codebook_size, dtype=torch.long)
-    psnr, ssim = [], []
-    for images_BCHW in images_NCHW.split(batch_size):
-        images_BCHW = scaled(images_BCHW).to(device)
-        indices_Bgg = model.encode(images_BCHW)
-        drawn_BCHW = model.decode(indices_Bgg).clamp(-1, 1)
-        psnr.append(image_psnr(images_BCHW, drawn_BCHW).cpu())
-        ssim.append(image_ssim(images_BCHW, drawn_BCHW).cpu())
-        counts_V += torch.bincount(indices_Bgg.flatten().cpu(), minlength=len(counts_V))
-    return Quality(torch.cat(psnr), torch.cat(ssim), counts_V)
+    return joined([redraw(model, images)[1] for images in images_NCHW.split(batch_size)])
+
+
+@torch.no_grad()
+def redraw(model: VQModel, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, Quality]:
+    """(reconstructions in [-1, 1] on the model's device, their quality) of one batch."""
+    images_BCHW = scaled(images_BCHW).to(model.quant_conv.weight.device)
+    indices_Bgg = model.encode(images_BCHW)
+    drawn_BCHW = model.decode(indices_Bgg).clamp(-1, 1)
+    counts_V = torch.bincount(indices_Bgg.flatten(), minlength=model.config.codebook_size)
+    psnr_B, ssim_B = image_psnr(images_BCHW, drawn_BCHW), image_ssim(images_BCHW, drawn_BCHW)
+    return drawn_BCHW, Quality(psnr_B.cpu(), ssim_B.cpu(), counts_V.cpu())
+
+
+def joined(parts: Sequence[Quality]) -> Quality:
+    """The quality of all images of several batches."""
+    return Quality(
+        torch.cat([part.psnr_N for part in parts]),
+        torch.cat([part.ssim_N for part in parts]),
+        torch.stack([part.counts_V for part in parts]).sum(dim=0),
+    )
 
 
 def evaluate_tokenizer(model: VQModel, images_NCHW: torch.Tensor, batch_size: int = 64) -> dict:

@@ -17,6 +17,7 @@ import torch
 from star.checkpoint import CheckpointKind
 from star.config import config_to_dict
 from star.device import peak_memory_bytes
+from star.discriminator import PatchDiscriminator
 from star.errors import UserError
 from star.files import write_json
 from star.images import BadImageError, ImageSource
@@ -70,12 +71,19 @@ class TokenizerTrainer:
         self.batches = TokenizerBatches(source=source, config=config, skip_bad=skip_bad)
         self.run = RunFolder(run, config.keep, TOKENIZER_RUN)
         self.facts = facts or {}
-        size = self.batches.sizes[0]
+        size, smallest = self.batches.sizes[0], PatchDiscriminator.smallest(config.disc_layers)
+        if config.adversarial and min(self.batches.sizes) < smallest:
+            raise UserError(
+                f"views of {min(self.batches.sizes)} pixels are too small for a discriminator of "
+                f"{config.disc_layers} layers, which needs {smallest}: lower --disc-layers "
+                "or raise --sizes"
+            )
         held_out = source.splits.get("val") or source.split("train")
         self.val_NCHW = held_out_images(held_out, size, config.val_images, config.seed, skip_bad)
         self.learner = TokenizerLearner(config, device, lpips_vgg)
         self.step = 0
         self.saved_step = -1  # of the checkpoint in the run folder; -1: none
+        self._validated: tuple[int, dict] = -1, {}  # the step and its numbers
 
     @classmethod
     def resume(
@@ -168,8 +176,10 @@ class TokenizerTrainer:
         return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
 
     def validate(self) -> dict:
-        """PSNR, SSIM and code usage on the held-out images."""
-        return evaluate_tokenizer(self.learner.model, self.val_NCHW)
+        """PSNR, SSIM and code usage on the held-out images; measured once a step."""
+        if self._validated[0] != self.step:
+            self._validated = self.step, evaluate_tokenizer(self.learner.model, self.val_NCHW)
+        return self._validated[1]
 
     @torch.no_grad()
     def redrawn(self, count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:

@@ -216,6 +216,9 @@ def test_what_cannot_be_resumed_is_refused(straight, source, tmp_path, digit_fol
         TokenizerTrainer.resume(tmp_path, source)
     with pytest.raises(UserError, match="other train images"):
         TokenizerTrainer.resume(straight, open_source("digits"))
+    small = replace(QUICK, disc_weight=0.5, disc_start=0, disc_layers=3)
+    with pytest.raises(UserError, match="16 pixels are too small .* needs 24"):
+        TokenizerTrainer(small, source, tmp_path)
     trainer = TokenizerTrainer.resume(straight, source)
     with pytest.raises(UserError, match="stop_after is 3"):
         trainer.fit(stop_after=3)
