@@ -163,7 +163,7 @@ def _noisy(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndar
 def _jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=int(quality))
-    return np.asarray(Image.open(buffer))
+    return np.asarray(Image.open(buffer, formats=("JPEG",)))
 
 
 _FACTORS = (0.5, 0.8, 0.95, 1.0, 1.05, 1.25, 1.5)
