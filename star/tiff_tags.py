@@ -22,7 +22,7 @@ _PIXEL_TAGS = frozenset(
 _ONE_VALUE = frozenset({256, 257, 259, PHOTOMETRIC, 266, 277, 278, 284, 317, 322, 323})
 _WHOLE = {1: "B", 3: "H", 4: "L", 16: "Q"}  # types of whole numbers
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_SAMPLES, _MOST_SAMPLES = 277, 64  # of a pixel
+_SAMPLES, _MOST_SAMPLES = 277, 6  # of a pixel
 _MOST_PAGES = 10_000
 
 
