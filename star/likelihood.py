@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from star.batches import plain_batches
@@ -43,8 +42,9 @@ def token_nll(
     values = [np.empty((0, model.config.tokens), dtype=np.float32)]
     for tokens_BT, labels_B in plain_batches(store, batch_size, device, images):
         with autocast(device, precision):
-            logits_BTV = model(tokens_BT[:, :-1], labels_B, cut=cut).logits
-        nll_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT, reduction="none")
+            nll_BT = model(
+                tokens_BT[:, :-1], labels_B, cut=cut, with_logits=False, targets_BN=tokens_BT
+            ).nll
         values.append(nll_BT.cpu().numpy())
         if should_stop():
             break

@@ -138,10 +138,11 @@ class Trainer:
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
         tick, ticked_step = time.perf_counter(), self.step
-        for batch in self.loader.batches(self.step, end):
-            if any_process(should_stop(), self.device):
+        for batch in self.loader.batches(self.step, end, pin=self.device.type == "cuda"):
+            wish = should_stop()
+            if wish and world_size() == 1:
                 break
-            update = self.learner.update(batch, self.step)
+            update = self.learner.update(batch, self.step, stop=wish)  # several hear of it there
             self.step += 1
             log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
@@ -169,6 +170,8 @@ class Trainer:
             if self.step % config.save_every == 0:
                 self.save()
             on_step(self.step)
+            if update.stop:
+                break
         if self.saved_step != self.step:
             self.save()
         return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)

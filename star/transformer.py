@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from star.attention import attend, attention_rows, choose_kernel, visibility
+from star.attention import Visibility, attend, attention_rows, choose_kernel, visibility
 from star.config import ModelConfig
 from star.device import require_memory
 from star.dropout import Dropout, drop
 from star.errors import UserError
+from star.head import next_token_nll
 from star.rotary import apply_rotary, rotary_table
 
 __all__ = ["KVCache", "Output", "Transformer", "build_model", "capture_names"]
@@ -32,9 +33,10 @@ ATTENTION_SITES = ("queries", "keys", "values", "attention")
 
 @dataclass
 class Output:
-    """``logits`` (B, N, V), or None if not asked for, and the captured activations by name."""
+    """``logits`` (B, N, V) and ``nll`` (B, N), None if not asked for; captured activations by name."""
 
     logits: Tensor | None
+    nll: Tensor | None = None
     captured: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -112,11 +114,12 @@ class Attention(nn.Module):
         kernel = choose_kernel(q.device, q.dtype, k.shape[2])
         y_BHNC = attend(q, k, v, place.visible, kernel)
         for site in place.sites:
-            asked, visible = q, place.visible
-            if place.capture_at is not None and site in ("attention", "queries"):
-                asked, visible = q[:, :, place.capture_at], visible[:, :, place.capture_at]
+            some = place.capture_at is not None and site in ("attention", "queries")
+            asked = q[:, :, place.capture_at] if some else q
             if site == "attention":
-                place.sites[site] = attention_rows(asked, k, visible)
+                rows = place.visible.rows(q.device)
+                rows = rows[:, :, place.capture_at] if some else rows
+                place.sites[site] = attention_rows(asked, k, rows)
             else:
                 place.sites[site] = {"queries": asked, "keys": k, "values": v}[site]
         return self.wo(y_BHNC.transpose(1, 2).flatten(2))
@@ -171,7 +174,7 @@ class Place:
     """
 
     rotary: Tensor
-    visible: Tensor
+    visible: Visibility
     keep_attended: Tensor | None = None
     keep_expanded: Tensor | None = None
     scale: float = 1.0
@@ -185,7 +188,7 @@ class Context:
     """What one forward pass shares between its blocks, and what it captures."""
 
     rotary: Tensor
-    visible: Tensor
+    visible: Visibility
     wanted: frozenset[str]
     dropout: Dropout | None
     cache: KVCache | None
@@ -203,7 +206,7 @@ class Context:
     def run(self, block: Block, layer: int, x_BND: Tensor) -> Tensor:
         """Output of block ``layer`` (from 1)."""
         sites = [site for site in ATTENTION_SITES if f"layers.{layer}.{site}" in self.wanted]
-        visible = self.visible & ~self.cut[layer] if layer in self.cut else self.visible
+        visible = self.visible.without(self.cut[layer]) if layer in self.cut else self.visible
         place = Place(self.rotary, visible, sites=dict.fromkeys(sites), capture_at=self.capture_at)
         if self.dropout is not None:
             place.keep_attended = self.dropout.keep(x_BND.shape, x_BND.device, layer, 0)
@@ -255,6 +258,7 @@ class Transformer(nn.Module):
         dropout: Dropout | None = None,
         cache: KVCache | None = None,
         with_logits: bool = True,
+        targets_BN: Tensor | None = None,
         recompute: bool = False,
     ) -> Output:
         """Predict the next token at every position.
@@ -267,8 +271,10 @@ class Transformer(nn.Module):
         query (row) may not read a key (column) although it is visible, in all heads ("attention
         knockout", Geva et al. 2023); a position always reads itself. masked_Bn: True where an image
         token is hidden in attention (Eq. 3). cache: positions already decoded; with a non-empty cache
-        the tokens continue it and labels_B is None. recompute: keep only the blocks' inputs for the
-        backward pass and compute the rest again there (less memory, a third more work).
+        the tokens continue it and labels_B is None. targets_BN: the token that follows each position;
+        asks for its negative log-likelihood, which needs no logits to be kept. recompute: keep only
+        the blocks' inputs for the backward pass and compute the rest again there (less memory, a third
+        more work).
 
         Raises ``UserError`` for an unknown capture name, more than T tokens, or a cut of a layer that
         does not exist or of a position from itself.
@@ -286,7 +292,7 @@ class Transformer(nn.Module):
                 f"{self.config.grid} holds {self.config.tokens}"
             )
         masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
-        visible = visibility(end, masked_BN, mask_self, x_BND.device)[:, :, start:]
+        visible = visibility(end, masked_BN, mask_self, x_BND.device, start)
         cut = self._check_cut(cut or {}, start, end)
         context = Context(self.rotary[start:end], visible, wanted, dropout, cache, capture_at, cut)
         if dropout is not None:
@@ -302,12 +308,15 @@ class Transformer(nn.Module):
             context.offer(f"layers.{layer}", x_BND)
         if cache is not None:
             cache.length = end
-        logits = None
-        if with_logits or "norm" in wanted:
+        out = Output(None, captured=context.captured)
+        if with_logits or targets_BN is not None or "norm" in wanted:
             normed_BND = self.norm(x_BND)
             context.offer("norm", normed_BND)
-            logits = self.output(normed_BND) if with_logits else None
-        return Output(logits, context.captured)
+            if with_logits:
+                out.logits = self.output(normed_BND)
+            if targets_BN is not None:
+                out.nll = next_token_nll(normed_BND, self.output.weight, targets_BN)
+        return out
 
     def _check_capture(self, capture: Iterable[str]) -> frozenset[str]:
         wanted = frozenset([capture] if isinstance(capture, str) else capture)
