@@ -67,8 +67,11 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, keys: int) -> str:
     """``explicit`` or ``fused``, by measurement.
 
     On CPUs the fused kernel's half-precision backward is several times slower than plain matmuls at the
-    lengths of image grids (64 to 576 tokens); in float32 the two are close and fused saves memory.
+    lengths of image grids (64 to 576 tokens); in float32 the two are close and fused saves memory. On
+    GPUs the backward pass of the fused kernels adds in any order, so deterministic runs do without.
     """
+    if device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return "explicit"
     if device.type == "cpu" and dtype is not torch.float32 and keys <= 1024:
         return "explicit"
     return "fused"

@@ -258,6 +258,11 @@ class TrainConfig:
     shard: bool = option(
         False, "Cut weights, teacher and optimizer over the processes (FSDP2) instead of copying them."
     )
+    deterministic: bool = option(
+        False,
+        "Only operations that give the same bits every time: a resumed run is then bit-equal on GPUs "
+        "too (slower there; CPUs are exact without).",
+    )
     log_every: int = option(10, "Steps between two lines of metrics.")
     validate_every: int = option(100, "Steps between two validations; the last step always validates.")
     diagnose_every: int = option(

@@ -6,15 +6,18 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.utils.deterministic
 
 from star.errors import UserError, require_choice
 
 __all__ = [
     "PRECISIONS",
     "autocast",
+    "deterministic",
     "keep_freed_memory",
     "parse_device",
     "peak_memory_bytes",
@@ -65,6 +68,29 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """In the block torch takes only operations that give the same bits every time, if ``wanted``.
+
+    An operation that has none raises. cuBLAS reads its variable when CUDA starts, so the block must
+    begin before the first operation on a GPU. The caller's setting comes back.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and we read none
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -14,7 +14,7 @@ import torch
 from star.batches import TrainLoader
 from star.codes import CodeStore
 from star.config import TrainConfig, config_to_dict
-from star.device import peak_memory_bytes
+from star.device import deterministic, peak_memory_bytes
 from star.distributed import alone, any_process, mean_over_processes, rank, world_size
 from star.errors import UserError
 from star.estimate import require_training_memory
@@ -142,7 +142,8 @@ class Trainer:
             wish = should_stop()
             if wish and world_size() == 1:
                 break
-            update = self.learner.update(batch, self.step, stop=wish)  # several hear of it there
+            with deterministic(config.deterministic):
+                update = self.learner.update(batch, self.step, stop=wish)  # several hear of it there
             self.step += 1
             log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
