@@ -24,9 +24,10 @@ from star.device import require_memory
 from star.dropout import Dropout, drop
 from star.errors import UserError
 from star.head import next_token_nll
+from star.kv_cache import KVCache
 from star.rotary import apply_rotary, rotary_table
 
-__all__ = ["KVCache", "Output", "Transformer", "build_model", "capture_names"]
+__all__ = ["Output", "Transformer", "build_model", "capture_names"]
 
 ATTENTION_SITES = ("queries", "keys", "values", "attention")
 
@@ -52,29 +53,6 @@ def capture_names(config: ModelConfig) -> list[str]:
     for layer in range(1, config.layers + 1):
         names += [f"layers.{layer}", *(f"layers.{layer}.{site}" for site in ATTENTION_SITES)]
     return [*names, "norm"]
-
-
-class KVCache:
-    """Keys and values of the positions decoded so far; owned by the caller, not by the model."""
-
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
-        shape = (
-            config.layers,
-            2,
-            batch,
-            config.kv_heads or config.heads,
-            config.tokens,
-            config.head_dim,
-        )
-        self.store = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def extend(self, layer: int, k_BHnC: Tensor, v_BHnC: Tensor) -> tuple[Tensor, Tensor]:
-        """Append to one layer; returns all keys and values of that layer so far."""
-        end = self.length + k_BHnC.shape[2]
-        self.store[layer, 0, :, :, self.length : end] = k_BHnC
-        self.store[layer, 1, :, :, self.length : end] = v_BHnC
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -103,10 +81,9 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, place: "Place") -> Tensor:
         heads, kv_heads = self.config.heads, self.kv_heads
         qkv = self.wqkv(x_BND).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
-        q_BNHC, k_BNHC, v_BNHC = qkv.split([heads, kv_heads, kv_heads], dim=2)
-        q = apply_rotary(q_BNHC, place.rotary).transpose(1, 2)
-        k = apply_rotary(k_BNHC, place.rotary).transpose(1, 2)
-        v = v_BNHC.transpose(1, 2)
+        qk_BNHC, v_BNHC = qkv.split([heads + kv_heads, kv_heads], dim=2)
+        turned = apply_rotary(qk_BNHC, place.rotary).transpose(1, 2)
+        (q, k), v = turned.split([heads, kv_heads], dim=1), v_BNHC.transpose(1, 2)
         if place.extend is not None:
             k, v = place.extend(k, v)
         if kv_heads != heads:
@@ -291,10 +268,14 @@ class Transformer(nn.Module):
                 f"{end - 1} tokens were given; the model's grid {self.config.grid} x "
                 f"{self.config.grid} holds {self.config.tokens}"
             )
-        masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
-        visible = visibility(end, masked_BN, mask_self, x_BND.device, start)
+        if cache is not None:
+            assert masked_Bn is None, "no token is masked while decoding"
+            rotary, visible = cache.place(self.rotary, x_BND.shape[1])
+        else:
+            masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
+            rotary, visible = self.rotary[:end], visibility(end, masked_BN, mask_self, x_BND.device)
         cut = self._check_cut(cut or {}, start, end)
-        context = Context(self.rotary[start:end], visible, wanted, dropout, cache, capture_at, cut)
+        context = Context(rotary, visible, wanted, dropout, cache, capture_at, cut)
         if dropout is not None:
             x_BND = dropout(x_BND, 0, 0)
         context.offer("embeddings", x_BND)
@@ -307,7 +288,7 @@ class Transformer(nn.Module):
                 x_BND = context.run(block, layer, x_BND)
             context.offer(f"layers.{layer}", x_BND)
         if cache is not None:
-            cache.length = end
+            cache.advance(end - start)
         out = Output(None, captured=context.captured)
         if with_logits or targets_BN is not None or "norm" in wanted:
             normed_BND = self.norm(x_BND)

@@ -9,8 +9,9 @@ from star.attention import attend, attention_rows, visibility
 from star.checkpoint import load_model
 from star.config import SIZES, ModelConfig, preset
 from star.errors import UserError
+from star.kv_cache import KVCache
 from star.rotary import apply_rotary, rotary_table
-from star.transformer import ATTENTION_SITES, KVCache, Transformer, capture_names
+from star.transformer import ATTENTION_SITES, Transformer, capture_names
 
 
 @pytest.fixture(scope="module")
