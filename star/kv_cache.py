@@ -26,11 +26,12 @@ class KVCache:
     """Grows: attention reads what is filled and nothing more."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
-        heads = config.kv_heads or config.heads
-        shape = (config.layers, 2, batch, heads, config.tokens, config.head_dim)
-        # Zeros: what is masked is multiplied by 0, and an unset number may be none.
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
-        self.layers = [tuple(of_layer.unbind(0)) for of_layer in self.store]  # (keys, values) of each
+        shape = (batch, config.kv_heads or config.heads, config.tokens, config.head_dim)
+
+        def unset() -> Tensor:  # zeros, since what is masked is multiplied by 0, and NaN stays NaN
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        self.layers = [(unset(), unset()) for _ in range(config.layers)]  # keys, values
         self.length = 0
 
     def place(self, rotary: Tensor, count: int) -> tuple[Tensor, Visibility]:
