@@ -20,7 +20,7 @@ from star.decoding import MAX_MEGAPIXELS, read_image
 from star.errors import UserError, listed
 from star.layout import Part, labelled, labels_from, located, sorted_out
 from star.left_out import LeftOut, is_image
-from star.shards import called, count_beside, find_shards, unlabelled_note
+from star.shards import called, count_beside, find_shards, is_unlabelled, leave_out_unlabelled
 from star.split_names import one_folder_each, split_of
 from star.splits import SPLITS, ImageSource, assign_splits, make_split, native_size
 from star.tar_index import OUTSIDE, Archive, index_tar
@@ -95,11 +95,15 @@ def _classes(
     root: Path, name: str, archives: list[Archive], left_out: LeftOut
 ) -> tuple[dict[str, dict[str, str | int]], dict[str, str], list[str]]:
     """{split: {image: class}}, the folders of splits, and notes on splits that have no labels."""
-    values: dict[str, dict[str, str | int]] = {}
+    values: dict[str, dict[str, str | int | None]] = {}
+    bare = _bare(archives)
     for archive in archives:
         values.setdefault(archive.split, {}).update(archive.beside_cls())
+        if archive.split in bare:
+            values[archive.split] |= dict.fromkeys(archive.prefix + m for m in archive.images)
     written, notes = {}, []
-    for split, part in _parts(root, archives, left_out).items():
+    rest = [archive for archive in archives if archive.split not in bare]
+    for split, part in _parts(root, rest, left_out).items():
         train = part.by_class if split == "train" else map(str, values.get("train", {}).values())
         kind = labels_from(part, set(train))
         found = labelled(part, kind, left_out, f"{root}: {part.folder}")
@@ -108,11 +112,19 @@ def _classes(
         values.setdefault(split, {}).update(found or [])
         written[split] = part.folder
     for split, of in values.items():
-        if of and split != "train" and all(value == -1 for value in of.values()):
-            notes.append(unlabelled_note(name, split))
-            left_out.add(f"images of {split} without labels", len(of))
+        if is_unlabelled(split, of.values()):
+            notes.append(leave_out_unlabelled(name, split, of.values(), left_out))
             of.clear()
     return {split: of for split, of in values.items() if of}, written, notes
+
+
+def _bare(archives: list[Archive]) -> set[str]:
+    """Splits whose shards hold images alone: no .cls, and no folder of a split."""
+    said = {"train"}
+    for archive in archives:
+        if archive.split not in said and (archive.classes or located(archive.others(), LeftOut())):
+            said.add(archive.split)
+    return {archive.split for archive in archives} - said
 
 
 def _parts(root: Path, archives: list[Archive], left_out: LeftOut) -> dict[str, Part]:

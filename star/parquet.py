@@ -22,7 +22,14 @@ from star.decoding import MAX_MEGAPIXELS, BadImageError, read_image
 from star.errors import UserError, listed
 from star.label_columns import choose_columns, label_values
 from star.left_out import LeftOut
-from star.shards import called, count_beside, find_shards, names_of, unlabelled_note
+from star.shards import (
+    called,
+    count_beside,
+    find_shards,
+    is_unlabelled,
+    leave_out_unlabelled,
+    names_of,
+)
 from star.splits import ImageSource, assign_splits, make_split, native_size
 
 if TYPE_CHECKING:
@@ -63,9 +70,8 @@ def parquet_source(
         if not names:
             raise UserError(f"{', '.join(map(str, paths))} has no rows")
         values = _labels(root, split, readers.values(), columns.label)
-        if split != "train" and all(value == -1 for value in values):
-            notes.append(unlabelled_note(name, split))
-            left_out.add(f"images of {split} without labels", len(names))
+        if is_unlabelled(split, values):
+            notes.append(leave_out_unlabelled(name, split, values, left_out))
             continue
         rows[split] = (names, values, readers)
     count_beside(root, shards, left_out)
@@ -93,17 +99,17 @@ def parquet_source(
     )
 
 
-def _labels(root: Path, split: str, readers: Iterable["_Shard"], column: str | None) -> list[int | str]:
-    """The labels of a split's rows; -1 throughout where it has none, as test sets are published."""
+def _labels(
+    root: Path, split: str, readers: Iterable["_Shard"], column: str | None
+) -> list[int | str | None]:
+    """The labels of a split's rows; None where another split than train has no such column."""
     readers = list(readers)
     if column is None:
         return [0 for reader in readers for _ in range(reader.rows)]
     if split != "train" and not any(column in reader.types() for reader in readers):
-        return [-1 for reader in readers for _ in range(reader.rows)]
+        return [None for reader in readers for _ in range(reader.rows)]
     values = [value for reader in readers for value in reader.labels(column)]
-    if split != "train" and all(value is None for value in values):
-        return [-1] * len(values)
-    if any(value is None for value in values):
+    if None in values and not is_unlabelled(split, values):
         raise UserError(f"{root}: {split} has rows without a {column}; expected a class for each")
     return values
 

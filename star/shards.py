@@ -7,7 +7,7 @@ Files lie in the folder itself, in its ``data/``, or in a folder a split of eith
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from star.errors import UserError, listed
@@ -21,7 +21,7 @@ from star.split_names import (
 )
 from star.tree import list_tree
 
-__all__ = ["called", "count_beside", "find_shards", "names_of", "unlabelled_note"]
+__all__ = ["called", "count_beside", "find_shards", "is_unlabelled", "leave_out_unlabelled", "names_of"]
 
 
 def find_shards(root: Path, suffix: str) -> dict[str, list[Path]]:
@@ -123,6 +123,15 @@ def count_beside(root: Path, shards: dict[str, list[Path]], left_out: LeftOut) -
             left_out.file(path)
 
 
-def unlabelled_note(name: str, split: str) -> str:
-    """What is noted of a split whose labels are all -1, as test sets are published, or missing."""
-    return f"{name}: its {split} split has no labels (-1 throughout) and is left out"
+def is_unlabelled(split: str, values: Collection[int | str | None]) -> bool:
+    """Whether a split has no label at all, as test sets are published (with -1, or none); not train."""
+    return split != "train" and len(values) > 0 and set(values) <= {None, -1}
+
+
+def leave_out_unlabelled(
+    name: str, split: str, values: Collection[int | str | None], left_out: LeftOut
+) -> str:
+    """Count the images of a split without labels; returns the note on it."""
+    left_out.add(f"images of {split} without labels", len(values))
+    why = "" if None in values else " (-1 throughout)"
+    return f"{name}: its {split} split has no labels{why} and is left out"
