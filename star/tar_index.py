@@ -8,6 +8,7 @@ from pathlib import Path
 from star.errors import UserError
 from star.layout import is_label_list
 from star.left_out import HIDDEN, LeftOut, is_hidden, is_image
+from star.split_names import split_of
 
 __all__ = ["OUTSIDE", "Archive", "index_tar"]
 
@@ -67,13 +68,19 @@ def index_tar(path: Path, split: str, left_out: LeftOut) -> Archive:
     return archive
 
 
+def _is_hidden(parts: list[str]) -> bool:
+    """Whether a member is hidden; folders that lead to those of the splits may have any name."""
+    leading = next((i for i, name in enumerate(parts[:-1]) if split_of(name)), len(parts) - 1)
+    return "__MACOSX" in parts or any(map(is_hidden, parts[leading:]))
+
+
 def _take(archive: Archive, tar: tarfile.TarFile, member: tarfile.TarInfo, left_out: LeftOut) -> None:
     name = posixpath.normpath(member.name)
     parts = name.split("/")
     stem, suffix = posixpath.splitext(name)
     if not member.isreg() or member.sparse is not None or name.startswith("/") or parts[0] == "..":
         left_out.add(OUTSIDE)
-    elif any(map(is_hidden, parts)):
+    elif _is_hidden(parts):
         left_out.add(HIDDEN)
     elif is_image(name):
         left_out.add("members replaced by a later one of the same path", int(name in archive.images))

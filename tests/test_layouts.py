@@ -196,6 +196,12 @@ def test_images_beside_class_folders_and_classes_without_images(tmp_path):
     }
 
 
+def test_what_leads_to_the_splits_of_a_tar_may_have_any_name(tmp_path):
+    files = THREE | pictures("train/.cache/0.png")
+    source = open_source(in_tar(tmp_path / "set.tar", files, ".data/my test/"))
+    assert counts(source) == {"train": 8, "val": 4, "test": 4} and source.left_out == {"hidden": 1}
+
+
 def test_a_tar_whose_classes_are_called_as_splits(tmp_path):
     files = split_of("train", classes=("test", "val", "dog"), each=4)
     source = open_source(in_tar(tmp_path / "set.tar", files))
