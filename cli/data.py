@@ -33,6 +33,9 @@ def tokenize(
         help="Processes that decode images; 0: threads.  \\[default: 0 beside a CPU that encodes, else "
         "by the cores]",
     ),
+    label_column: str = typer.Option(
+        None, help="Parquet: the column of labels, where several could be meant."
+    ),
     skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read (listed after)."),
     max_megapixels: float = typer.Option(100.0, help="Refuse images of more pixels than this."),
     seed: int = typer.Option(0, help="Seed of the random views (affine-N, random-crop-N)."),
@@ -64,6 +67,7 @@ def tokenize(
             source,
             out,
             tokenizer=tokenizer,
+            label_column=label_column,
             size=size,
             views=views,
             eval_views=eval_views,

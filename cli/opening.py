@@ -102,6 +102,7 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
     """
     from cli.screen import Stages
     from probes.features import check_store, check_tokenizer
+    from star.codes import same_images
     from star.prepare import prepare_data
 
     found: dict[str, tuple] = {}
@@ -120,7 +121,7 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
         found[name] = prepared.stores, store
     stores = [store for _, store in found.values()]
     for store in stores[1:]:
-        same = stores[0].manifest.get("source") == store.manifest.get("source")
+        same = same_images(stores[0].manifest.get("source"), store.manifest.get("source"))
         if not same or len(stores[0]) != len(store):
             raise UserError(
                 "the checkpoints' test images differ; give --data to measure both on the same"

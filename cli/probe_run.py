@@ -18,12 +18,12 @@ from probes.results import write_result
 from probes.splits import ProbeSplits, probe_splits
 from star import distributed
 from star.checkpoint import Loaded
-from star.codes import open_splits
+from star.codes import open_splits, same_images
 from star.config import ModelConfig, preset
 from star.device import resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
-from star.images import open_source
+from star.images import ImageSource, open_source
 from star.prepare import PreparedData, is_code_folder, prepare_data
 from star.transformer import check_layers
 from star.views import view_set
@@ -295,7 +295,7 @@ def _atlas(
             loaded,
             splits,
             config,
-            images=open_source(asked.images) if asked.images else data.source,
+            images=_given_images(asked.images, splits) if asked.images else data.source,
             tokenizer=data.tokenizer,
             work=work,
             like=_same_data(first, splits),
@@ -304,11 +304,18 @@ def _atlas(
     return atlas, splits.stores["train"].class_names
 
 
+def _given_images(images: str, splits: ProbeSplits) -> ImageSource:
+    """The source called ``images``, with the column of labels that the codes were made with."""
+    noted = splits.stores["train"].manifest.get("source")
+    return open_source(images, noted.get("label_column") if isinstance(noted, dict) else None)
+
+
 def _same_data(first: Atlas | None, splits: ProbeSplits) -> Atlas | None:
     """``first`` if it was probed on the very same codes, None if on other codes of the same images."""
     if first is None or first.result.info["splits"] == splits.describe():
         return first
-    if first.result.info["splits"]["source"]["test"] != splits.describe()["source"]["test"]:
+    of_first, of_this = first.result.info["splits"]["source"], splits.describe()["source"]
+    if not same_images(of_first["test"], of_this["test"]):
         raise UserError("the checkpoints' test images differ; give --data to probe both on the same")
     return None
 

@@ -40,7 +40,9 @@ def run_token_invariance(asked: InvarianceRequest) -> None:
     if asked.augment is not None:  # a wrong name is refused before anything is opened
         chosen_views(asked.augment, size=1 << 30, stride=1)
     if many:
-        images, split = picture_split(asked.image, asked.split, asked.max_megapixels)
+        images, split = picture_split(
+            asked.image, asked.split, asked.max_megapixels, on_message=print_line
+        )
         count = DEFAULT_IMAGES if asked.images is None else asked.images
         images = drawn(images, count, asked.seed)
         if asked.skip_bad:

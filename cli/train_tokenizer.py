@@ -94,10 +94,14 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
     from cli.screen import print_line
     from star.errors import UserError
     from star.images import open_images
+    from star.left_out import left_out_line
     from star.run_folder import RunFolder
     from star.tokenizer_trainer import TokenizerTrainer
 
     images = open_images(settings.data)
+    line = left_out_line(images.name, images.left_out)
+    if line:
+        print_line(line)
     folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{images.name}"
     if resume is not None:
         trainer = TokenizerTrainer.resume(folder, images, where, **options)

@@ -4,6 +4,7 @@ Tokenising needs classes and splits; looking at pictures does not. So any folder
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from star.decoding import MAX_MEGAPIXELS, BadImageError, require_megapixels
 from star.errors import UserError
 from star.folders import flat_split
 from star.images import Split, is_flat_folder, load_image, open_source
+from star.left_out import LeftOut, left_out_line
 from star.prepare import is_code_folder
 from star.randomness import generator
 
@@ -24,16 +26,19 @@ ARCHIVES = (".tar", ".parquet")
 def holds_many(data: str) -> bool:
     """Whether ``data`` names many images: ``digits``, ``photos``, a folder, a tar or parquet file."""
     path = Path(data)
-    return data in SOURCES or path.is_dir() or (path.suffix in ARCHIVES and path.exists())
+    return data in SOURCES or path.is_dir() or (path.suffix.lower() in ARCHIVES and path.exists())
 
 
 def picture_split(
-    data: str, split: str | None = None, max_megapixels: float = MAX_MEGAPIXELS
+    data: str,
+    split: str | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> tuple[Split, str]:
     """The images of ``data`` and the split's name ("all" of a folder that is no source).
 
-    Of a source without ``split``: test, else val, else train. Raises ``UserError`` for a folder without
-    images, and if ``split`` is asked of what has none.
+    Of a source without ``split``: test, else val, else train. ``on_message`` hears what is left out.
+    Raises ``UserError`` for a folder without images, and if ``split`` is asked of what has none.
     """
     require_megapixels(max_megapixels)
     if is_code_folder(data):
@@ -41,10 +46,16 @@ def picture_split(
     if is_flat_folder(data):
         if split is not None:
             raise UserError(f"{data} has no folder train, so no splits; leave out --split {split}")
-        return _limited(flat_split(Path(data)), max_megapixels), "all"
-    source = open_source(data)
-    name = split or next(name for name in ("test", "val", "train") if name in source.splits)
-    return _limited(source.split(name), max_megapixels), name
+        left_out = LeftOut()
+        images, name, counts = flat_split(Path(data), left_out), "all", left_out.counts()
+    else:
+        source = open_source(data, need_labels=False)
+        name = split or next(name for name in ("test", "val", "train") if name in source.splits)
+        images, counts = source.split(name), source.left_out
+    line = left_out_line(data, counts)
+    if line:
+        on_message(line)
+    return _limited(images, max_megapixels), name
 
 
 def _limited(split: Split, max_megapixels: float) -> Split:

@@ -53,8 +53,16 @@ class ProbeSplits:
             "rule": self.rule,
             "images": {part: self.count(part) for part in PARTS},
             "data": {part: dict(self.stores[part].manifest["sha256"]) for part in PARTS},
-            "source": {part: self.stores[part].manifest.get("source") for part in PARTS},
+            "source": {part: _source(self.stores[part]) for part in PARTS},
         }
+
+
+def _source(store: CodeStore) -> object:
+    """What the manifest says of the images, less what was left out: that was not probed."""
+    source = store.manifest.get("source")
+    if not isinstance(source, dict):
+        return source
+    return {key: value for key, value in source.items() if key != "left_out"}
 
 
 def probe_splits(stores: Mapping[str, CodeStore], seed: int = 0) -> ProbeSplits:

@@ -1,34 +1,34 @@
-"""Images in an uncompressed tar: read where they lie by an index of offsets; nothing is unpacked.
+"""Images in uncompressed tars: read where they lie by an index of offsets; nothing is unpacked.
 
-Members are ``train/<class>/x.jpg`` (``val/``, ``test/``; a leading folder is fine), or those of a web
-dataset: ``x.jpg`` beside ``x.cls`` (a number or a name), where the shard's own name says the split
-(``train-000000.tar``) and a tar by itself is train. Links, devices, sparse members and paths that are
-absolute or climb out of the archive are left out, with a note. A compressed tar is refused: no image of
-it could be read without all before it.
+Members are ``train/<class>/.../x.jpg`` (any layout of ``star.layout``; leading folders are fine), or
+those of a web dataset: ``x.jpg`` beside ``x.cls`` (a number or a name), where the shard's own name says
+the split (``train-000000.tar``) and a tar by itself is train. Links, devices, sparse members and paths
+that are absolute or climb out of the archive are left out, with a note. A compressed tar is refused: no
+image of it could be read without all before it.
 """
 
 import io
 import os
-import posixpath
 import re
-import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from star.decoding import MAX_MEGAPIXELS, SUFFIXES, read_image
+from star.class_names import ClassNames
+from star.decoding import MAX_MEGAPIXELS, read_image
 from star.errors import UserError, listed
-from star.shards import ClassNames, find_shards
-from star.splits import ImageSource, assign_splits, make_split, native_size
+from star.layout import Part, labelled, labels_from, located, sorted_out
+from star.left_out import LeftOut, is_image
+from star.shards import called, count_beside, find_shards, is_unlabelled, leave_out_unlabelled
+from star.split_names import one_folder_each, split_of
+from star.splits import SPLITS, ImageSource, assign_splits, make_split, native_size
+from star.tar_index import OUTSIDE, Archive, index_tar
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["is_compressed_tar", "tar_files", "tar_source"]
-
-_IN_FOLDERS = re.compile(r"(?:^|.*/)(train|val|test)/([^/]+)/[^/]+$")
-_MOST_CLS = 1000  # bytes of a .cls
 
 
 def tar_files(root: Path) -> dict[str, list[Path]]:
@@ -43,19 +43,12 @@ def is_compressed_tar(path: Path) -> bool:
 
 def tar_source(root: Path, shards: dict[str, list[Path]]) -> ImageSource:
     """The images in ``shards``; ``UserError`` where a tar is damaged or holds another layout."""
-    name = root.resolve().name.removesuffix(".tar")
-    places: dict[str, tuple[Path, int, int]] = {}
-    values: dict[str, dict[str, object]] = {}
-    left_out = 0
-    for shard_split, paths in shards.items():
-        for path in paths:
-            images, ignored = _index(path)
-            left_out += ignored
-            for member, (split, value, offset, size) in images.items():
-                key = member if len(shards) == 1 and len(paths) == 1 else f"{path.name}/{member}"
-                places[key] = (path, offset, size)
-                values.setdefault(split or shard_split, {})[key] = value
-    if not values.get("train"):
+    name, left_out = root.resolve().name.removesuffix(".tar"), LeftOut()
+    archives = [index_tar(path, split, left_out) for split, paths in shards.items() for path in paths]
+    count_beside(root, shards, left_out)
+    _tell_apart(root, archives)
+    values, written, notes = _classes(root, name, archives, left_out)
+    if "train" not in values:
         raise UserError(
             f"{root} holds no images of train; expected members train/<class>/x.jpg, or x.jpg beside "
             f"x.cls; found splits: {listed(values) or 'none'}"
@@ -63,61 +56,96 @@ def tar_source(root: Path, shards: dict[str, list[Path]]) -> ImageSource:
     train = list(values["train"].values())
     if len({isinstance(value, str) for value in train}) > 1:
         raise UserError(f"{root} mixes numbers and names of classes; expected either")
-    classes = ClassNames(str(root), train, None)
-    found = {}
+    classes, found = ClassNames(str(root), train), {}
     for split, of in values.items():
         names = sorted(of)
         labels = classes.labels(split, [of[key] for key in names])
         found[split] = (np.array(names, dtype=object), labels)
-    read = _Reader(places)
-    splits, notes = assign_splits(name, found)
-    if left_out:
-        notes.append(f"{name}: {left_out} members left out (links, devices, paths outside)")
+    read = _Reader(
+        {a.prefix + member: (a.path, *place) for a in archives for member, place in a.images.items()}
+    )
+    splits, more = assign_splits(name, found, called(shards) | written)
+    counts = left_out.counts()
+    if OUTSIDE in counts:
+        more.append(f"{name}: {counts[OUTSIDE]} members left out (links, devices, paths outside)")
     return ImageSource(
         name=name,
         class_names=classes.names,
         native_size=native_size(read, found["train"][0]),
         default_views="ten-crop",
         splits={split: make_split(*items, read, read.content) for split, items in splits.items()},
-        notes=notes,
+        notes=notes + more,
+        left_out=counts,
     )
 
 
-def _index(path: Path) -> tuple[dict[str, tuple[str | None, object, int, int]], int]:
-    """{member: (split if its path says so, class, offset, size)}, and how many were left out."""
-    members, classes, left_out = {}, {}, 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                tar.members = []  # else it keeps every header
-                if member.isdir():
-                    continue
-                name = posixpath.normpath(member.name)
-                outside = member.name.startswith("/") or name.split("/")[0] == ".."
-                if not member.isreg() or member.sparse is not None or outside:
-                    left_out += 1
-                    continue
-                stem, suffix = posixpath.splitext(name)
-                if posixpath.basename(name).startswith("."):
-                    continue
-                if suffix.lower() in SUFFIXES:
-                    members[name] = (stem, member.offset_data, member.size)
-                elif suffix == ".cls" and member.size <= _MOST_CLS:
-                    classes[stem] = tar.extractfile(member).read().decode(errors="replace").strip()
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"cannot read {path} as an uncompressed tar ({error})") from error
-    size = path.stat().st_size
-    found = {}
-    for name, (stem, offset, length) in members.items():
-        if offset + length > size:
-            raise UserError(f"{path} is cut short: it ends inside {name}")
-        match = _IN_FOLDERS.match(name)
-        if stem in classes:
-            value = classes[stem]
-            found[name] = (None, int(value) if value.isdecimal() else value, offset, length)
-        elif match:
-            found[name] = (match[1], match[2], offset, length)
-    return found, left_out
+def _tell_apart(root: Path, archives: list[Archive]) -> None:
+    """Prefixes for members' names: none for one tar, its name, or its path where that is not enough."""
+    if len(archives) < 2:
+        return
+    for archive in archives:
+        archive.prefix = f"{archive.path.name}/"
+    names = [archive.prefix + member for archive in archives for member in archive.images]
+    if len(set(names)) < len(names):
+        for archive in archives:
+            archive.prefix = f"{archive.path.relative_to(root).as_posix()}/"
+
+
+def _classes(
+    root: Path, name: str, archives: list[Archive], left_out: LeftOut
+) -> tuple[dict[str, dict[str, str | int]], dict[str, str], list[str]]:
+    """{split: {image: class}}, the folders of splits, and notes on splits that have no labels."""
+    values: dict[str, dict[str, str | int | None]] = {}
+    bare = _bare(archives)
+    for archive in archives:
+        values.setdefault(archive.split, {}).update(archive.beside_cls())
+        if archive.split in bare:
+            values[archive.split] |= dict.fromkeys(archive.prefix + m for m in archive.images)
+    written, notes = {}, []
+    rest = [archive for archive in archives if archive.split not in bare]
+    for split, part in _parts(root, rest, left_out).items():
+        train = part.by_class if split == "train" else map(str, values.get("train", {}).values())
+        kind = labels_from(part, set(train))
+        found = labelled(part, kind, left_out, f"{root}: {part.folder}")
+        if found is None:
+            notes.append(f"{name}: its {part.folder}/ has no labels and is left out")
+        values.setdefault(split, {}).update(found or [])
+        written[split] = part.folder
+    for split, of in values.items():
+        if is_unlabelled(split, of.values()):
+            notes.append(leave_out_unlabelled(name, split, of.values(), left_out))
+            of.clear()
+    return {split: of for split, of in values.items() if of}, written, notes
+
+
+def _bare(archives: list[Archive]) -> set[str]:
+    """Splits whose shards hold images alone: no .cls, and no folder of a split."""
+    said = {"train"}
+    for archive in archives:
+        if archive.split not in said and (archive.classes or located(archive.others(), LeftOut())):
+            said.add(archive.split)
+    return {archive.split for archive in archives} - said
+
+
+def _parts(root: Path, archives: list[Archive], left_out: LeftOut) -> dict[str, Part]:
+    """The images of each split that lie in its folder, train first."""
+    files: dict[str, list[tuple[str, str]]] = {}
+    lists: dict[str, bytes] = {}
+    for archive in archives:
+        for member, (folder, path) in located(archive.others(), left_out).items():
+            files.setdefault(folder, []).append((path, archive.prefix + member))
+        lists |= {archive.prefix + member: content for member, content in archive.lists.items()}
+    folders: dict[str, list[str]] = {}
+    for folder in sorted(files):
+        folders.setdefault(split_of(folder), []).append(folder)
+    chosen = one_folder_each(
+        folders, str(root), lambda folder: any(is_image(path) for path, _ in files[folder])
+    )
+    return {
+        split: sorted_out(chosen[split], files[chosen[split]], lists.__getitem__, left_out)
+        for split in SPLITS
+        if split in chosen
+    }
 
 
 class _Reader:

@@ -27,11 +27,13 @@ __all__ = [
     "check_rows",
     "open_codes",
     "open_splits",
+    "same_images",
 ]
 
 FORMAT = "star-codes"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
+_REMARKS = ("notes", "left_out")  # of a source: on its images, not part of them
 _CHUNK = 1 << 24  # elements read at once
 _LEAST = {"images": 1, "views": 1, "tokens": 1, "grid": 1, "vocab_size": 1, "test_view": 0}
 _LISTS = {"class_names": str, "class_counts": int, "view_names": str}
@@ -127,6 +129,14 @@ class CodeStore:
 
 
 _REDO = "remove the whole folder of stores and run the command that made it again"
+
+
+def same_images(source: object, other: object) -> bool:
+    """Whether two manifests' ``source`` are of the same images, whatever was noted or left out."""
+    if not (isinstance(source, dict) and isinstance(other, dict)):
+        return source == other
+    kept = ({key: v for key, v in of.items() if key not in _REMARKS} for of in (source, other))
+    return next(kept) == next(kept)
 
 
 def check_rows(store: CodeStore, codes: np.ndarray, labels: np.ndarray) -> None:

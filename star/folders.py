@@ -1,5 +1,6 @@
-"""An image folder: ``train/<class>/*`` and ``val/<class>/*`` and/or ``test/<class>/*``.
+"""An image folder: ``train/<class>/...`` and ``val/<class>/...`` and/or ``test/<class>/...``.
 
+A split's folder may go by any of its words in any case (``star.split_names``); links are followed.
 Where no labels are needed, any folder with images in it or below it will do.
 """
 
@@ -10,9 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from star.class_names import ClassNames
 from star.decoding import MAX_MEGAPIXELS, SUFFIXES, read_image
 from star.errors import UserError, listed
+from star.layout import FOLDERS, Part, labelled, labels_from, sorted_out
+from star.left_out import LeftOut, is_hidden, is_image
+from star.split_names import one_folder_each, split_folders
 from star.splits import ImageSource, Split, assign_splits, make_split, native_size
+from star.tree import list_tree
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,60 +30,132 @@ LAYOUT = "train/<class>/* and val/<class>/* and/or test/<class>/*"
 
 def folder_source(root: Path) -> ImageSource:
     """The images below ``root``; ``UserError`` if it has another layout."""
-    name = root.resolve().name
-    found = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
-    if not found:
+    name, left_out = root.resolve().name, LeftOut()
+    there = sorted(_shown(entry) for entry in os.scandir(root) if not is_hidden(entry.name))
+    if not there:
         raise UserError(f"{root} is empty; expected {LAYOUT}")
-    if not (root / "train").is_dir():
-        raise UserError(f"{root} has no folder train; expected {LAYOUT}; found: {listed(found)}")
-    classes, *train = _list_split(root, "train", None)
-    parts = {"train": train}
-    for split in ("val", "test"):
-        if (root / split).is_dir():
-            parts[split] = _list_split(root, split, classes)[1:]
-    splits, notes = assign_splits(name, parts)
+    folders = one_folder_each(split_folders(root), str(root), functools.partial(_holds_image, root))
+    if "train" not in folders:
+        raise UserError(f"{root} has no folder train; expected {LAYOUT}; found: {listed(there)}")
+    classes, parts, notes = None, {}, []
+    for split in ("train", "val", "test"):
+        if split in folders:
+            classes, found = _read_split(root, folders[split], split, classes, left_out)
+            if found is None:
+                notes.append(f"{name}: its {folders[split]}/ has no labels and is left out")
+            else:
+                parts[split] = found
+    _count_beside(root, set(folders.values()), left_out)
+    splits, more = assign_splits(name, parts, folders)
     read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
     return ImageSource(
         name=name,
-        class_names=classes,
-        native_size=native_size(read, train[0]),
+        class_names=classes.names,
+        native_size=native_size(read, parts["train"][0]),
         default_views="ten-crop",
         splits={split: make_split(*items, read, content) for split, items in splits.items()},
-        notes=notes,
+        notes=notes + more,
+        left_out=left_out.counts(),
     )
 
 
-def _images_below(root: Path) -> np.ndarray:
-    """Every image file below ``root`` in the order of the paths; hidden files and folders left out.
+def _shown(entry: os.DirEntry) -> str:
+    dangling = entry.is_symlink() and not os.path.exists(entry.path)
+    return f"{entry.name} (a link to nothing)" if dangling else entry.name
+
+
+def _holds_image(root: Path, folder: str) -> bool:
+    return any(map(is_image, list_tree(root / folder, LeftOut(), strict=True).files))
+
+
+def _read_split(
+    root: Path, folder: str, split: str, classes: ClassNames | None, left_out: LeftOut
+) -> tuple[ClassNames, tuple[np.ndarray, np.ndarray] | None]:
+    """The classes (train's, found here where None), and names and labels; None for no labels."""
+    where = root / folder
+    tree = list_tree(where, left_out, strict=True)
+    files = ((path, f"{folder}/{path}") for path in tree.files)
+    part = sorted_out(folder, files, lambda name: (root / name).read_bytes(), left_out)
+    own = sorted(path for path in tree.folders if "/" not in path)
+    if classes is None:
+        classes = _train_classes(root, where, own, part)
+    kind = labels_from(part, classes.names)
+    if kind == FOLDERS:
+        _check_folders(where, split, own, classes)
+        empty = len(own) - len(part.by_class)
+        left_out.add(f"class folders of {folder}/ without images", empty)
+    found = labelled(part, kind, left_out, str(where))
+    if found is None:
+        return classes, None
+    if not found:
+        raise UserError(f"{where} holds no images; add some or remove the folder")
+    names = np.array([image for image, _ in found], dtype=object)
+    return classes, (names, classes.labels(split, [name for _, name in found]))
+
+
+def _train_classes(root: Path, where: Path, own: list[str], part: Part) -> ClassNames:
+    _require_two(where, "train", own)
+    empty = sorted(set(own) - set(part.by_class))
+    if empty:
+        suffixes = " ".join(sorted(SUFFIXES))
+        raise UserError(f"{where / empty[0]} holds no image ({suffixes}); add some or remove it")
+    return ClassNames(str(root), own)
+
+
+def _check_folders(where: Path, split: str, own: list[str], classes: ClassNames) -> None:
+    """Refuse class folders that cannot be those of train's classes."""
+    _require_two(where, split, own)
+    unknown = classes.unknown(own)
+    if unknown:
+        raise UserError(
+            f"{where} has classes that train has not: {listed(unknown)}; rename or remove them"
+        )
+
+
+def _require_two(where: Path, split: str, own: list[str]) -> None:
+    if not own:
+        raise UserError(f"{where} has no class folders; expected {split}/<class>/* with image files")
+    if len(own) == 1:
+        raise UserError(
+            f"{where} has one class ({own[0]}); expected at least two folders {split}/<class>"
+        )
+
+
+def _count_beside(root: Path, splits: set[str], left_out: LeftOut) -> None:
+    """Count what lies in ``root`` beside the folders of the splits."""
+    for path in list_tree(root, left_out, skip=splits, strict=False).files:
+        folder, inside, _ = path.partition("/")
+        if not is_image(path):
+            left_out.file(path)
+        elif inside:
+            left_out.image_in(folder)
+        else:
+            left_out.add("images in no folder of a split")
+
+
+def flat_split(root: Path, left_out: LeftOut) -> Split:
+    """All images below ``root`` as one class, in the order of the paths; the rest is counted.
 
     Raises ``UserError`` if there is none.
     """
     names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(folder).relative_to(root)
-        names += [
-            (inside / name).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-        ]
+    for path in list_tree(root, left_out, strict=False).files:
+        if is_image(path):
+            names.append(path)
+        else:
+            left_out.file(path)
     if not names:
         raise UserError(
             f"{root} holds no image; expected files ({' '.join(sorted(SUFFIXES))}) in it or below it"
         )
-    return np.array(sorted(names), dtype=object)
-
-
-def flat_split(root: Path) -> Split:
-    """All images below ``root`` as one class; ``UserError`` if there is none."""
-    names = _images_below(root)
     read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
-    return make_split(names, np.zeros(len(names), dtype=np.int64), read, content)
+    return make_split(sorted(names), np.zeros(len(names), dtype=np.int64), read, content)
 
 
 def flat_source(root: Path) -> ImageSource:
     """All images below ``root`` as one class, for what needs no labels; val is cut from them."""
-    every, name = flat_split(root), root.resolve().name
+    left_out = LeftOut()
+    every, name = flat_split(root, left_out), root.resolve().name
     names, read, content = np.array(every.names, dtype=object), every.read, every.content
     splits, notes = assign_splits(name, {"train": (names, every.labels)})
     return ImageSource(
@@ -87,44 +165,8 @@ def flat_source(root: Path) -> ImageSource:
         default_views="ten-crop",
         splits={split: make_split(*items, read, content) for split, items in splits.items()},
         notes=notes,
+        left_out=left_out.counts(),
     )
-
-
-def _list_split(
-    root: Path, split: str, classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Classes, image names and labels of ``root/split``; ``classes`` are train's, if known."""
-    folder = root / split
-    found = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != "."))
-    if not found:
-        raise UserError(f"{folder} has no class folders; expected {split}/<class>/* with image files")
-    if len(found) == 1:
-        raise UserError(
-            f"{folder} has one class ({found[0]}); expected at least two folders {split}/<class>"
-        )
-    unknown = sorted(set(found) - set(classes)) if classes is not None else []
-    if unknown:
-        raise UserError(
-            f"{folder} has classes that train has not: {listed(unknown)}; rename or remove them"
-        )
-    classes = classes or found
-    names: list[str] = []
-    labels: list[int] = []
-    for name in found:
-        images = sorted(e.name for e in os.scandir(folder / name) if _is_image(e))
-        if not images and split == "train":
-            suffixes = " ".join(sorted(SUFFIXES))
-            raise UserError(f"{folder / name} holds no image ({suffixes}); add some or remove it")
-        names += [f"{split}/{name}/{image}" for image in images]
-        labels += [classes.index(name)] * len(images)
-    if not names:
-        raise UserError(f"{folder} holds no images; add some or remove the folder")
-    return classes, np.array(names, dtype=object), np.array(labels, dtype=np.int64)
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    suffix = os.path.splitext(entry.name)[1].lower()
-    return suffix in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
 
 
 def _read_in(root: Path, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> "Image.Image":

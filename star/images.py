@@ -8,19 +8,23 @@ pixels are read only by ``Split.load``. ``what`` is
 - a ``.tar`` of such a folder, or of a web dataset's x.jpg and x.cls (``star.archives``),
 - ``.parquet`` files in Hugging Face's layout, one or a folder of shards (``star.parquet``).
 
-``test`` is the source's test split, or else its validation split (the custom of ImageNet); ``val`` is
-the validation split when there is a test split too, and otherwise it is taken out of train
-(``star.splits``).
+Splits go by the words of ``star.split_names``: train or training, val, valid, validation or dev, test.
+``test`` is the source's test split, or else its ``val/`` (the custom of ImageNet, ``star.splits``);
+``val`` is the validation split when there is one beside it, and otherwise it is taken out of train.
+What lies below a source and is not used is counted by reason in ``ImageSource.left_out``.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star.arrow import arrow_advice, is_arrow
 from star.builtin import DIGITS, PHOTOS, digit, digits_source, photo, photos_source
 from star.decoding import MAX_MEGAPIXELS, SUFFIXES, BadImageError, read_image, require_megapixels
 from star.errors import UserError
 from star.folders import flat_source, folder_source
+from star.split_names import split_folders
 from star.splits import ImageSource, Split
+from star.tree import visible_folders
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,25 +40,36 @@ __all__ = [
     "open_source",
 ]
 
+_BUILT_IN = {"digits": digits_source, "photos": photos_source}
 _EXPECTED = "expected digits, photos, an image folder, a .tar or .parquet files"
 
 
-def open_source(spec: str | Path) -> ImageSource:
+def open_source(
+    spec: str | Path, label_column: str | None = None, *, need_labels: bool = True
+) -> ImageSource:
     """Open the source called ``spec`` (write ``./digits`` for a folder of that name).
 
-    Raises ``UserError`` for a path that does not exist or does not hold one of the layouts above.
+    ``label_column`` names the column of parquet's labels; parquet of which it cannot be told is one
+    class, unless ``need_labels``. Raises ``UserError`` for a path that does not exist or holds none of
+    the layouts above, and for a column of what is no parquet.
     """
-    if str(spec) == "digits":
-        return digits_source()
-    if str(spec) == "photos":
-        return photos_source()
+    if str(spec) in _BUILT_IN:
+        _refuse_column(spec, label_column)
+        return _BUILT_IN[str(spec)]()
     root = Path(spec)
     if not root.exists():
         raise UserError(f"no such file or folder: {spec}; {_EXPECTED}")
     try:
-        return _open(root)
+        return _open(root, label_column, need_labels)
     except OSError as error:
         raise UserError(f"cannot list {error.filename or spec}: {error.strerror or error}") from error
+
+
+def _refuse_column(spec: str | Path, label_column: str | None) -> None:
+    if label_column is not None:
+        raise UserError(
+            f"--label-column {label_column} names a column of parquet, and {spec} is none; leave it out"
+        )
 
 
 def is_flat_folder(spec: str | Path) -> bool:
@@ -63,27 +78,37 @@ def is_flat_folder(spec: str | Path) -> bool:
     from star.parquet import parquet_files
 
     root = Path(spec)
-    if str(spec) in ("digits", "photos") or not root.is_dir() or (root / "train").is_dir():
+    if str(spec) in _BUILT_IN or not root.is_dir() or (root / "train").is_dir():
         return False
-    return not (parquet_files(root) or tar_files(root))
+    return not (_has_classes(root) or parquet_files(root) or tar_files(root) or is_arrow(root))
 
 
 def open_images(spec: str | Path) -> ImageSource:
     """As ``open_source``, for what needs no labels: a folder without train/ is taken as it is."""
-    return flat_source(Path(spec)) if is_flat_folder(spec) else open_source(spec)
+    return flat_source(Path(spec)) if is_flat_folder(spec) else open_source(spec, need_labels=False)
 
 
-def _open(root: Path) -> ImageSource:
+def _has_classes(root: Path) -> bool:
+    """Whether a folder of the train split in ``root`` has folders in it."""
+    return any(visible_folders(root / name) for name in split_folders(root).get("train", ()))
+
+
+def _open(root: Path, label_column: str | None, need_labels: bool) -> ImageSource:
     from star.archives import is_compressed_tar, tar_files, tar_source
     from star.parquet import parquet_files, parquet_source
 
-    train = root / "train"
-    if train.is_dir() and any(entry.is_dir() for entry in train.iterdir()):
+    if root.is_dir() and _has_classes(root):
+        _refuse_column(root, label_column)
         return folder_source(root)  # whatever else lies beside it
-    for find, make in ((parquet_files, parquet_source), (tar_files, tar_source)):
-        shards = find(root)
-        if shards:
-            return make(root, shards)
+    shards = parquet_files(root)
+    if shards:
+        return parquet_source(root, shards, label_column, need_labels=need_labels)
+    _refuse_column(root, label_column)
+    shards = tar_files(root)
+    if shards:
+        return tar_source(root, shards)
+    if is_arrow(root):
+        raise UserError(arrow_advice(root))
     if root.is_dir():
         return folder_source(root)
     if is_compressed_tar(root):

@@ -1,9 +1,9 @@
 """Parquet shards with an image a row, as Hugging Face's ``datasets`` stores them.
 
-Column ``image`` (or ``img``, or the one that the schema calls an Image) holds the file's bytes, alone
-or in a struct {bytes, path}; ``label`` (or the one that the schema calls a ClassLabel) a number or a
-name. The names of the classes are the schema's. Rows are read by row group, the last few of which are
-kept; the labels alone are read beforehand. Needs pyarrow, an optional dependency.
+The column of images holds the file's bytes, alone or in a struct {bytes, path}, that of labels a number
+or a name (``star.label_columns`` finds both). The names of the classes are the schema's. Rows are read
+by row group, the last few of which are kept; the labels alone are read beforehand. Needs pyarrow, an
+optional dependency.
 """
 
 import hashlib
@@ -11,14 +11,25 @@ import io
 import json
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from star.class_names import ClassNames
 from star.decoding import MAX_MEGAPIXELS, BadImageError, read_image
 from star.errors import UserError, listed
-from star.shards import ClassNames, find_shards
+from star.label_columns import choose_columns, label_values
+from star.left_out import LeftOut
+from star.shards import (
+    called,
+    count_beside,
+    find_shards,
+    is_unlabelled,
+    leave_out_unlabelled,
+    names_of,
+)
 from star.splits import ImageSource, assign_splits, make_split, native_size
 
 if TYPE_CHECKING:
@@ -34,64 +45,73 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     return find_shards(root, ".parquet")
 
 
-def parquet_source(root: Path, shards: dict[str, list[Path]]) -> ImageSource:
-    """The images of ``shards``; ``UserError`` where pyarrow or a column is missing."""
-    name = root.resolve().name.removesuffix(".parquet")
+def parquet_source(
+    root: Path,
+    shards: dict[str, list[Path]],
+    label_column: str | None = None,
+    *,
+    need_labels: bool = True,
+) -> ImageSource:
+    """The images of ``shards``; ``UserError`` where pyarrow or a column is missing.
+
+    ``label_column`` names the column of labels. Unless ``need_labels``, shards of which it cannot be
+    told are taken as one class.
+    """
+    name, left_out = root.resolve().name.removesuffix(".parquet"), LeftOut()
     first = _Shard(shards["train"][0])
-    image, label, known = _columns(first)
+    columns = choose_columns(
+        first.path, first.types(), first.features(), label_column, labels=need_labels
+    )
+    keys = names_of(root, [path for paths in shards.values() for path in paths])
     rows, notes = {}, []
     for split, paths in shards.items():
-        readers = [_Shard(path, image) for path in paths]
-        values = [value for reader in readers for value in reader.column(label)]
-        names = [f"{reader.path.name}/{row}" for reader in readers for row in range(reader.rows)]
+        readers = {keys[path]: _Shard(path, columns.image) for path in paths}
+        names = [f"{key}/{row}" for key, reader in readers.items() for row in range(reader.rows)]
         if not names:
             raise UserError(f"{', '.join(map(str, paths))} has no rows")
-        if any(value is None for value in values):
-            raise UserError(f"{root}: {split} has rows without a {label}; expected a class for each")
-        if split != "train" and all(value == -1 for value in values):
-            notes.append(f"{name}: its {split} split has no labels (-1 throughout) and is left out")
+        values = _labels(root, split, readers.values(), columns.label)
+        if is_unlabelled(split, values):
+            notes.append(leave_out_unlabelled(name, split, values, left_out))
             continue
         rows[split] = (names, values, readers)
-    classes = ClassNames(str(root), rows["train"][1], known)
-    found = {
-        split: (np.array(names, dtype=object), classes.labels(split, values))
-        for split, (names, values, _) in rows.items()
+    count_beside(root, shards, left_out)
+    if columns.label is None:
+        class_names: tuple[str, ...] = ("image",)
+        found = {split: np.zeros(len(names), np.int64) for split, (names, _, _) in rows.items()}
+    else:
+        classes = ClassNames(str(root), rows["train"][1], columns.classes)
+        class_names = classes.names
+        found = {split: classes.labels(split, values) for split, (_, values, _) in rows.items()}
+    listing = {
+        split: (np.array(rows[split][0], dtype=object), labels) for split, labels in found.items()
     }
-    readers = [reader for _, _, part in rows.values() for reader in part]
-    read = _Reader({reader.path.name: reader for reader in readers})
-    if len(read.shards) < len(readers):
-        raise UserError(f"{root} has two shards of one name; rename one")
-    splits, more = assign_splits(name, found)
+    read = _Reader({key: reader for _, _, part in rows.values() for key, reader in part.items()})
+    splits, more = assign_splits(name, listing, called(shards))
     return ImageSource(
         name=name,
-        class_names=classes.names,
-        native_size=native_size(read, found["train"][0]),
+        class_names=class_names,
+        native_size=native_size(read, listing["train"][0]),
         default_views="ten-crop",
         splits={split: make_split(*items, read, read.content) for split, items in splits.items()},
         notes=notes + more,
+        left_out=left_out.counts(),
+        label_column=label_column,
     )
 
 
-def _columns(shard: "_Shard") -> tuple[str, str, list[str] | None]:
-    """Names of the image and the label column, and of the classes where the schema knows them."""
-    columns, features = shard.columns(), shard.features()
-
-    def pick(what: str, names: tuple[str, ...], kind: str) -> str:
-        typed = [n for n, feature in features.items() if feature.get("_type") == kind and n in columns]
-        named = [name for name in names if name in columns]
-        if not named and len(typed) != 1:
-            raise UserError(
-                f"{shard.path} has no column of {what}; expected {' or '.join(names)}; found: "
-                f"{listed(columns)}"
-            )
-        return (named or typed)[0]
-
-    image = pick("images", ("image", "img"), "Image")
-    label = pick("labels", ("label", "labels"), "ClassLabel")
-    names = features.get(label, {}).get("names")
-    if isinstance(names, dict):  # {"0": "cat"} in old files
-        names = [names[key] for key in sorted(names, key=int)]
-    return image, label, [str(value) for value in names] if names else None
+def _labels(
+    root: Path, split: str, readers: Iterable["_Shard"], column: str | None
+) -> list[int | str | None]:
+    """The labels of a split's rows; None where another split than train has no such column."""
+    readers = list(readers)
+    if column is None:
+        return [0 for reader in readers for _ in range(reader.rows)]
+    if split != "train" and not any(column in reader.types() for reader in readers):
+        return [None for reader in readers for _ in range(reader.rows)]
+    values = [value for reader in readers for value in reader.labels(column)]
+    if None in values and not is_unlabelled(split, values):
+        raise UserError(f"{root}: {split} has rows without a {column}; expected a class for each")
+    return values
 
 
 class _Shard:
@@ -121,9 +141,10 @@ class _Shard:
             self._open, self._groups, self._process = _open_parquet(self.path), {}, os.getpid()
         return self._open
 
-    def columns(self) -> list[str]:
-        """Names of the top-level columns."""
-        return list(self._file().schema_arrow.names)
+    def types(self) -> dict[str, str]:
+        """The top-level columns and their Arrow types."""
+        schema = self._file().schema_arrow
+        return {name: str(schema.field(place).type) for place, name in enumerate(schema.names)}
 
     def features(self) -> dict:
         """What Hugging Face's metadata say of the columns; {} without."""
@@ -135,18 +156,16 @@ class _Shard:
         found = found if isinstance(found, dict) else {}
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
 
-    def column(self, name: str) -> list:
-        """All values of a small column; ``UserError`` if they are missing or of another kind."""
-        if name not in self.columns() or self.image not in self.columns():
+    def labels(self, column: str) -> list[int | str | None]:
+        """All values of the label column; ``UserError`` if they are missing or of another kind."""
+        there = self.types()
+        if column not in there or self.image not in there:
             raise UserError(
-                f"{self.path} has the columns {listed(self.columns())}; expected {self.image} and "
-                f"{name}, as in the first shard"
+                f"{self.path} has the columns {listed(there)}; expected {self.image} and {column}, as "
+                "in the first shard"
             )
-        values = self._read(lambda file: file.read(columns=[name], use_threads=False))[name].to_pylist()
-        odd = next((v for v in values if v is not None and type(v) not in (int, str)), None)
-        if odd is not None:
-            raise UserError(f"{self.path}: {name} holds {odd!r}; expected whole numbers or names")
-        return values
+        table = self._read(lambda file: file.read(columns=[column], use_threads=False))
+        return label_values(table[column].to_pylist(), f"{self.path}: {column}")
 
     def bytes_of(self, row: int) -> bytes | None:
         """The image file in ``row``; None where it holds none."""

@@ -122,6 +122,7 @@ def tokenize_source(
     out: Path | None = None,
     *,
     tokenizer: Path | str | None = None,
+    label_column: str | None = None,
     on_progress: Progress | None = None,
     on_message: Message | None = None,
     **options: object,
@@ -129,9 +130,9 @@ def tokenize_source(
     """Tokenise the images of ``data`` into the folder ``out``, once; ``options`` are ``tokenize``'s.
 
     Without ``out`` the stores lie in the cache folder, where the same source, tokenizer and views find
-    them again.
+    them again. ``label_column`` names the column of parquet's labels.
     """
-    source = open_source(data)
+    source = open_source(data, label_column)
     if tokenizer is None:
         tokenizer, options = _default_tokenizer(source, options, on_message)
     model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)

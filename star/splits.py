@@ -79,7 +79,8 @@ class ImageSource:
     """A data set: its classes, its splits, and how to look at it by default.
 
     ``native_size`` is a side in pixels. ``default_views`` names a view set of ``star.views``.
-    ``notes`` are sentences on how the splits came about, for manifests and results.
+    ``notes`` are sentences on how the splits came about, ``left_out`` counts by reason what of the
+    source is not used: both for manifests. ``label_column`` is the one that was asked for.
     """
 
     name: str
@@ -88,6 +89,8 @@ class ImageSource:
     default_views: str
     splits: dict[str, Split]
     notes: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
+    label_column: str | None = None
 
     def split(self, name: str) -> Split:
         """The split called ``name``; raises ``UserError`` naming those there are."""
@@ -111,15 +114,25 @@ def native_size(read: Callable[[str], "Image.Image"], names: np.ndarray) -> int:
     return 256
 
 
-def assign_splits(name: str, listed: dict) -> tuple[dict, list[str]]:
-    """Train, val and test out of the folders there are, and notes that say which is which."""
+def assign_splits(
+    name: str, listed: dict, called: dict[str, str] | None = None
+) -> tuple[dict, list[str]]:
+    """Train, val and test out of the folders there are, and notes that say which is which.
+
+    ``called`` says what a source calls its splits. ImageNet's custom is for the name ``val`` alone:
+    where there is no test split, it is tested on, and val is cut from train. What is called otherwise
+    (valid, validation, dev) is taken at its word: val is what it holds, and train stays whole.
+    """
     names, labels = listed["train"]
     splits, notes = dict(listed), []
-    if "test" not in listed and "val" in listed:
+    own = (called or {}).get("val", "val")
+    if "test" not in listed and "val" in listed and own == "val":
         splits["test"] = splits.pop("val")
         notes.append(f"{name}: test is the folder's val/ (there is no test/)")
+    elif "test" not in listed and "val" in listed:
+        notes.append(f"{name}: no test split; val is {own}, whole, and train is not cut")
     elif "test" not in listed:
-        notes.append(f"{name}: no test split (there is neither val/ nor test/)")
+        notes.append(f"{name}: no test split (there is neither val/ nor test/ with labels)")
     if "val" not in splits:
         classes = len(np.unique(labels))
         count = max(min(len(names) // 20, 5000), classes)

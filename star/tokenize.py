@@ -23,6 +23,7 @@ from star.device import autocast, resolve_device, resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.imagenet import imagenet_warning
+from star.left_out import left_out_line
 from star.splits import ImageSource, Split
 from star.view_batches import default_workers, view_batches
 from star.views import ViewSet, to_model_range, view_set
@@ -97,7 +98,8 @@ def tokenize(
     ``tokenizer`` (moved to the device) has ``encode(images_BCHW) -> indices_Bgg``, ``name``,
     ``config.codebook_size`` and ``config.stride``; ``tokenizer_hash`` is its identity (default:
     ``star.tokenizer.tokenizer_sha256``). ``on_progress(split, done, total)`` counts images after each
-    batch, ``on_message`` gets a sentence when work is resumed, reused or thrown away.
+    batch, ``on_message`` gets a sentence when work is resumed, reused or thrown away, and on what of
+    the source is left out.
 
     If ``out`` holds the stores that this call would write, they are opened and returned. Raises
     ``UserError`` if it holds anything else, for options that do not fit, and (``BadImageError``) at an
@@ -132,9 +134,9 @@ def tokenize(
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return reuse_stores(out, plan, say)
-    warning = imagenet_warning(source.class_names)
-    if warning:
-        say(warning)
+    for line in (left_out_line(source.name, source.left_out), imagenet_warning(source.class_names)):
+        if line:
+            say(line)
     partial = out.with_name(out.name + ".partial")
     prepare_work(partial, plan, say)
     if isinstance(tokenizer, torch.nn.Module):
@@ -185,8 +187,10 @@ def _facts(
         "source": {
             "name": source.name,
             "notes": source.notes,
+            "left_out": source.left_out,
             "images": len(source.splits[split]),
             "fingerprint": source.splits[split].fingerprint(),
+            **({"label_column": source.label_column} if source.label_column else {}),
         },
     }
 

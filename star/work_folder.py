@@ -13,6 +13,7 @@ from star.codes import CodeStore, open_splits
 from star.decoding import BadImageError
 from star.errors import UserError
 from star.files import publish_folder, remove_folder, write_json
+from star.left_out import left_out_line
 
 __all__ = ["kept_if_useful", "prepare_work", "publish_work", "reuse_stores"]
 
@@ -45,6 +46,10 @@ def reuse_stores(out: Path, plan: dict, say: Callable[[str], None]) -> dict[str,
             if found.get(key) != value:
                 raise UserError(f"{out} exists and was made with another {key} ({split}); {advice}")
     say(f"{out} is already complete")
+    noted, now = stores["train"].manifest.get("source"), plan["train"]["source"]
+    line = left_out_line(now["name"], now["left_out"])
+    if line and (not isinstance(noted, dict) or noted.get("left_out") != now["left_out"]):
+        say(line)
     return stores
 
 
