@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from star.errors import UserError, require_choice
 __all__ = [
     "PRECISIONS",
     "autocast",
+    "exact_float32",
     "keep_freed_memory",
     "parse_device",
     "peak_memory_bytes",
@@ -72,6 +74,36 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """In the block (or the decorated function) float32 products keep all 24 bits of their factors.
+
+    torch lets CUDA convolutions round them to 11 bits (TF32), and a caller may have allowed as much of
+    matrix products: enough to change a code or a measurement from one device to the next. The caller's
+    settings are back afterwards.
+    """
+    backends, before = torch.backends, []
+    try:
+        # From the general to the special: what is not exact by now was set there itself, so that its
+        # own value is read, and put back, and what only inherits stays unset.
+        for place in (
+            backends,
+            backends.cudnn,
+            backends.cudnn.conv,
+            backends.cuda.matmul,
+            backends.mkldnn.conv,
+            backends.mkldnn.matmul,
+        ):
+            value = place.fp32_precision
+            if value != "ieee":
+                before.append((place, value))
+                place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in reversed(before):
+            place.fp32_precision = value
 
 
 def require_memory(what: str, needed: float, device: torch.device | str) -> None:
