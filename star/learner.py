@@ -29,9 +29,6 @@ from star.weights import check_weights
 
 __all__ = ["Learner", "Update", "learning_rate"]
 
-# Below this the float16 gradients did not overflow by their scale: the run has diverged.
-SMALLEST_SCALE = 1.0
-
 
 @dataclass(frozen=True)
 class Update:
@@ -113,7 +110,7 @@ class Learner:
                 group["lr"] = lr
             self.optimizer.step()
             self.teacher.update(self.student.model)
-        elif not scaled or self.loss_scale.value <= SMALLEST_SCALE:
+        elif not self.loss_scale.can_fall:
             raise _not_finite("the gradient norm", norm, step)
         self.loss_scale.update(finite)
         return Update(
