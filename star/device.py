@@ -20,6 +20,7 @@ __all__ = [
     "keep_freed_memory",
     "parse_device",
     "peak_memory_bytes",
+    "require_devices",
     "require_memory",
     "reset_peak_memory",
     "resident_bytes",
@@ -44,11 +45,28 @@ def parse_device(name: str) -> torch.device:
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name`` (see ``parse_device``); ``UserError`` if this machine has none."""
     device = parse_device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device is {name!r}; this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        last = f" (cuda:0 to cuda:{count - 1})" if count else ", or a torch without CUDA: give cpu"
+        raise UserError(f"device is {name!r}; this machine has {count} CUDA devices{last}")
     return device
+
+
+def require_devices(name: str, processes: int) -> None:
+    """Raise ``UserError`` unless ``processes`` of this machine find a device called ``name`` each."""
+    device = resolve_device(name)
+    if device.type != "cuda" or processes == 1:
+        return
+    if device.index is not None:
+        raise UserError(
+            f"device is {name!r}, one CUDA device; {processes} processes take one each: give cuda"
+        )
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise UserError(
+            f"{processes} processes need a CUDA device each; this machine has {count}: start at most "
+            f"{count}, or give --device cpu"
+        )
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
