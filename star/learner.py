@@ -82,8 +82,8 @@ class Learner:
                 block.compile()
         if config.shard and world_size() > 1:
             # The model is a unit of its own: validation calls it without the projector.
-            shard(*self.student.model.layers, self.student.model, self.student)
-            shard(*self.teacher.model.layers, self.teacher.model)
+            shard(*self.student.model.layers, self.student.model, self.student, device=device)
+            shard(*self.teacher.model.layers, self.teacher.model, device=device)
             self.wrapped: nn.Module = self.student
         else:
             self.wrapped = distribute(self.student)

@@ -8,18 +8,24 @@ or without sharding.
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = ["gathered", "is_sharded", "local", "set_gradient_sync", "shard", "to_sharded", "whole"]
 
 
-def shard(*parts: nn.Module) -> None:
-    """Cut modules in place, each on its own; the inner ones come first."""
+def shard(*parts: nn.Module, device: torch.device) -> None:
+    """Cut modules in place over all processes, each on its own; the inner ones come first.
+
+    ``device`` is this process's, where the modules are.
+    """
+    # Without a mesh torch would take the machine's accelerator, wherever the modules are.
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for part in parts:
         # Freed also after the outermost forward pass: the teacher has no backward pass to free it,
         # and what is written back to must be the part, not a gathered copy.
-        fully_shard(part, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(module: nn.Module) -> bool:
