@@ -85,7 +85,7 @@ def train(
     if resume is None and RunFolder(folder).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
-        launch(nproc)
+        launch(nproc, device)
     trainer = _prepared(settings, chosen, folder, resume and left, tokenizer, skip_bad, device)
     _fit(trainer, stop_after, tracker)
 
@@ -107,6 +107,7 @@ def _prepared(
     from cli.opening import tokenizer_path
     from cli.screen import Stages, console
     from star import distributed
+    from star.estimate import require_training_memory
     from star.prepare import keep_tokenizer, prepare_data
     from star.trainer import Trainer
 
@@ -114,6 +115,10 @@ def _prepared(
     if chosen is not None and where.type == "cuda":
         settings = for_cuda(settings, chosen)
     console.quiet = distributed.rank() > 0
+    # Before codes are made, which may take hours. How many codes and classes there are the trainer
+    # knows, and looks again.
+    least = settings.fitted_to(grid=settings.model.grid, vocab_size=1, num_classes=1)
+    require_training_memory(least, where, distributed.world_size())
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,

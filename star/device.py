@@ -18,9 +18,11 @@ __all__ = [
     "PRECISIONS",
     "autocast",
     "deterministic",
+    "exact_float32",
     "keep_freed_memory",
     "parse_device",
     "peak_memory_bytes",
+    "require_devices",
     "require_memory",
     "reset_peak_memory",
     "resident_bytes",
@@ -45,11 +47,28 @@ def parse_device(name: str) -> torch.device:
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name`` (see ``parse_device``); ``UserError`` if this machine has none."""
     device = parse_device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device is {name!r}; this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        last = f" (cuda:0 to cuda:{count - 1})" if count else ", or a torch without CUDA: give cpu"
+        raise UserError(f"device is {name!r}; this machine has {count} CUDA devices{last}")
     return device
+
+
+def require_devices(name: str, processes: int) -> None:
+    """Raise ``UserError`` unless ``processes`` of this machine find a device called ``name`` each."""
+    device = resolve_device(name)
+    if device.type != "cuda" or processes == 1:
+        return
+    if device.index is not None:
+        raise UserError(
+            f"device is {name!r}, one CUDA device; {processes} processes take one each: give cuda"
+        )
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise UserError(
+            f"{processes} processes need a CUDA device each; this machine has {count}: start at most "
+            f"{count}, or give --device cpu"
+        )
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
@@ -98,6 +117,36 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """In the block (or the decorated function) float32 products keep all 24 bits of their factors.
+
+    torch lets CUDA convolutions round them to 11 bits (TF32), and a caller may have allowed as much of
+    matrix products: enough to change a code or a measurement from one device to the next. The caller's
+    settings are back afterwards.
+    """
+    backends, before = torch.backends, []
+    try:
+        # From the general to the special: what is not exact by now was set there itself, so that its
+        # own value is read, and put back, and what only inherits stays unset.
+        for place in (
+            backends,
+            backends.cudnn,
+            backends.cudnn.conv,
+            backends.cuda.matmul,
+            backends.mkldnn.conv,
+            backends.mkldnn.matmul,
+        ):
+            value = place.fp32_precision
+            if value != "ieee":
+                before.append((place, value))
+                place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in reversed(before):
+            place.fp32_precision = value
 
 
 def require_memory(what: str, needed: float, device: torch.device | str) -> None:

@@ -29,9 +29,6 @@ from star.weights import check_weights
 
 __all__ = ["Learner", "Update", "learning_rate"]
 
-# Below this the float16 gradients did not overflow by their scale: the run has diverged.
-SMALLEST_SCALE = 1.0
-
 
 @dataclass(frozen=True)
 class Update:
@@ -87,8 +84,12 @@ class Learner:
                 block.compile()
         if config.shard and world_size() > 1:
             # The model is a unit of its own: validation calls it without the projector.
-            shard(*self.student.model.layers, self.student.model, self.student)
-            shard(*self.teacher.model.layers, self.teacher.model)
+            # bfloat16 has float32's range: gradients need no scale on their way.
+            half = self.precision if self.precision is torch.bfloat16 else torch.float32
+            shard(*self.student.model.layers, device=device, gathered_in=half)
+            shard(self.student.model, self.student, device=device)
+            shard(*self.teacher.model.layers, device=device, gathered_in=half)
+            shard(self.teacher.model, device=device)
             self.wrapped: nn.Module = self.student
         else:
             self.wrapped = distribute(self.student)
@@ -117,7 +118,7 @@ class Learner:
                 group["lr"] = lr
             self.optimizer.step()
             self.teacher.update(self.student.model)
-        elif not scaled or self.loss_scale.value <= SMALLEST_SCALE:
+        elif not self.loss_scale.can_fall:
             raise _not_finite("the gradient norm", norm, step)
         self.loss_scale.update(finite)
         return Update(

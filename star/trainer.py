@@ -15,7 +15,7 @@ from star.batches import TrainLoader
 from star.codes import CodeStore
 from star.config import TrainConfig, config_to_dict
 from star.device import deterministic, peak_memory_bytes
-from star.distributed import alone, any_process, mean_over_processes, rank, world_size
+from star.distributed import alone, any_process, mean_over_processes, rank, wait_for_all, world_size
 from star.errors import UserError
 from star.estimate import require_training_memory
 from star.files import write_json
@@ -212,8 +212,11 @@ class Trainer:
         """Publish everything a resume, a probe or a sampler needs; rank 0 writes."""
         self.saved_step = self.step
         state = self.learner.state_dict()
-        if rank() > 0:
-            return
+        if rank() == 0:
+            self._write(state)
+        wait_for_all()  # a large checkpoint may take longer than the next collective would wait
+
+    def _write(self, state: dict) -> None:
         train = self.stores["train"]
         self.run.save(
             {
