@@ -15,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Visibility", "attend", "attention_rows", "choose_kernel", "visibility"]
+__all__ = [
+    "Visibility",
+    "attend",
+    "attention_rows",
+    "choose_kernel",
+    "missing_channels",
+    "visibility",
+]
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,29 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, keys: int) -> str:
     return "fused"
 
 
+def missing_channels(device: torch.device, dtype: torch.dtype, channels: int) -> int:
+    """How many channels a head lacks for CUDA's fused kernels with a mask; 0 elsewhere.
+
+    In half precision they take multiples of 8 (the 3B model has 100); with others torch would fall back
+    on plain matmuls, and keep the whole pattern of every layer for the backward pass.
+    """
+    fits = device.type != "cuda" or dtype.itemsize != 2
+    return 0 if fits else -channels % 8
+
+
 def attend(q_BHNC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, visible: Visibility, kernel: str) -> Tensor:
     """(B, H, N, C) attention output over the keys that ``visible`` lets each query read."""
     if kernel == "fused":
         causal = visible.mask is None and visible.queries > 1
-        return F.scaled_dot_product_attention(
-            q_BHNC, k_BHSC, v_BHSC, attn_mask=visible.mask, is_causal=causal
-        )
+        options = {"attn_mask": visible.mask, "is_causal": causal}
+        channels = q_BHNC.shape[-1]
+        more = missing_channels(q_BHNC.device, q_BHNC.dtype, channels)
+        if not more:
+            return F.scaled_dot_product_attention(q_BHNC, k_BHSC, v_BHSC, **options)
+        # Channels of zeros change neither the products nor the other channels of the output.
+        padded = (F.pad(x, (0, more)) for x in (q_BHNC, k_BHSC, v_BHSC))
+        y = F.scaled_dot_product_attention(*padded, **options, scale=channels**-0.5)
+        return y[..., :channels]
     assert kernel == "explicit", kernel
     logits_BHNS = q_BHNC @ (k_BHSC.transpose(-1, -2) * q_BHNC.shape[-1] ** -0.5)
     if visible.mask is not None or visible.queries > 1:

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["head_bytes", "next_token_nll"]
 
-# At the peak of the backward pass: logits and their gradient in half precision, logits, softmax and
-# gradient of it in float32.
-BYTES_A_LOGIT = 14
+# When the backward pass begins, float32 whatever autocast does: the log-softmax, which is kept from the
+# forward pass on, its gradient, and the logits' gradient.
+BYTES_A_LOGIT = 12
 PART_BYTES = 1 << 30
 
 

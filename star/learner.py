@@ -25,7 +25,7 @@ from star.sharding import gathered, local, shard, to_sharded, whole
 from star.student import Student
 from star.teacher import Teacher
 from star.transformer import build_model
-from star.weights import check_weights
+from star.weights import check_weights, load_optimizer
 
 __all__ = ["Learner", "Update", "learning_rate"]
 
@@ -224,7 +224,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -
             index: to_sharded(values, dict.fromkeys(values, parameters[index]))
             for index, values in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": moments})
+        load_optimizer(optimizer, {**state, "state": moments})
         for parameter in parameters:
             for value in optimizer.state[parameter].values():
                 fits = value.ndim == 0 or value.shape == parameter.shape

@@ -30,6 +30,7 @@ from star.tokenizer_config import TokenizerConfig
 from star.tokenizer_losses import CODE_TERMS, PIXEL_TERMS, code_terms, reconstruct, weighted
 from star.vq import VQModel
 from star.vq_config import VQConfig
+from star.weights import load_optimizer
 
 __all__ = ["TokenizerLearner", "learning_rate_factor", "new_tokenizer"]
 
@@ -120,8 +121,10 @@ class TokenizerLearner:
         for name in ("model", "optimizer", "critic", "critic_optimizer"):
             part = getattr(self, name)
             assert (part is None) == (state[name] is None), name
-            if part is not None:
+            if isinstance(part, nn.Module):
                 part.load_state_dict(state[name])
+            elif part is not None:
+                load_optimizer(part, state[name])
         self.chosen_V.copy_(state["chosen"])
         self.loss_scale.load_state_dict(state.get("loss_scale"))
         self.critic_loss_scale.load_state_dict(state.get("critic_loss_scale"))

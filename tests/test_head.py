@@ -79,9 +79,9 @@ def test_no_logits_are_kept_in_parts(monkeypatch):
 
 
 def test_bytes_of_the_head_are_bounded():
-    assert head_bytes(1000, 256) == 1000 * 256 * 14
+    assert head_bytes(1000, 256) == 1000 * 256 * 12
     assert head_bytes(512 * 256, 16384) <= PART_BYTES
-    assert head_bytes(1, 1 << 30) == 14 << 30  # one position at least
+    assert head_bytes(1, 1 << 30) == 12 << 30  # one position at least
 
 
 def test_the_model_gives_the_likelihood_of_its_logits():
