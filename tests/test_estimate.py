@@ -239,8 +239,10 @@ def test_the_likelihood_of_many_images_stays_within_its_bytes(monkeypatch, preci
     store = fake_store(images=40, vocab=512)
     model = small_model(ModelConfig(layers=1, heads=2, width=16, grid=3, vocab_size=512, num_classes=4))
     at_once = token_nll(model, store, precision=precision)
-    monkeypatch.setattr("star.head.PART_BYTES", 7 * 16 * 512 * 9)
+    most = 7 * 16 * 512 * 9
+    monkeypatch.setattr("star.head.PART_BYTES", most)
+    monkeypatch.setattr(sizes, "MOST_BYTES", most)
     with LiveMemory(at_least=512 * 9) as memory:
         in_parts = token_nll(model, store, precision=precision)
-    assert memory.peak <= 7 * 16 * 512 * 9
+    assert memory.peak <= most
     np.testing.assert_allclose(in_parts, at_once, rtol=1e-5 if precision is torch.float32 else 0.02)
