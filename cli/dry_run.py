@@ -35,8 +35,9 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
         f"a step: {config.batch_size} images x {config.objective.views} views = {sequences} sequences, "
         f"{sequences // processes} a process"
     )
-    for name in ("weights", "gradients", "optimizer", "teacher", "activations"):
-        print_line(f"  {name:12s} {getattr(found, name) / GIB:9.2f} GiB")
+    for name in ("weights", "gradients", "optimizer", "teacher", "activations", "head"):
+        shown = "loss head" if name == "head" else name
+        print_line(f"  {shown:12s} {getattr(found, name) / GIB:9.2f} GiB")
     dtype = "bfloat16" if half else "float32"
     print_line(f"memory a process: {found.memory / GIB:.1f} GiB (activations in {dtype})")
     print_line(f"FLOPs a step: {found.flops:.3e}")

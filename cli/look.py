@@ -1,6 +1,7 @@
 """``star sample``: what does a model draw?"""
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -24,6 +25,9 @@ def sample(
     out: Path = typer.Option(None, help="Folder for picture and codes.  \\[default: RUN/samples]"),
     heads: Heads = None,
     grid: Grid = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = typer.Option(
+        None, help="Of the weights.  \\[default: fp32; bf16 on GPUs that have it, as LlamaGen]"
+    ),
     device: Device = "auto",
 ) -> None:
     """Sample images class by class into one labelled grid, with a key-value cache and guidance."""
@@ -32,6 +36,8 @@ def sample(
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
     from cli.screen import Stages, print_written
     from probes.subject import parse_classes, require_tokenizer
+    from star.decoder import in_precision
+    from star.device import resolve_precision
     from star.errors import UserError
     from star.files import publish_file
     from star.sampler import generate
@@ -44,10 +50,13 @@ def sample(
     decoder = require_tokenizer(loaded, tokenizer_path(loaded.path.parent, tokenizer))
     if not 1 <= each <= 100:
         raise UserError(f"each is {each}; expected 1 to 100 images a class")
+    where = loaded.model.output.weight.device
+    default = "auto" if where.type == "cuda" else "fp32"
+    model = in_precision(loaded.model, resolve_precision(precision or default, where))
     labels = np.repeat(parse_classes(classes, config.num_classes), each)
     with Stages() as stages:
         tokens = generate(
-            loaded.model,
+            model,
             labels,
             seeds=range(seed, seed + len(labels)),
             cfg_scale=cfg_scale,

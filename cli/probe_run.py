@@ -78,7 +78,7 @@ def run(asked: ProbeRequest) -> None:
         _dry_run(asked, protocol)
         return
     if asked.nproc != 1:
-        launch(asked.nproc)
+        launch(asked.nproc, asked.device)
     where = distributed.join(asked.device)
     console.quiet = distributed.rank() > 0
     opened = open_checkpoints(asked.ckpts, asked.weights, str(where), asked.heads, asked.grid)

@@ -9,15 +9,19 @@ from star.errors import UserError
 __all__ = ["launch"]
 
 
-def launch(processes: int) -> None:
+def launch(processes: int, device: str) -> None:
     """Run the present command line without ``--nproc`` in ``processes`` processes; does not return.
 
-    torchrun ends the others within seconds when one dies.
+    torchrun ends the others within seconds when one dies. Raises ``UserError`` before any is started
+    if this machine has no ``device`` for each.
     """
     if processes < 1:
         raise UserError(f"nproc is {processes}; expected at least 1")
     if "RANK" in os.environ:
         raise UserError("--nproc starts torchrun itself; under torchrun leave it out")
+    from star.device import require_devices
+
+    require_devices(device, processes)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

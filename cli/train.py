@@ -1,5 +1,6 @@
 """``star train``: ST-AR by default, ``--objective ar`` for the plain baseline."""
 
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import typer
 
 from cli.options import Device, SourceTokenizer, with_options
-from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, preset
+from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, for_cuda, preset
 
 SIZE_NAMES = ", ".join(SIZES)
 TINY = preset("tiny")
@@ -75,7 +76,7 @@ def train(
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
     left = _left_behind(resume, without)
     own = None if resume is None else RunFolder(resume).settings(left)
-    settings = own or _settings(objective, size, config, given)
+    settings, chosen = (own, None) if own else _settings(objective, size, config, given)
     if dry_run:
         print_estimate(settings, nproc, device, tflops)
         return
@@ -84,13 +85,14 @@ def train(
     if resume is None and RunFolder(folder).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
-        launch(nproc)
-    trainer = _prepared(settings, folder, resume and left, tokenizer, skip_bad, device)
+        launch(nproc, device)
+    trainer = _prepared(settings, chosen, folder, resume and left, tokenizer, skip_bad, device)
     _fit(trainer, stop_after, tracker)
 
 
 def _prepared(
     settings: TrainConfig,
+    chosen: Collection[str] | None,
     folder: Path,
     without: list[str] | None,
     tokenizer: str | None,
@@ -99,16 +101,24 @@ def _prepared(
 ):
     """The trainer of this process; its codes are made if need be.
 
-    ``without``: None for a new run, else the parts to go on without from where the run ended.
+    ``chosen`` names the settings of a new run that the user gave. ``without``: None for a new run, else
+    the parts to go on without from where the run ended.
     """
     from cli.opening import tokenizer_path
     from cli.screen import Stages, console
     from star import distributed
+    from star.estimate import require_training_memory
     from star.prepare import keep_tokenizer, prepare_data
     from star.trainer import Trainer
 
     where = distributed.join(device)
+    if chosen is not None and where.type == "cuda":
+        settings = for_cuda(settings, chosen)
     console.quiet = distributed.rank() > 0
+    # Before codes are made, which may take hours. How many codes and classes there are the trainer
+    # knows, and looks again.
+    least = settings.fitted_to(grid=settings.model.grid, vocab_size=1, num_classes=1)
+    require_training_memory(least, where, distributed.world_size())
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
@@ -199,18 +209,20 @@ def _left_behind(resume: Path | None, without: str | None) -> list[str]:
     return parts
 
 
-def _settings(objective: str | None, size: str | None, config: Path | None, given: dict) -> TrainConfig:
-    """Preset, then the file, then the command line."""
+def _settings(
+    objective: str | None, size: str | None, config: Path | None, given: dict
+) -> tuple[TrainConfig, set[str]]:
+    """Preset, then the file, then the command line; and the names of those not left to the preset."""
     from star.config import config_from_dict
     from star.settings import read_settings
 
     settings = preset(size or "tiny")
-    if config is not None:
-        settings = config_from_dict(read_settings(config), settings)
+    of_file = {} if config is None else read_settings(config)
+    settings = config_from_dict(of_file, settings)
     if objective == "ar":
         settings = _plain(settings, given[ObjectiveConfig])
     changes = given[TrainConfig] | {"objective": given[ObjectiveConfig], "model": given[ModelConfig]}
-    return config_from_dict(changes, settings)
+    return config_from_dict(changes, settings), set(of_file) | set(given[TrainConfig])
 
 
 def _plain(settings: TrainConfig, given: dict) -> TrainConfig:

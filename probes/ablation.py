@@ -22,6 +22,7 @@ from star.batches import plain_batches
 from star.codes import CodeStore
 from star.device import autocast
 from star.errors import UserError
+from star.estimate import images_at_once
 from star.likelihood import token_nll
 from star.transformer import Transformer
 
@@ -166,6 +167,7 @@ def strict_nll(
 def _nll_at(model, store, step: int, cut: dict, batch_size: int, precision: torch.dtype) -> np.ndarray:
     """(N,) NLL of token ``step`` of every image."""
     device, parts = model.output.weight.device, []
+    batch_size = images_at_once(model.config, batch_size, with_logits=True)
     for tokens_BT, labels_B in plain_batches(store, batch_size, device):
         with autocast(device, precision):
             logits_BV = model(tokens_BT[:, : step - 1], labels_B, cut=cut).logits[:, -1]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from star.device import exact_float32
 from star.errors import UserError
 from star.files import sha256_file
 from star.safe_load import load_torch_file, strip_prefixes
@@ -76,6 +77,7 @@ def load_encoder(name: str, path: Path | str, device: torch.device | str = "cpu"
 
 
 @torch.no_grad()
+@exact_float32()
 def encode_pooled(encoder: Encoder, images_NHWC: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """(N, D) float32 pooled features of uint8 images (N, H, W, 3); ``UserError`` for other arrays."""
     images = np.asarray(images_NHWC)

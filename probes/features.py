@@ -20,6 +20,7 @@ from star.codes import CodeStore
 from star.config import ModelConfig
 from star.device import autocast
 from star.errors import UserError
+from star.estimate import images_at_once
 from star.tokenizer import tokenizer_sha256
 from star.transformer import Transformer, check_layers
 from star.vq import VQModel
@@ -178,6 +179,7 @@ def step_features(
     positions = torch.tensor(steps, device=model.output.weight.device) - 1
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)
     done = 0
+    batch_size = images_at_once(model.config, batch_size, with_logits=False)
     for tokens_BT, labels_B in plain_batches(store, batch_size, model.output.weight.device):
         null_B = torch.full_like(labels_B, model.config.num_classes)
         with autocast(tokens_BT.device, precision):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from star.device import exact_float32
 from star.errors import UserError
 from star.files import sha256_file
 from star.safe_load import load_torch_file
@@ -47,6 +48,7 @@ def inception_pool(
     network = network.to(device)
 
     @torch.no_grad()
+    @exact_float32()
     def features(images_NCHW: torch.Tensor) -> np.ndarray:
         return network(images_NCHW.to(device))[0].double().cpu().numpy()
 

@@ -17,7 +17,7 @@ from PIL import Image
 from probes.features import check_decoder
 from probes.splits import PARTS, ProbeSplits
 from star.codes import CodeStore
-from star.device import require_memory
+from star.device import exact_float32, require_memory
 from star.errors import UserError
 from star.images import ImageSource, Split
 from star.views import ViewSet, view_set
@@ -108,5 +108,6 @@ def _from_tokens(
         codes = np.asarray(store.codes[rows[start : start + batch_size], store.test_view], np.int64)
         indices_Bgg = torch.from_numpy(codes).view(-1, store.grid, store.grid).to(device)
         codes_BEgg = tokenizer.lookup(indices_Bgg)
-        drawn = [tokenizer.decode_codes(codes_BEgg * (place_gg < step - 1)) for step in steps]
+        with exact_float32():
+            drawn = [tokenizer.decode_codes(codes_BEgg * (place_gg < step - 1)) for step in steps]
         yield np.stack([to_uint8(images_BCHW).cpu().numpy() for images_BCHW in drawn], axis=1)

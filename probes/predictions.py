@@ -14,6 +14,7 @@ from torch import Tensor
 from probes.sharing import add_up, mine
 from probes.sources import Source
 from probes.splits import ProbeSplits
+from star.distributed import wait_for_all
 from star.randomness import generator
 
 __all__ = [
@@ -50,6 +51,7 @@ def streamed(source: Source, part: str, images: int) -> Iterator[tuple[int, np.n
         end = min(start + BATCH, images)
         chosen = mine(np.arange(start, end))
         yield end, chosen, source(part, chosen, None)
+    wait_for_all()  # the slowest may be later than the sum that follows would wait
 
 
 def epoch_batches(

@@ -19,6 +19,7 @@ from torch import Tensor
 from probes.splits import PARTS, ProbeSplits
 from star.batches import check_rows
 from star.device import autocast
+from star.estimate import images_at_once
 from star.transformer import Transformer
 
 __all__ = ["CodeSource", "ModelSource", "PixelSource", "Source"]
@@ -74,7 +75,8 @@ class ModelSource:
         self.width = model.config.width
         self.views = splits.stores["train"].views
         self.device = model.output.weight.device
-        self.precision, self.batch_size = precision, batch_size
+        self.precision = precision
+        self.batch_size = images_at_once(model.config, batch_size, with_logits=False)
         self.broken: set[int] = set()
 
     @torch.no_grad()

@@ -91,13 +91,17 @@ class TrainLoader:
             steps_K=torch.from_numpy(steps),
         )
 
-    def batches(self, first: int, last: int) -> Iterator[TrainBatch]:
-        """Batches of steps ``first`` to ``last`` - 1, made ahead by ``config.workers`` processes."""
+    def batches(self, first: int, last: int, *, pin: bool = False) -> Iterator[TrainBatch]:
+        """Batches of steps ``first`` to ``last`` - 1, made ahead by ``config.workers`` processes.
+
+        ``pin``: in page-locked memory, from which a GPU copies while it computes.
+        """
         yield from DataLoader(
             _Steps(self),
             sampler=range(first, last),
             batch_size=None,
             num_workers=self.config.workers,
+            pin_memory=pin,
             worker_init_fn=_ignore_interrupt,
             generator=torch.Generator(),  # else it draws from the global state
         )

@@ -8,6 +8,7 @@ selectable.
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -20,6 +21,7 @@ __all__ = [
     "TrainConfig",
     "config_from_dict",
     "config_to_dict",
+    "for_cuda",
     "option",
     "preset",
 ]
@@ -256,6 +258,11 @@ class TrainConfig:
     shard: bool = option(
         False, "Cut weights, teacher and optimizer over the processes (FSDP2) instead of copying them."
     )
+    deterministic: bool = option(
+        False,
+        "Only operations that give the same bits every time: a resumed run is then bit-equal on GPUs "
+        "too (slower there; CPUs are exact without).",
+    )
     log_every: int = option(10, "Steps between two lines of metrics.")
     validate_every: int = option(100, "Steps between two validations; the last step always validates.")
     diagnose_every: int = option(
@@ -342,6 +349,18 @@ def preset(name: str) -> TrainConfig:
         diagnose_every=5000,
         save_every=5000,
     )
+
+
+def for_cuda(config: TrainConfig, chosen: Collection[str]) -> TrainConfig:
+    """``config`` as a GPU wants it in what changes speed alone, where the user has not ``chosen``.
+
+    Batches are made ahead by two processes, and the blocks of B and larger are compiled: their work
+    element by element is most of a step there, and the wait for the compiler a small part of such runs.
+    """
+    layers, _, width = SIZES["B"]
+    large = config.model.layers * config.model.width**2 >= layers * width**2
+    wanted = {"workers": 2, "compile": large}
+    return dataclasses.replace(config, **{k: v for k, v in wanted.items() if k not in chosen})
 
 
 def config_to_dict(config: object) -> dict:

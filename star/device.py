@@ -6,18 +6,23 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.utils.deterministic
 
 from star.errors import UserError, require_choice
 
 __all__ = [
     "PRECISIONS",
     "autocast",
+    "deterministic",
+    "exact_float32",
     "keep_freed_memory",
     "parse_device",
     "peak_memory_bytes",
+    "require_devices",
     "require_memory",
     "reset_peak_memory",
     "resident_bytes",
@@ -42,11 +47,28 @@ def parse_device(name: str) -> torch.device:
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called ``name`` (see ``parse_device``); ``UserError`` if this machine has none."""
     device = parse_device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device is {name!r}; this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        last = f" (cuda:0 to cuda:{count - 1})" if count else ", or a torch without CUDA: give cpu"
+        raise UserError(f"device is {name!r}; this machine has {count} CUDA devices{last}")
     return device
+
+
+def require_devices(name: str, processes: int) -> None:
+    """Raise ``UserError`` unless ``processes`` of this machine find a device called ``name`` each."""
+    device = resolve_device(name)
+    if device.type != "cuda" or processes == 1:
+        return
+    if device.index is not None:
+        raise UserError(
+            f"device is {name!r}, one CUDA device; {processes} processes take one each: give cuda"
+        )
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise UserError(
+            f"{processes} processes need a CUDA device each; this machine has {count}: start at most "
+            f"{count}, or give --device cpu"
+        )
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
@@ -67,11 +89,64 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """In the block torch takes only operations that give the same bits every time, if ``wanted``.
+
+    An operation that has none raises. cuBLAS reads its variable when CUDA starts, so the block must
+    begin before the first operation on a GPU. The caller's setting comes back.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and we read none
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Autocast to ``dtype``, or nothing for float32."""
     if dtype is torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """In the block (or the decorated function) float32 products keep all 24 bits of their factors.
+
+    torch lets CUDA convolutions round them to 11 bits (TF32), and a caller may have allowed as much of
+    matrix products: enough to change a code or a measurement from one device to the next. The caller's
+    settings are back afterwards.
+    """
+    backends, before = torch.backends, []
+    try:
+        # From the general to the special: what is not exact by now was set there itself, so that its
+        # own value is read, and put back, and what only inherits stays unset.
+        for place in (
+            backends,
+            backends.cudnn,
+            backends.cudnn.conv,
+            backends.cuda.matmul,
+            backends.mkldnn.conv,
+            backends.mkldnn.matmul,
+        ):
+            value = place.fp32_precision
+            if value != "ieee":
+                before.append((place, value))
+                place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in reversed(before):
+            place.fp32_precision = value
 
 
 def require_memory(what: str, needed: float, device: torch.device | str) -> None:

@@ -9,6 +9,8 @@ deviation 0.02). D gives one logit a patch, so it judges texture, not the pictur
 Shape suffixes: B images, C channels, H W pixels, h w patches.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,13 +70,17 @@ def hinge_generator(drawn_B1hw: torch.Tensor) -> torch.Tensor:
 
 
 def adaptive_weight(
-    plain: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor
+    plain: torch.Tensor, adversarial: torch.Tensor, last_layer: torch.Tensor, scale: float = 1.0
 ) -> torch.Tensor:
     """VQGAN's factor of the adversarial loss (its Eq. 7): the ratio of both gradients' norms there.
 
-    ``plain`` is the reconstruction loss, ``last_layer`` the weight whose gradients are compared.
+    ``plain`` is the reconstruction loss, ``last_layer`` the weight whose gradients are compared. They
+    are computed of ``scale`` times the losses, which does not change the ratio but what float16 can
+    hold; NaN if one of them is not finite.
     """
-    (of_plain,) = torch.autograd.grad(plain, last_layer, retain_graph=True)
-    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = of_plain.norm() / (of_adversarial.norm() + 1e-4)
-    return ratio.clamp(0, MOST_ADAPTIVE).detach()
+    losses = (plain, adversarial)
+    gradients = [torch.autograd.grad(scale * loss, last_layer, retain_graph=True)[0] for loss in losses]
+    of_plain, of_adversarial = (gradient.norm() / scale for gradient in gradients)
+    ratio = (of_plain / (of_adversarial + 1e-4)).clamp(0, MOST_ADAPTIVE)
+    known = of_plain.isfinite() & of_adversarial.isfinite()
+    return ratio.where(known, math.nan).detach()

@@ -1,7 +1,7 @@
 """What the trainer and the objective need from other processes; all of it also holds for one process.
 
 Processes are started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK: gloo on CPUs, NCCL on
-CUDA, one device a process.
+CUDA, one device a process. A second group, gloo everywhere, is for waiting alone.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from star.device import resolve_device
+from star.device import require_devices, resolve_device
 from star.sharding import is_sharded, set_gradient_sync
 
 __all__ = [
@@ -30,14 +30,19 @@ __all__ = [
     "mean_over_processes",
     "rank",
     "sum_over_processes",
+    "wait_for_all",
     "world_size",
 ]
 
 # Rank 0 may tokenise for hours while the others wait; a process that dies is torchrun's to notice.
 PATIENCE = timedelta(days=7)
+# Of the sums and gathers themselves, by device: one that hangs must not hold cards for days. CPUs may
+# differ by hours in their shares of a long measurement, and cost little.
+TIMEOUTS = {"cuda": timedelta(minutes=10), "cpu": PATIENCE}
 
 
 _alone = False
+_patient: dist.ProcessGroup | None = None
 
 
 def _active() -> bool:
@@ -63,9 +68,11 @@ def join(device: str, rendezvous: str | None = None) -> torch.device:
         return resolve_device(device)
     where = resolve_device(device)
     if where.type == "cuda":
+        require_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         where = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(where)
     if not _active():
+        global _patient
         # Modules of torch that are first imported while a group exists take it as the default value
         # of their arguments and keep it for ever; its threads then outlive `leave` and may abort the
         # process as the interpreter ends. Optimizers import this one, which imports the others.
@@ -75,20 +82,36 @@ def join(device: str, rendezvous: str | None = None) -> torch.device:
             init_method=rendezvous,
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
-            timeout=PATIENCE,
+            timeout=TIMEOUTS[where.type],
+            # NCCL then meets now, on this device, instead of at the first collective, on a guessed one.
+            device_id=where if where.type == "cuda" else None,
         )
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return where
 
 
 def leave() -> None:
-    """End the process group, if there is one, together with the other processes.
+    """End the process groups, if there are any, together with the other processes.
 
     Sharded tensors keep the group's threads alive in caches of torch; the barrier lets those threads
-    finish with the last collective before the interpreter that they still need goes away.
+    finish with the last collective before the interpreter that they still need goes away. Before it,
+    where collectives are given little time, rank 0 may still be drawing.
     """
+    global _patient
     if _active():
+        wait_for_all()
         dist.barrier()
         dist.destroy_process_group()
+        _patient = None
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here, for days if need be; other collectives wait for minutes.
+
+    For what takes one process longer than the others, such as writing a large file.
+    """
+    if world_size() > 1:
+        dist.barrier(_patient)
 
 
 @contextlib.contextmanager
@@ -109,10 +132,10 @@ def alone() -> Iterator[None]:
 def main_first() -> Iterator[None]:
     """Rank 0 runs the block first, then the others: what it writes once, they read."""
     if rank() > 0:
-        dist.barrier()
+        wait_for_all()
     yield
-    if rank() == 0 and world_size() > 1:
-        dist.barrier()
+    if rank() == 0:
+        wait_for_all()
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
@@ -140,7 +163,11 @@ def distribute(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         # The only buffers are constant tables; the argument's successor is too new for torch 2.9.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(
+            module,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # what is sent is the gradients themselves, not a copy
+        )
 
 
 @contextlib.contextmanager

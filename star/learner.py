@@ -25,12 +25,9 @@ from star.sharding import gathered, local, shard, to_sharded, whole
 from star.student import Student
 from star.teacher import Teacher
 from star.transformer import build_model
-from star.weights import check_weights
+from star.weights import check_weights, load_optimizer
 
 __all__ = ["Learner", "Update", "learning_rate"]
-
-# Below this the float16 gradients did not overflow by their scale: the run has diverged.
-SMALLEST_SCALE = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,15 @@ class Update:
     """What one step did.
 
     ``losses`` of the global batch by name, learning rate, gradient norm before clipping (None where
-    float16 overflowed and nothing was changed) and the loss scale of the steps to come (float16 only).
+    float16 overflowed and nothing was changed), the loss scale of the steps to come (float16 only), and
+    whether any process asked to stop.
     """
 
     losses: dict[str, float]
     lr: float
     grad_norm: float | None
     loss_scale: float | None
+    stop: bool
 
     def row(self) -> dict[str, float]:
         """The numbers there are, as a row of metrics names them."""
@@ -85,46 +84,53 @@ class Learner:
                 block.compile()
         if config.shard and world_size() > 1:
             # The model is a unit of its own: validation calls it without the projector.
-            shard(*self.student.model.layers, self.student.model, self.student)
-            shard(*self.teacher.model.layers, self.teacher.model)
+            # bfloat16 has float32's range: gradients need no scale on their way.
+            half = self.precision if self.precision is torch.bfloat16 else torch.float32
+            shard(*self.student.model.layers, device=device, gathered_in=half)
+            shard(self.student.model, self.student, device=device)
+            shard(*self.teacher.model.layers, device=device, gathered_in=half)
+            shard(self.teacher.model, device=device)
             self.wrapped: nn.Module = self.student
         else:
             self.wrapped = distribute(self.student)
         self.optimizer = _adamw(self.student, config)
 
-    def update(self, batch: TrainBatch, step: int) -> Update:
+    def update(self, batch: TrainBatch, step: int, stop: bool = False) -> Update:
         """One optimiser step on this process's share of the batch of ``step`` (from 0).
 
-        Raises ``UserError`` before anything is changed if a loss term or the gradient norm is not
-        finite anywhere. In float16 a norm that is not finite lowers the loss scale instead, and the
-        step changes nothing.
+        ``stop`` is this process's wish to end; the others hear of it together with the losses. Raises
+        ``UserError`` before anything is changed if a loss term or the gradient norm is not finite
+        anywhere. In float16 a norm that is not finite lowers the loss scale instead, and the step
+        changes nothing.
         """
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         parts = _to_device(batch, self.device).split(config.accumulate)
-        losses = torch.stack([self._backward(part, step, n) for n, part in enumerate(parts)]).mean(0)
+        terms = [self._backward(part, step, n) for n, part in enumerate(parts)]
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         self.loss_scale.unscale([local(gradient) for gradient in gradients])
         norm = gathered(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
-        norm, lr, scaled = float(norm), learning_rate(config, step), self.loss_scale.enabled
+        losses, norm, stop = self._read(terms, norm, stop, step)
+        lr, scaled = learning_rate(config, step), self.loss_scale.enabled
         finite = math.isfinite(norm)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.teacher.update(self.student.model)
-        elif not scaled or self.loss_scale.value <= SMALLEST_SCALE:
+        elif not self.loss_scale.can_fall:
             raise _not_finite("the gradient norm", norm, step)
         self.loss_scale.update(finite)
         return Update(
-            losses=dict(zip([*self._terms, "loss"], losses.tolist(), strict=True)),
+            losses=losses,
             lr=lr,
             grad_norm=norm if finite else None,
             loss_scale=self.loss_scale.value if scaled else None,
+            stop=stop,
         )
 
-    def _backward(self, batch: TrainBatch, step: int, part: int) -> torch.Tensor:
-        """Add the gradients of one part of the batch; returns its terms and loss over all processes."""
+    def _backward(self, batch: TrainBatch, step: int, part: int) -> dict[str, torch.Tensor]:
+        """Add the gradients of one part of the batch; returns its terms and loss, on the device."""
         config, parts = self.config, self.config.accumulate
         # Every part of every process drops its own elements.
         dropout = Dropout(
@@ -135,13 +141,27 @@ class Learner:
                 total, terms = compute_losses(
                     self.wrapped, self.teacher, batch, config.objective, dropout
                 )
-            self._terms = list(terms)
-            means = mean_over_processes(torch.stack([*terms.values(), total]))
-            for name, value in zip([*terms, "loss"], means.tolist(), strict=True):
-                if not math.isfinite(value):
-                    raise _not_finite(f"loss term {name!r}", value, step)
             (total * (self.loss_scale.value / parts)).backward()
-        return means
+        return {name: value.detach() for name, value in terms.items()} | {"loss": total.detach()}
+
+    def _read(
+        self, terms: list[dict[str, torch.Tensor]], norm: torch.Tensor, stop: bool, step: int
+    ) -> tuple[dict[str, float], float, bool]:
+        """Losses of the global batch, the norm, and whether any process wants to stop.
+
+        The only moment of a step at which the device is waited for. Raises ``UserError`` for a term
+        that is not finite, in any part or process.
+        """
+        of_parts = torch.stack([torch.stack(list(part.values())) for part in terms])
+        wish = of_parts.new_full((1,), float(stop))
+        means = mean_over_processes(torch.cat([of_parts.mean(0), wish]))
+        *values, wishes, norm_value = torch.cat([means, norm.to(means)[None]]).tolist()
+        losses = dict(zip(terms[0], values, strict=True))
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                what = "the loss" if name == "loss" else f"loss term {name!r}"
+                raise _not_finite(what, value, step)
+        return losses, norm_value, wishes > 0
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose weights a checkpoint holds, by their names in it."""
@@ -204,7 +224,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -
             index: to_sharded(values, dict.fromkeys(values, parameters[index]))
             for index, values in state["state"].items()
         }
-        optimizer.load_state_dict({**state, "state": moments})
+        load_optimizer(optimizer, {**state, "state": moments})
         for parameter in parameters:
             for value in optimizer.state[parameter].values():
                 fits = value.ndim == 0 or value.shape == parameter.shape

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from star.batches import plain_batches
 from star.codes import CodeStore
 from star.device import autocast
+from star.estimate import images_at_once
 from star.transformer import Transformer
 
 __all__ = ["image_nll", "token_nll"]
@@ -36,15 +36,18 @@ def token_nll(
 ) -> np.ndarray:
     """(N, T) negative log-likelihood (nats) of each token of each image's test view, given its class.
 
-    ``images`` restricts it to some rows of the store, ``cut`` is the model's. Fewer images if
-    ``should_stop`` said so.
+    ``images`` restricts it to some rows of the store, ``cut`` is the model's. A batch is of
+    ``batch_size`` images, of fewer where a block of them would not fit (``star.estimate``). Fewer
+    images if ``should_stop`` said so.
     """
     device = model.output.weight.device
+    batch_size = images_at_once(model.config, batch_size, with_logits=False)
     values = [np.empty((0, model.config.tokens), dtype=np.float32)]
     for tokens_BT, labels_B in plain_batches(store, batch_size, device, images):
         with autocast(device, precision):
-            logits_BTV = model(tokens_BT[:, :-1], labels_B, cut=cut).logits
-        nll_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens_BT, reduction="none")
+            nll_BT = model(
+                tokens_BT[:, :-1], labels_B, cut=cut, with_logits=False, targets_BN=tokens_BT
+            ).nll
         values.append(nll_BT.cpu().numpy())
         if should_stop():
             break

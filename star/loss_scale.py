@@ -11,6 +11,9 @@ from torch import Tensor
 __all__ = ["LossScale"]
 
 FIRST, GROWTH_STEPS = 2.0**16, 2000
+# Below this the float16 gradients did not overflow by their scale: the run has diverged.
+SMALLEST = 1.0
+_OF_NO_SCALE = {"value": 1.0, "good_steps": 0}  # where the loss is not scaled
 
 
 class LossScale:
@@ -20,6 +23,11 @@ class LossScale:
         self.enabled = enabled
         self.value = FIRST if enabled else 1.0
         self.good_steps = 0
+
+    @property
+    def can_fall(self) -> bool:
+        """Whether gradients that are not finite may be the scale's fault: a lower one is left."""
+        return self.enabled and self.value > SMALLEST
 
     def unscale(self, gradients: list[Tensor]) -> None:
         """Divide the gradients by the scale, in place."""
@@ -41,6 +49,6 @@ class LossScale:
         return {"value": self.value, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: dict | None) -> None:
-        """Take over ``state``; checkpoints from before float16 hold none."""
-        if self.enabled and state is not None:
+        """Take over ``state``, if it is of a run in float16: others hold none, or a scale of 1."""
+        if self.enabled and state is not None and state != _OF_NO_SCALE:
             self.value, self.good_steps = state["value"], state["good_steps"]

@@ -1,7 +1,7 @@
 """The four losses of ST-AR as pure functions (Eqs. 2, 4, 6 and 7), computed in float32.
 
 Shapes: B images of this process, G images of the global batch, M views, T steps, K sampled steps,
-D width, V codebook size, S = B * M sequences.
+D width, S = B * M sequences.
 """
 
 from itertools import permutations
@@ -14,9 +14,9 @@ from torch import Tensor
 __all__ = ["ar_loss", "mim_loss", "step_loss", "view_loss"]
 
 
-def ar_loss(logits_STV: Tensor, tokens_ST: Tensor) -> Tensor:
-    """L_AR (Eq. 2): mean negative log-likelihood a token, in nats."""
-    return F.cross_entropy(logits_STV.flatten(0, 1).float(), tokens_ST.flatten())
+def ar_loss(nll_ST: Tensor) -> Tensor:
+    """L_AR (Eq. 2): mean negative log-likelihood a token, in nats (``star.head.next_token_nll``)."""
+    return nll_ST.mean()
 
 
 def mim_loss(

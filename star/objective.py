@@ -38,6 +38,10 @@ class TrainBatch:
         groups = zip(*(getattr(self, name).chunk(parts) for name in by_image), strict=True)
         return [TrainBatch(*group, self.steps_K) for group in groups]
 
+    def pin_memory(self) -> "TrainBatch":
+        """The same in page-locked memory (the loader calls this)."""
+        return TrainBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
     def labels(self, null_class: int, policy: str) -> Tensor:
         """(S,) class of each sequence: ``same`` (dropped or not), ``always`` or ``never`` shown."""
         labels_BM = self.labels_B[:, None].expand_as(self.dropped_BM)
@@ -67,15 +71,23 @@ def compute_losses(
     labels_S = batch.labels(model.num_classes, "same")
     wants_last = bool(config.mim_weight)
 
-    def run(masked: Tensor | None, last: bool, steps: Tensor | None):
-        return student(inputs_Sn, labels_S, masked_Sn=masked, dropout=dropout, last=last, steps_K=steps)
+    def run(masked: Tensor | None, targets: Tensor | None, last: bool, steps: Tensor | None):
+        return student(
+            inputs_Sn,
+            labels_S,
+            masked_Sn=masked,
+            dropout=dropout,
+            targets_ST=targets,
+            last=last,
+            steps_K=steps,
+        )
 
     if config.student_pass == "one" or not wants_last:
-        out = masked_out = run(masked_Sn, wants_last, steps_K)
+        out = masked_out = run(masked_Sn, tokens_ST, wants_last, steps_K)
     else:
-        out, masked_out = run(None, False, steps_K), run(masked_Sn, True, None)
+        out, masked_out = run(None, tokens_ST, False, steps_K), run(masked_Sn, None, True, None)
 
-    terms = {"ar": ar_loss(out.logits, tokens_ST)}
+    terms = {"ar": ar_loss(out.nll)}
     total = terms["ar"]
     if not config.uses_teacher:
         return total, terms

@@ -22,6 +22,10 @@ WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dict:
     """The dictionary stored in a ``.pt`` or ``.pth`` file.
 
+    Its tensors on the CPU are parts of the file, mapped, and take no memory until they are read: copy
+    what is to be kept, since a file that is overwritten in place changes them (one that is replaced or
+    removed does not).
+
     Raises ``UserError`` if the file is missing, empty, truncated, of another format, not a
     dictionary, or holds objects that would run code.
     """
@@ -32,12 +36,20 @@ def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dic
         raise UserError(f"{path} is a folder; expected a .pt file (a run folder holds ckpt.pt)")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = _mapped(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types here; all mean "not readable"
         raise UserError(_explain(path, error)) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
+
+
+def _mapped(path: Path, **options: object) -> object:
+    """``torch.load`` with the file mapped, or read where it cannot be: an old layout, a file system."""
+    try:
+        return torch.load(path, mmap=True, **options)
+    except RuntimeError:
+        return torch.load(path, **options)  # a broken file says so again
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Cached autoregressive sampling with classifier-free guidance, as LlamaGen does it.
 
 Each step: guidance ``uncond + s (cond - uncond)``, then temperature, top-k, top-p, then one draw. The
-cache is created here and handed to the model, which is left as it was. The randomness of an image
-depends on its own seed alone, so an image does not change with the batch it is sampled in.
+cache belongs to the call (``star.decoder``), and the model is left as it was. The randomness of an
+image depends on its own seed alone, so an image does not change with the batch it is sampled in.
 """
 
 import math
@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from star.decoder import decoder
 from star.device import require_memory
 from star.errors import UserError
+from star.kv_cache import cache_bytes
 from star.randomness import generator
-from star.transformer import KVCache, Transformer
+from star.transformer import Transformer
 
 __all__ = ["filter_logits", "generate", "guide"]
 
@@ -51,21 +53,20 @@ def generate(
     labels = labels.long()
     _check(labels, seeds, config.num_classes, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
-    kept = config.head_dim * (config.kv_heads or config.heads)  # of one key or value
-    cached = 2 * config.layers * config.tokens * kept * (1 + guided) * count
-    require_memory(f"the cache of {count:,} images", 4 * cached, device)
+    dtype = model.output.weight.dtype
+    cached = cache_bytes(config, (1 + guided) * count, dtype)
+    require_memory(f"the cache of {count:,} images", cached, device)
     # Drawn up front, one row an image: inverse-CDF sampling needs one uniform number a token.
     uniform_BT = torch.from_numpy(
         np.stack([generator(int(seed), "sample").random(config.tokens) for seed in seeds])
     ).to(device)
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
-    cache = KVCache(config, len(labels), device, model.output.weight.dtype)
+    decode = decoder(model, len(labels))
     tokens_BT = torch.empty(count, config.tokens, dtype=torch.long, device=device)
     new_Bn = torch.empty(len(labels), 0, dtype=torch.long, device=device)
     for t in range(config.tokens):
-        out = model(new_Bn, labels if t == 0 else None, cache=cache)
-        logits_BV = out.logits[:, -1].float()
+        logits_BV = decode(new_Bn, labels if t == 0 else None)
         if guided:
             strength = cfg_scale if cfg_interval < 0 or t - 1 <= cfg_interval else 1.0
             logits_BV = guide(*logits_BV.chunk(2), strength)

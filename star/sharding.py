@@ -1,25 +1,39 @@
 """FSDP2: weights, gradients, optimiser state and teacher cut over all processes, for the large sizes.
 
 Each block and what is left of the model is one unit (``fully_shard``), gathered when it computes and
-freed afterwards. Checkpoints hold whole tensors, so a run may go on with another number of processes
-or without sharding.
+freed afterwards; blocks in bfloat16 where that is what they compute in. Checkpoints hold whole tensors,
+so a run may go on with another number of processes or without sharding.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = ["gathered", "is_sharded", "local", "set_gradient_sync", "shard", "to_sharded", "whole"]
 
 
-def shard(*parts: nn.Module) -> None:
-    """Cut modules in place, each on its own; the inner ones come first."""
+def shard(*parts: nn.Module, device: torch.device, gathered_in: torch.dtype = torch.float32) -> None:
+    """Cut modules in place over all processes, each on its own; the inner ones come first.
+
+    ``device`` is this process's, where the modules are. ``gathered_in``: weights travel (and compute)
+    in this dtype, half the bytes for products that autocast would round to it anyway; what is kept,
+    and the sums of gradients, stay in float32.
+    """
+    policy = MixedPrecisionPolicy()
+    if gathered_in is not torch.float32:
+        # The residual stream between the blocks is not to be rounded.
+        policy = MixedPrecisionPolicy(
+            param_dtype=gathered_in, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    # Without a mesh torch would take the machine's accelerator, wherever the modules are.
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for part in parts:
         # Freed also after the outermost forward pass: the teacher has no backward pass to free it,
         # and what is written back to must be the part, not a gathered copy.
-        fully_shard(part, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -65,9 +65,9 @@ class Projector(nn.Sequential):
 
 
 class StudentOutput(NamedTuple):  # a type whose tensors DDP and FSDP find
-    """Logits (S, N, V), last block's output (S, N, D), projected steps (S, K, D) where asked for."""
+    """NLL (S, N), last block's output (S, N, D), projected steps (S, K, D) where asked for."""
 
-    logits: Tensor
+    nll: Tensor | None
     last: Tensor | None
     projected: Tensor | None
 
@@ -94,10 +94,13 @@ class Student(nn.Module):
         *,
         masked_Sn: Tensor | None,
         dropout: Dropout | None,
+        targets_ST: Tensor | None,
         last: bool,
         steps_K: Tensor | None,
     ) -> StudentOutput:
-        """One pass; ``last`` asks for the last block's output, ``steps_K`` (1-based) are projected."""
+        """One pass; ``targets_ST`` asks for the likelihood of these tokens, ``last`` for the last
+        block's output, and ``steps_K`` (1-based) are projected.
+        """
         names = _names(self.model.config, self.contrast_layer, last, steps_K is not None)
         out = self.model(
             tokens_Sn,
@@ -106,6 +109,8 @@ class Student(nn.Module):
             masked_Bn=masked_Sn,
             mask_self=self.mask_self,
             dropout=dropout,
+            with_logits=False,
+            targets_BN=targets_ST,
             recompute=self.recompute,
         )
         projected = None
@@ -113,7 +118,7 @@ class Student(nn.Module):
             assert self.projector is not None
             features_SKD = out.captured[names["contrast"]][:, steps_K - 1]
             projected = self.projector(features_SKD)
-        return StudentOutput(out.logits, out.captured.get(names.get("last")), projected)
+        return StudentOutput(out.nll, out.captured.get(names.get("last")), projected)
 
 
 def _names(config: ModelConfig, contrast_layer: int, last: bool, contrast: bool) -> dict[str, str]:

@@ -19,7 +19,7 @@ import torch
 
 from star.codes import CodeStore, StoreWriter, open_splits
 from star.decoding import MAX_MEGAPIXELS, require_megapixels
-from star.device import autocast, resolve_device, resolve_precision
+from star.device import autocast, exact_float32, resolve_device, resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.imagenet import imagenet_warning
@@ -238,7 +238,8 @@ def _write_split(
         "pillow": _pillow_version(),
         "device": str(options.device),
     }
-    writer.finish({**facts, "versions": versions})
+    # Not among the facts of the work: stores from before say nothing of it, and go on being these.
+    writer.finish({**facts, "tf32": False, "versions": versions})
 
 
 def _encode(tokenizer, pixels: np.ndarray, facts: dict, per_call: int, options: _Options) -> np.ndarray:
@@ -246,7 +247,7 @@ def _encode(tokenizer, pixels: np.ndarray, facts: dict, per_call: int, options: 
     count, views = pixels.shape[:2]
     flat = pixels.reshape(-1, *pixels.shape[2:])
     parts = []
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32():
         for start in range(0, len(flat), per_call):
             images_BCHW = to_model_range(flat[start : start + per_call], options.device)
             with autocast(options.device, options.dtype):

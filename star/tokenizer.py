@@ -208,6 +208,7 @@ def _build(weights: dict[str, torch.Tensor], config: VQConfig, path: Path) -> VQ
     # The buffer holds no knowledge: files without it, or with another window, are as good.
     weights = {**weights, USAGE: torch.zeros(model.state_dict()[USAGE].shape)}
     check_weights(model, weights, path)
-    weights = {key: value.detach().float() for key, value in weights.items()}
+    # Copies: the file they are parts of may be overwritten.
+    weights = {key: value.detach().to(torch.float32, copy=True) for key, value in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)

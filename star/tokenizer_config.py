@@ -60,7 +60,9 @@ class TokenizerConfig:
     disc_layers: int = option(3, "Layers of the discriminator that halve the image.")
     revive_every: int = option(100, "Steps between revivals of codes not chosen since; 0: never.")
     revive_until: float = option(0.75, "Share of the run after which codes are left alone.")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "Of the networks; codes: float32.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Of the networks; codes: float32; fp16 scales the losses."
+    )
     log_every: int = option(50, "Steps between two rows of metrics.")
     validate_every: int = option(500, "Steps between two validations on held-out images.")
     val_images: int = option(256, "Held-out images of a validation.")
@@ -84,7 +86,7 @@ class TokenizerConfig:
         for name, choices in (
             ("views", ("auto", "crop-flip", "crop", "affine", "plain")),
             ("schedule", ("cosine", "constant")),
-            ("precision", ("auto", "fp32", "bf16")),
+            ("precision", ("auto", "fp32", "bf16", "fp16")),
         ):
             require_choice(f"tokenizer {name}", getattr(self, name), choices)
         stride = self.shape.stride

@@ -1,7 +1,8 @@
 """One optimiser step of a tokenizer: losses, update, codebook revival, and all state of a resume.
 
 The loss is that of ``star.tokenizer_losses``; the discriminator, if there is one, learns in the same
-step from the same reconstructions. Only this module calls ``backward``.
+step from the same reconstructions. In float16 both losses are scaled, each by its own scale, and where
+a gradient overflows that network stays as it is. Only this module calls ``backward``.
 
 Shape suffixes: B images, C channels, H W pixels, E code dimension, V codebook size, g grid.
 """
@@ -21,6 +22,7 @@ from star.discriminator import (
     hinge_generator,
 )
 from star.errors import UserError
+from star.loss_scale import LossScale
 from star.perceptual import load_lpips
 from star.randomness import torch_generator
 from star.revival import revive_codes
@@ -28,6 +30,7 @@ from star.tokenizer_config import TokenizerConfig
 from star.tokenizer_losses import CODE_TERMS, PIXEL_TERMS, code_terms, reconstruct, weighted
 from star.vq import VQModel
 from star.vq_config import VQConfig
+from star.weights import load_optimizer
 
 __all__ = ["TokenizerLearner", "learning_rate_factor", "new_tokenizer"]
 
@@ -45,6 +48,8 @@ class TokenizerLearner:
         self.model = new_tokenizer(config.shape, config.seed).to(self.device).train()
         self.optimizer = _adamw(self.model, config)
         self.precision = resolve_precision(config.precision, self.device)
+        scaled = self.precision is torch.float16
+        self.loss_scale, self.critic_loss_scale = LossScale(enabled=scaled), LossScale(enabled=scaled)
         self.autocast = functools.partial(autocast, self.device, self.precision)
         self.chosen_V = torch.zeros(config.shape.codebook_size, dtype=torch.long, device=self.device)
         self.lpips = self.critic = self.critic_optimizer = None
@@ -61,7 +66,9 @@ class TokenizerLearner:
     def update(self, images_BCHW: torch.Tensor, step: int) -> dict[str, float]:
         """Learn from images in [-1, 1]; returns the unweighted terms and the codes the batch used.
 
-        Raises ``UserError``, before anything has changed, if the loss or its gradient is not finite.
+        In float16 also the loss scale of the steps to come, and no ``loss`` of a step whose adaptive
+        weight overflowed. Raises ``UserError``, before anything has changed, if the loss or its
+        gradient is not finite (in float16: not even at the smallest loss scale).
         """
         config, model = self.config, self.model
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)
@@ -86,15 +93,16 @@ class TokenizerLearner:
         heard = self.critic is not None and step >= config.disc_start
         if heard:
             total = total + self._adversarial(terms, pixels, drawn_BCHW)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self._step(self.optimizer, model, total, step)
+        self._step(self.optimizer, model, self.loss_scale, total, sum(terms.values()), step)
         if heard:
             terms["disc"] = self._teach_critic(images_BCHW, drawn_BCHW.detach(), step)
         counts_V = torch.bincount(indices_Bgg.flatten(), minlength=len(self.chosen_V))
         self._revive(z_BEgg.detach(), counts_V, step)
         metrics = {name: value.item() for name, value in terms.items()}
-        return metrics | {"loss": total.item(), "codes_used": int((counts_V > 0).sum())}
+        loss = total.item()
+        metrics |= {"loss": loss} if math.isfinite(loss) else {}
+        metrics |= {"loss_scale": self.loss_scale.value} if self.loss_scale.enabled else {}
+        return metrics | {"codes_used": int((counts_V > 0).sum())}
 
     def state_dict(self) -> dict:
         """Everything that a resume needs besides the configuration and the step."""
@@ -104,6 +112,8 @@ class TokenizerLearner:
             "chosen": self.chosen_V.cpu(),
             "critic": self.critic and self.critic.state_dict(),
             "critic_optimizer": self.critic_optimizer and self.critic_optimizer.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
+            "critic_loss_scale": self.critic_loss_scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -111,9 +121,13 @@ class TokenizerLearner:
         for name in ("model", "optimizer", "critic", "critic_optimizer"):
             part = getattr(self, name)
             assert (part is None) == (state[name] is None), name
-            if part is not None:
+            if isinstance(part, nn.Module):
                 part.load_state_dict(state[name])
+            elif part is not None:
+                load_optimizer(part, state[name])
         self.chosen_V.copy_(state["chosen"])
+        self.loss_scale.load_state_dict(state.get("loss_scale"))
+        self.critic_loss_scale.load_state_dict(state.get("critic_loss_scale"))
 
     def _adversarial(self, terms: dict, pixels: torch.Tensor, drawn_BCHW: torch.Tensor) -> torch.Tensor:
         self.critic.requires_grad_(False)
@@ -122,7 +136,8 @@ class TokenizerLearner:
         self.critic.requires_grad_(True)
         factor = 1.0
         if self.config.disc_adaptive:
-            factor = adaptive_weight(pixels, terms["gen"], self.model.decoder.conv_out.weight)
+            last_layer = self.model.decoder.conv_out.weight
+            factor = adaptive_weight(pixels, terms["gen"], last_layer, self.loss_scale.value)
         return self.config.disc_weight * factor * terms["gen"]
 
     def _teach_critic(
@@ -131,21 +146,39 @@ class TokenizerLearner:
         with self.autocast():
             real, drawn = self.critic(images_BCHW), self.critic(drawn_BCHW)
         loss = hinge_discriminator(real.float(), drawn.float())
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        (self.config.disc_weight * loss).backward()
-        self._step(self.critic_optimizer, self.critic, loss, step)
+        total = self.config.disc_weight * loss
+        self._step(self.critic_optimizer, self.critic, self.critic_loss_scale, total, loss, step)
         return loss.detach()
 
-    def _step(self, optimizer, module: nn.Module, loss: torch.Tensor, step: int) -> None:
+    def _step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        module: nn.Module,
+        scale: LossScale,
+        total: torch.Tensor,
+        terms: torch.Tensor,
+        step: int,
+    ) -> None:
+        """Move ``module`` down ``total``; in float16 not where that overflows, which lowers ``scale``.
+
+        ``terms`` is finite if all terms are, which a lower scale cannot help; ``total`` also depends on
+        a ratio of gradients.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        (total * scale.value).backward()
+        scale.unscale([p.grad for p in module.parameters() if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(module.parameters(), self.config.clip)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+        finite = math.isfinite(total.item()) and math.isfinite(norm.item())
+        if not finite and not (scale.can_fall and math.isfinite(terms.item())):
             raise UserError(
                 f"the tokenizer's loss is not finite at step {step + 1}: lower its learning rate "
                 f"({self.config.lr}) or train it in fp32"
             )
-        for group in optimizer.param_groups:
-            group["lr"] = self.config.lr * learning_rate_factor(step, self.config)
-        optimizer.step()
+        if finite:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.lr * learning_rate_factor(step, self.config)
+            optimizer.step()
+        scale.update(finite)
 
     def _revive(self, z_BEgg: torch.Tensor, counts_V: torch.Tensor, step: int) -> None:
         config, done = self.config, step + 1

@@ -14,8 +14,8 @@ import torch
 from star.batches import TrainLoader
 from star.codes import CodeStore
 from star.config import TrainConfig, config_to_dict
-from star.device import peak_memory_bytes
-from star.distributed import alone, any_process, mean_over_processes, rank, world_size
+from star.device import deterministic, peak_memory_bytes
+from star.distributed import alone, any_process, mean_over_processes, rank, wait_for_all, world_size
 from star.errors import UserError
 from star.estimate import require_training_memory
 from star.files import write_json
@@ -138,10 +138,12 @@ class Trainer:
         end = min(config.max_steps, stop_after or config.max_steps)
         row: dict = {}
         tick, ticked_step = time.perf_counter(), self.step
-        for batch in self.loader.batches(self.step, end):
-            if any_process(should_stop(), self.device):
+        for batch in self.loader.batches(self.step, end, pin=self.device.type == "cuda"):
+            wish = should_stop()
+            if wish and world_size() == 1:
                 break
-            update = self.learner.update(batch, self.step)
+            with deterministic(config.deterministic):
+                update = self.learner.update(batch, self.step, stop=wish)  # several hear of it there
             self.step += 1
             log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
             validate = self.step % config.validate_every == 0 or self.step == config.max_steps
@@ -169,6 +171,8 @@ class Trainer:
             if self.step % config.save_every == 0:
                 self.save()
             on_step(self.step)
+            if update.stop:
+                break
         if self.saved_step != self.step:
             self.save()
         return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)
@@ -208,8 +212,11 @@ class Trainer:
         """Publish everything a resume, a probe or a sampler needs; rank 0 writes."""
         self.saved_step = self.step
         state = self.learner.state_dict()
-        if rank() > 0:
-            return
+        if rank() == 0:
+            self._write(state)
+        wait_for_all()  # a large checkpoint may take longer than the next collective would wait
+
+    def _write(self, state: dict) -> None:
         train = self.stores["train"]
         self.run.save(
             {

@@ -18,23 +18,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from star.attention import attend, attention_rows, choose_kernel, visibility
+from star.attention import Visibility, attend, attention_rows, choose_kernel, visibility
 from star.config import ModelConfig
 from star.device import require_memory
 from star.dropout import Dropout, drop
 from star.errors import UserError
+from star.head import next_token_nll
+from star.kv_cache import KVCache
 from star.rotary import apply_rotary, rotary_table
 
-__all__ = ["KVCache", "Output", "Transformer", "build_model", "capture_names"]
+__all__ = ["Output", "Transformer", "build_model", "capture_names"]
 
 ATTENTION_SITES = ("queries", "keys", "values", "attention")
 
 
 @dataclass
 class Output:
-    """``logits`` (B, N, V), or None if not asked for, and the captured activations by name."""
+    """``logits`` (B, N, V) and ``nll`` (B, N), None if not asked for; captured activations by name."""
 
     logits: Tensor | None
+    nll: Tensor | None = None
     captured: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -50,29 +53,6 @@ def capture_names(config: ModelConfig) -> list[str]:
     for layer in range(1, config.layers + 1):
         names += [f"layers.{layer}", *(f"layers.{layer}.{site}" for site in ATTENTION_SITES)]
     return [*names, "norm"]
-
-
-class KVCache:
-    """Keys and values of the positions decoded so far; owned by the caller, not by the model."""
-
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
-        shape = (
-            config.layers,
-            2,
-            batch,
-            config.kv_heads or config.heads,
-            config.tokens,
-            config.head_dim,
-        )
-        self.store = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def extend(self, layer: int, k_BHnC: Tensor, v_BHnC: Tensor) -> tuple[Tensor, Tensor]:
-        """Append to one layer; returns all keys and values of that layer so far."""
-        end = self.length + k_BHnC.shape[2]
-        self.store[layer, 0, :, :, self.length : end] = k_BHnC
-        self.store[layer, 1, :, :, self.length : end] = v_BHnC
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -101,10 +81,9 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor, place: "Place") -> Tensor:
         heads, kv_heads = self.config.heads, self.kv_heads
         qkv = self.wqkv(x_BND).unflatten(-1, (heads + 2 * kv_heads, self.config.head_dim))
-        q_BNHC, k_BNHC, v_BNHC = qkv.split([heads, kv_heads, kv_heads], dim=2)
-        q = apply_rotary(q_BNHC, place.rotary).transpose(1, 2)
-        k = apply_rotary(k_BNHC, place.rotary).transpose(1, 2)
-        v = v_BNHC.transpose(1, 2)
+        qk_BNHC, v_BNHC = qkv.split([heads + kv_heads, kv_heads], dim=2)
+        turned = apply_rotary(qk_BNHC, place.rotary).transpose(1, 2)
+        (q, k), v = turned.split([heads, kv_heads], dim=1), v_BNHC.transpose(1, 2)
         if place.extend is not None:
             k, v = place.extend(k, v)
         if kv_heads != heads:
@@ -112,11 +91,12 @@ class Attention(nn.Module):
         kernel = choose_kernel(q.device, q.dtype, k.shape[2])
         y_BHNC = attend(q, k, v, place.visible, kernel)
         for site in place.sites:
-            asked, visible = q, place.visible
-            if place.capture_at is not None and site in ("attention", "queries"):
-                asked, visible = q[:, :, place.capture_at], visible[:, :, place.capture_at]
+            some = place.capture_at is not None and site in ("attention", "queries")
+            asked = q[:, :, place.capture_at] if some else q
             if site == "attention":
-                place.sites[site] = attention_rows(asked, k, visible)
+                rows = place.visible.rows(q.device)
+                rows = rows[:, :, place.capture_at] if some else rows
+                place.sites[site] = attention_rows(asked, k, rows)
             else:
                 place.sites[site] = {"queries": asked, "keys": k, "values": v}[site]
         return self.wo(y_BHNC.transpose(1, 2).flatten(2))
@@ -171,7 +151,7 @@ class Place:
     """
 
     rotary: Tensor
-    visible: Tensor
+    visible: Visibility
     keep_attended: Tensor | None = None
     keep_expanded: Tensor | None = None
     scale: float = 1.0
@@ -185,7 +165,7 @@ class Context:
     """What one forward pass shares between its blocks, and what it captures."""
 
     rotary: Tensor
-    visible: Tensor
+    visible: Visibility
     wanted: frozenset[str]
     dropout: Dropout | None
     cache: KVCache | None
@@ -203,7 +183,7 @@ class Context:
     def run(self, block: Block, layer: int, x_BND: Tensor) -> Tensor:
         """Output of block ``layer`` (from 1)."""
         sites = [site for site in ATTENTION_SITES if f"layers.{layer}.{site}" in self.wanted]
-        visible = self.visible & ~self.cut[layer] if layer in self.cut else self.visible
+        visible = self.visible.without(self.cut[layer]) if layer in self.cut else self.visible
         place = Place(self.rotary, visible, sites=dict.fromkeys(sites), capture_at=self.capture_at)
         if self.dropout is not None:
             place.keep_attended = self.dropout.keep(x_BND.shape, x_BND.device, layer, 0)
@@ -255,6 +235,7 @@ class Transformer(nn.Module):
         dropout: Dropout | None = None,
         cache: KVCache | None = None,
         with_logits: bool = True,
+        targets_BN: Tensor | None = None,
         recompute: bool = False,
     ) -> Output:
         """Predict the next token at every position.
@@ -267,8 +248,10 @@ class Transformer(nn.Module):
         query (row) may not read a key (column) although it is visible, in all heads ("attention
         knockout", Geva et al. 2023); a position always reads itself. masked_Bn: True where an image
         token is hidden in attention (Eq. 3). cache: positions already decoded; with a non-empty cache
-        the tokens continue it and labels_B is None. recompute: keep only the blocks' inputs for the
-        backward pass and compute the rest again there (less memory, a third more work).
+        the tokens continue it and labels_B is None. targets_BN: the token that follows each position;
+        asks for its negative log-likelihood, which needs no logits to be kept. recompute: keep only
+        the blocks' inputs for the backward pass and compute the rest again there (less memory, a third
+        more work).
 
         Raises ``UserError`` for an unknown capture name, more than T tokens, or a cut of a layer that
         does not exist or of a position from itself.
@@ -285,10 +268,14 @@ class Transformer(nn.Module):
                 f"{end - 1} tokens were given; the model's grid {self.config.grid} x "
                 f"{self.config.grid} holds {self.config.tokens}"
             )
-        masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
-        visible = visibility(end, masked_BN, mask_self, x_BND.device)[:, :, start:]
+        if cache is not None:
+            assert masked_Bn is None, "no token is masked while decoding"
+            rotary, visible = cache.place(self.rotary, x_BND.shape[1])
+        else:
+            masked_BN = None if masked_Bn is None else F.pad(masked_Bn, (1, 0), value=False)
+            rotary, visible = self.rotary[:end], visibility(end, masked_BN, mask_self, x_BND.device)
         cut = self._check_cut(cut or {}, start, end)
-        context = Context(self.rotary[start:end], visible, wanted, dropout, cache, capture_at, cut)
+        context = Context(rotary, visible, wanted, dropout, cache, capture_at, cut)
         if dropout is not None:
             x_BND = dropout(x_BND, 0, 0)
         context.offer("embeddings", x_BND)
@@ -301,13 +288,16 @@ class Transformer(nn.Module):
                 x_BND = context.run(block, layer, x_BND)
             context.offer(f"layers.{layer}", x_BND)
         if cache is not None:
-            cache.length = end
-        logits = None
-        if with_logits or "norm" in wanted:
+            cache.advance(end - start)
+        out = Output(None, captured=context.captured)
+        if with_logits or targets_BN is not None or "norm" in wanted:
             normed_BND = self.norm(x_BND)
             context.offer("norm", normed_BND)
-            logits = self.output(normed_BND) if with_logits else None
-        return Output(logits, context.captured)
+            if with_logits:
+                out.logits = self.output(normed_BND)
+            if targets_BN is not None:
+                out.nll = next_token_nll(normed_BND, self.output.weight, targets_BN)
+        return out
 
     def _check_capture(self, capture: Iterable[str]) -> frozenset[str]:
         wanted = frozenset([capture] if isinstance(capture, str) else capture)

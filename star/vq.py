@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from star.device import exact_float32
 from star.errors import UserError
 from star.vq_config import GROUPS, PRESETS, VQConfig
 
@@ -55,8 +56,12 @@ class VQModel(nn.Module):
         return self.quant_conv(self.encoder(images_BCHW))
 
     @torch.no_grad()
+    @exact_float32()
     def encode(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Indices (B, g, g) of the nearest codes; errors as ``encode_features``."""
+        """Indices (B, g, g) of the nearest codes, the same on every device but for the order of sums.
+
+        Errors as ``encode_features``.
+        """
         return self.quantize(self.encode_features(images_BCHW))[1]
 
     def lookup(self, indices_Bgg: torch.Tensor) -> torch.Tensor:
@@ -71,10 +76,12 @@ class VQModel(nn.Module):
         """Images (B, 3, H, W) drawn from normalised codes, about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(codes_BEgg))
 
+    @exact_float32()
     def decode(self, indices_Bgg: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) of a grid of tokens, about [-1, 1], not clamped; errors as ``lookup``."""
         return self.decode_codes(self.lookup(indices_Bgg))
 
+    @exact_float32()
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Reconstruction of the images through their nearest codes."""
         codes_BEgg, _ = self.quantize(self.encode_features(images_BCHW))

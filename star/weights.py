@@ -1,4 +1,4 @@
-"""Whether weights read from a file are those of a module: the same keys and shapes, all finite."""
+"""Weights read from a file: whether they are a module's (keys, shapes, all finite); an optimiser's."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 from star.errors import UserError
 
-__all__ = ["check_weights"]
+__all__ = ["check_weights", "load_optimizer"]
 
 SHOWN = 4  # differences that an error lists
 
@@ -36,3 +36,14 @@ def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise UserError(f"{path} is broken: {key} holds values that are not finite")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Let ``optimizer`` take over ``state``, in memory of its own: torch would keep these tensors."""
+    optimizer.load_state_dict(state)
+    for values in optimizer.state.values():
+        for name, value in values.items():
+            if (
+                isinstance(value, torch.Tensor) and value.device.type == "cpu"
+            ):  # others were copied there
+                values[name] = value.clone()

@@ -1,8 +1,18 @@
 """Configurations: presets, dictionaries and files, unknown keys, wrong types."""
 
+from dataclasses import replace
+
 import pytest
 
-from star.config import SIZES, ModelConfig, TrainConfig, config_from_dict, config_to_dict, preset
+from star.config import (
+    SIZES,
+    ModelConfig,
+    TrainConfig,
+    config_from_dict,
+    config_to_dict,
+    for_cuda,
+    preset,
+)
 from star.errors import UserError
 from star.settings import read_settings
 
@@ -87,3 +97,12 @@ def test_fitting_to_data_changes_only_the_shape_of_the_data():
     config = TrainConfig().fitted_to(grid=5, vocab_size=7, num_classes=3)
     assert (config.model.grid, config.model.vocab_size, config.model.num_classes) == (5, 7, 3)
     assert config.model.layers == TrainConfig().model.layers
+
+
+def test_a_gpu_gets_loader_processes_and_compiled_blocks_unless_chosen():
+    tiny, large = preset("tiny"), preset("B")
+    assert for_cuda(tiny, ()) == replace(tiny, workers=2)
+    assert for_cuda(large, ()) == replace(large, workers=2, compile=True)
+    few_codes = replace(large, model=replace(large.model, vocab_size=256))
+    assert for_cuda(few_codes, ()).compile
+    assert for_cuda(large, {"compile", "workers", "lr"}) == large

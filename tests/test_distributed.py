@@ -20,6 +20,7 @@ from star import distributed
 from star.batches import TrainLoader
 from star.checkpoint import load_checkpoint
 from star.config import ObjectiveConfig, TrainConfig
+from star.learner import Learner
 from star.objective import compute_losses
 from star.randomness import torch_generator
 from star.student import Student
@@ -159,6 +160,43 @@ def test_sharded_training_equals_copied_training_and_either_resumes_the_other(tm
     assert mixed[2]["val_nll"] == pytest.approx(expected[2]["val_nll"], rel=1e-6)
     # One process drops other elements than two at step 4, so this says only that it goes on well.
     assert mixed[5]["val_nll"] == pytest.approx(expected[5]["val_nll"], rel=0.05)
+
+
+def test_sharded_blocks_gather_half_the_bytes_in_bfloat16_and_learn_the_same(tmp_path):
+    config = tiny(dropout=0.0, lr=1e-3, max_steps=4, precision="bf16")
+    in_two(tmp_path, "copied", config)
+    in_two(tmp_path, "sharded", dataclasses.replace(config, shard=True))
+    for a, b in zip(rows(tmp_path / "sharded"), rows(tmp_path / "copied"), strict=True):
+        for name in ("loss", "ar", "mim", "step_contrast", "view_contrast"):
+            # Norms are rounded to bfloat16 with the block that they belong to.
+            assert a[name] == pytest.approx(b[name], rel=2e-2), (a["step"], name)
+    kept = load_checkpoint(tmp_path / "sharded" / "ckpt.pt")["student"]
+    assert {value.dtype for value in kept.values()} == {torch.float32}, "what is kept is not rounded"
+
+
+def gathered_dtypes(rank: int, folder: str):
+    """The dtypes in which a sharded block and the rest of the model compute."""
+    with one_of_two(rank, f"{folder}/rendezvous-dtypes", sharded=True):
+        learner = Learner(tiny(precision="bf16", shard=True), CPU)
+        model, seen = learner.student.model, {}
+
+        def note(name):
+            def hook(module, arguments):
+                seen[name] = str(next(module.parameters()).dtype), str(arguments[0].dtype)
+
+            return hook
+
+        model.layers[0].attention_norm.register_forward_pre_hook(note("block"))
+        model.norm.register_forward_pre_hook(note("rest"))
+        learner.update(TrainLoader(fake_store(), learner.config, rank, 2).batch(0), 0)
+        if rank == 0:
+            (Path(folder) / "dtypes").write_text(f"{seen['block']} {seen['rest']}")
+
+
+def test_only_the_weights_of_blocks_travel_in_bfloat16(tmp_path):
+    torch.multiprocessing.spawn(gathered_dtypes, (str(tmp_path),), nprocs=2)
+    half, single = "torch.bfloat16", "torch.float32"
+    assert (tmp_path / "dtypes").read_text() == f"{(half, single)} {(single, single)}"
 
 
 def test_the_command_line_starts_processes_and_passes_their_errors_on(

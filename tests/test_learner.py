@@ -59,10 +59,11 @@ def kept_bytes(checkpoint_activations: bool) -> int:
             batch.labels_B.repeat_interleave(2),
             masked_Sn=None,
             dropout=None,
+            targets_ST=tokens,
             last=True,
             steps_K=batch.steps_K,
         )
-    assert out.logits.requires_grad
+    assert out.nll.requires_grad
     return sum(size for pointer, size in kept.items() if pointer not in weights)
 
 
@@ -138,3 +139,24 @@ def test_the_loss_scale_follows_torchs_schedule(monkeypatch):
     other = LossScale(enabled=True)
     other.load_state_dict(ours.state_dict())
     assert (other.value, other.good_steps) == (ours.value, ours.good_steps)
+
+
+def test_the_device_is_waited_for_once_a_step(monkeypatch):
+    """Losses, norm and the vote to stop are read together; everything else stays on the device."""
+    config = tiny(accumulate=2, objective=tiny().objective.baseline())
+    learner, loader = Learner(config, CPU), TrainLoader(fake_store(), config)
+    learner.update(loader.batch(0), 0)
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        real = getattr(torch.Tensor, name)
+
+        def counted(tensor, *arguments, real=real, name=name):
+            reads.append(name)
+            return real(tensor, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    update = learner.update(loader.batch(1), 1, stop=True)
+    monkeypatch.undo()
+    assert reads == ["tolist"]
+    assert update.stop and set(update.losses) == {"ar", "loss"} and math.isfinite(update.grad_norm)
+    assert not learner.update(loader.batch(2), 2).stop

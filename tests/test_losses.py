@@ -7,6 +7,7 @@ import pytest
 import torch
 from reference import losses as reference
 
+from star.head import next_token_nll
 from star.losses import ar_loss, mim_loss, step_loss, view_loss
 
 # float32 sums of a few hundred terms of order 1, against float64 loops
@@ -24,7 +25,8 @@ def tensor(array):
 
 def test_ar_loss(rng):
     logits, tokens = rng.normal(size=(3, 5, 7)), rng.integers(0, 7, (3, 5))
-    found = ar_loss(tensor(logits), torch.from_numpy(tokens))
+    # an output layer that is the identity gives its input as logits
+    found = ar_loss(next_token_nll(tensor(logits), torch.eye(7), torch.from_numpy(tokens)))
     np.testing.assert_allclose(found, reference.ar(logits, tokens), **TOLERANCE)
 
 

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
 from helpers import fake_store
 
+from star.attention import choose_kernel
 from star.batches import TrainLoader, plain_batches
 from star.checkpoint import DISPENSABLE, load_checkpoint
 from star.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.device import deterministic
 from star.errors import UserError
-from star.learner import learning_rate
+from star.learner import Learner, learning_rate
 from star.likelihood import image_nll
 from star.trainer import Trainer
 
@@ -290,3 +293,31 @@ def test_accumulation_is_refused_where_it_would_change_the_loss():
         tiny(accumulate=2)
     with pytest.raises(UserError, match="accumulate is 3; expected a divisor of batch_size 8"):
         tiny(accumulate=3, objective=ObjectiveConfig().baseline())
+
+
+def test_deterministic_runs_update_under_torchs_switch_and_give_it_back(stores, tmp_path, monkeypatch):
+    seen = []
+    real = Learner.update
+
+    def watched(*arguments, **options):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(Learner, "update", watched)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    Trainer(tiny(), stores, tmp_path / "plain", CPU).fit(stop_after=2)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    Trainer(tiny(deterministic=True), stores, tmp_path / "exact", CPU).fit(stop_after=2)
+    assert seen == [False, False, True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_deterministic_runs_on_gpus_take_the_kernel_that_adds_in_order():
+    half = torch.bfloat16
+    assert choose_kernel(torch.device("cuda"), half, 256) == "fused"
+    with deterministic(True):
+        assert choose_kernel(torch.device("cuda"), half, 256) == "explicit"
+        assert choose_kernel(CPU, torch.float32, 256) == "fused", "CPUs need no other"
+    assert choose_kernel(torch.device("cuda"), half, 256) == "fused"

@@ -5,12 +5,13 @@ import pytest
 import torch
 from helpers import GOLDEN, SMALL, small_model
 
-from star.attention import attend, attention_rows, visibility
+from star.attention import attend, attention_rows, missing_channels, visibility
 from star.checkpoint import load_model
 from star.config import SIZES, ModelConfig, preset
 from star.errors import UserError
+from star.kv_cache import KVCache
 from star.rotary import apply_rotary, rotary_table
-from star.transformer import ATTENTION_SITES, KVCache, Transformer, capture_names
+from star.transformer import ATTENTION_SITES, Transformer, capture_names
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +207,44 @@ def test_both_kernels_and_the_recomputed_rows_equal_an_explicit_softmax():
                 expected[b, h, n] = sum(w * v[b, h, s] for w, s in zip(weights, allowed, strict=True))
     for kernel in ("explicit", "fused"):
         torch.testing.assert_close(attend(q, k, v, visible, kernel), expected)
-    rows = attention_rows(q, k, visible)
+    every = visible.rows(q.device)
+    rows = attention_rows(q, k, every)
     torch.testing.assert_close(rows @ v, expected)
-    torch.testing.assert_close(attention_rows(q[:, :, 4:5], k, visible[:, :, 4:5]), rows[:, :, 4:5])
+    torch.testing.assert_close(attention_rows(q[:, :, 4:5], k, every[:, :, 4:5]), rows[:, :, 4:5])
+
+
+def test_heads_are_padded_to_what_fused_kernels_of_a_gpu_take():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for dtype in (torch.bfloat16, torch.float16):
+        missing = [missing_channels(cuda, dtype, channels) for channels in (64, 100, 104, 4)]
+        assert missing == [0, 4, 0, 4]
+    assert missing_channels(cuda, torch.float32, 100) == missing_channels(cpu, torch.half, 100) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padded_heads_attend_as_those_without_padding(monkeypatch, dtype):
+    """The 3B model's 100 channels, padded as on a GPU: output and all gradients."""
+    rng = torch.Generator()
+    masked_BS = torch.zeros(2, 7, dtype=torch.bool)
+    masked_BS[:, 3] = True
+    visible = visibility(7, masked_BS, False, torch.device("cpu"))
+    found = []
+    for more in (0, 4):
+        monkeypatch.setattr("star.attention.missing_channels", lambda *_, more=more: more)
+        rng.manual_seed(0)
+        q, k, v = (
+            torch.randn(2, 3, 7, 100, generator=rng).to(dtype).requires_grad_() for _ in range(3)
+        )
+        y = attend(q, k, v, visible, "fused")
+        (y * torch.arange(100)).sum().backward()
+        found.append((y, q.grad, k.grad, v.grad))
+    assert found[1][0].shape == (2, 3, 7, 100)
+    for plain, padded in zip(*found, strict=True):
+        # The same products, summed with four zeros more.
+        tolerance = (
+            {"rtol": 1e-5, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 0.02, "atol": 0.1}
+        )
+        torch.testing.assert_close(padded, plain, **tolerance)
 
 
 def test_rotary_against_its_definition_pair_by_pair():

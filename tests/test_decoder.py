@@ -1,0 +1,88 @@
+"""Decoding: the static cache and its replay give what the growing one gives, halves are copies."""
+
+import pytest
+import torch
+from helpers import SMALL, small_model
+
+from star.config import ModelConfig
+from star.decoder import _Recorded, decoder, in_precision
+from star.kv_cache import KVCache, StaticCache, cache_bytes
+from star.sampler import generate
+
+CPU = torch.device("cpu")
+
+
+def decoded(decode, tokens_BT, labels_B):
+    """(B, T, V) logits of each next token when the tokens are given one by one."""
+    empty = tokens_BT[:, :0]
+    steps = [decode(empty, labels_B)]
+    for t in range(tokens_BT.shape[1] - 1):
+        steps.append(decode(tokens_BT[:, t : t + 1], None))
+    return torch.stack(steps, dim=1)
+
+
+@pytest.mark.parametrize("kv_heads", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_way_of_decoding_gives_the_logits_of_one_pass(kv_heads, dtype):
+    config = ModelConfig(layers=3, heads=2, width=16, grid=3, vocab_size=11, num_classes=4,
+                         kv_heads=kv_heads)  # fmt: skip
+    model = in_precision(small_model(config).requires_grad_(False), dtype)
+    tokens, labels = torch.randint(0, 11, (3, 9), generator=torch.manual_seed(0)), torch.arange(3)
+    whole = model(tokens[:, :-1], labels).logits.float()
+    recorded = []
+
+    def record(step):
+        recorded.append(step)
+        return step
+
+    with torch.no_grad():
+        growing = decoded(decoder(model, 3), tokens, labels)
+        static = decoded(_Recorded(model, 3, record), tokens, labels)
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(growing, whole, **close)
+    torch.testing.assert_close(static, whole, **close)
+    assert len(recorded) == 1, "recorded once, then replayed"
+
+
+def test_a_replay_changes_memory_in_place_and_nothing_else():
+    """What a CUDA graph needs: the same tensors at every step, no number of the step in Python."""
+    model = small_model().requires_grad_(False)
+    made = _Recorded(model, 2, lambda step: step)
+    tokens, labels = torch.randint(0, 11, (2, 9)), torch.tensor([0, 1])
+    made(tokens[:, :0], labels)
+
+    def places():
+        tensors = [
+            made.cache.at,
+            made.token_B1,
+            *(part for layer in made.cache.layers for part in layer),
+        ]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before = places()
+    for t in range(7):
+        made.cache.length = 1  # Python's count may not matter: a graph does not see it
+        made(tokens[:, t : t + 1], None)
+    assert int(made.cache.at) == 8 and places() == before
+
+
+def test_caches_take_the_bytes_they_say():
+    for dtype in (torch.float32, torch.bfloat16):
+        for kind in (KVCache, StaticCache):
+            held = sum(part.nbytes for layer in kind(SMALL, 3, CPU, dtype).layers for part in layer)
+            assert held == cache_bytes(SMALL, 3, dtype)
+
+
+def test_a_model_in_half_precision_is_a_copy_with_exact_positions():
+    model = small_model().requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    half = in_precision(model, torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half.rotary.dtype is torch.float32 and {p.dtype for p in model.parameters()} == {
+        torch.float32
+    }
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert in_precision(model, torch.float32) is model
+    tokens = generate(half, [0, 1], seeds=range(2), cfg_scale=1.5)
+    assert tokens.shape == (2, 9)
+    assert torch.equal(tokens, generate(half, [0, 1], seeds=range(2), cfg_scale=1.5))
