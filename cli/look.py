@@ -5,8 +5,10 @@ from pathlib import Path
 import typer
 
 from cli.options import Checkpoint, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 
 
+@computing("Drawing samples")
 def sample(
     ckpt: Checkpoint = None,
     each: int = typer.Option(8, "--each", help="Images a class."),
