@@ -6,8 +6,10 @@ from typing import Literal
 import typer
 
 from cli.options import Data, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 
 
+@computing("Cutting attention to see what is lost")
 def ablate(
     ckpts: list[Path] = typer.Argument(
         None,

@@ -6,8 +6,10 @@ from typing import Literal
 import typer
 
 from cli.options import Data, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 
 
+@computing("Measuring where models look")
 def attention_stats(
     ckpts: list[Path] = typer.Argument(
         None,

@@ -5,10 +5,12 @@ from pathlib import Path
 import typer
 
 from cli.options import Data, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 
 SAMPLES, MOVING = "The model's own samples", "Animation"
 
 
+@computing("Drawing where layers look")
 def attn_maps(
     names: list[str] = typer.Argument(
         None,

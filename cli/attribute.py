@@ -6,8 +6,10 @@ from typing import Literal
 import typer
 
 from cli.options import Checkpoint, Data, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 
 
+@computing("Explaining the score of a step")
 def attribute(
     ckpt: Checkpoint = None,
     image: str = typer.Argument(

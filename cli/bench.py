@@ -6,15 +6,18 @@ from typing import Literal
 import typer
 
 from cli.options import Device
+from cli.threads import computing
 from star.config import SIZES
 
 bench = typer.Typer(
     no_args_is_help=True, help="Measure speed on this machine: alternating arms, medians and ratios."
 )
+MOST_JOBS = 256
 JSON = typer.Option(False, "--json", help="Everything as JSON, for programs.")
 
 
 @bench.command()
+@computing("Timing training steps")
 def step(
     size: str = typer.Option("tiny", "--preset", help=f"Size: {', '.join(SIZES)}."),
     images: int = typer.Option(None, help="Images a step; sequences are views times as many."),
@@ -72,6 +75,7 @@ def step(
 
 
 @bench.command()
+@computing("Timing epochs of a probe")
 def probe(
     size: str = typer.Option("tiny", "--preset", help=f"Size: {', '.join(SIZES)}."),
     layer: int = typer.Option(6, help="The one layer that all layers are compared with."),
@@ -121,6 +125,7 @@ def probe(
 
 
 @bench.command()
+@computing("Timing batches", option=False)
 def loader(
     folder: Path = typer.Option(Path("."), help="Where to put the scratch files; a disk of interest."),
     images: int = typer.Option(1_281_167, help="Images of the store (ImageNet's by default)."),
@@ -153,6 +158,7 @@ def loader(
 
 
 @bench.command()
+@computing("Timing star tokenize")
 def tokenize(
     tokenizer: str = typer.Option(
         "cifar10",
@@ -196,6 +202,7 @@ def tokenize(
 
 
 @bench.command()
+@computing("Timing attention rows")
 def attention(
     size: str = typer.Option("B", "--preset", help=f"Size: {', '.join(SIZES)}."),
     images: int = typer.Option(16, help="Images of one pass."),
@@ -233,6 +240,50 @@ def attention(
     ratios = {f"{arm} / {nothing}": (arm, nothing) for arm in (rows, whole)}
     title = f"{size}: attention of {config.layers} layers, {steps} of {config.tokens} rows"
     _show(found.timings, ratios, facts, title, json_)
+
+
+@bench.command()
+@computing("Timing work beside other jobs", option=False)
+def contention(
+    work: Literal["step", "tokenize"] = typer.Option(
+        "step", help="A training step of the tiny size, or ten crops through the tokenizer."
+    ),
+    jobs: int = typer.Option(
+        None, help="Busy single-threaded processes beside it; 0: none.  \\[default: the cores]"
+    ),
+    alike: int = typer.Option(2, help="Copies of the same work beside it; 0: none."),
+    rounds: int = typer.Option(6, help="Timed rounds; each measures every arm once."),
+    json_: bool = JSON,
+) -> None:
+    """Time work on shared cores, with the libraries' own thread settings (before) and ours (after).
+
+    Under a fair share of two cores, work of two threads takes twice as long beside two busy
+    processes and three times as long beside two copies of itself. The last ratio is that of an
+    idle machine. Everything runs on the CPU, in fresh processes.
+    """
+    from cli.screen import Stages
+    from probes.bench_contention import ALONE, SETTINGS, arm, bench_contention
+    from star.errors import UserError
+
+    for name, value in {"jobs": jobs or 0, "alike": alike}.items():
+        if not 0 <= value <= MOST_JOBS:
+            raise UserError(f"{name} is {value}; expected 0 to {MOST_JOBS} processes")
+    with Stages() as stages:
+        found = bench_contention(
+            work, jobs=jobs, alike=alike, rounds=_rounds(rounds), on_round=_reporter(stages, json_)
+        )
+    before, after = SETTINGS
+    pairs = [((name, beside), (name, ALONE)) for beside in found.fair for name in SETTINGS]
+    pairs += [((after, beside), (before, beside)) for beside in (*found.fair, ALONE)]
+    ratios = {f"{arm(*one)} / {arm(*two)}": (arm(*one), arm(*two)) for one, two in pairs}
+    facts = {
+        "work": work,
+        "threads": found.threads,
+        "after": found.environment,
+        "loaded / alone if shares were fair": found.fair,
+        "load average before": found.load,
+    }
+    _show(found.timings, ratios, facts, f"{work}, alone and beside others", json_)
 
 
 def _reporter(stages, as_json: bool):

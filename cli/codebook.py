@@ -7,10 +7,12 @@ from typing import Literal
 import typer
 
 from cli.options import Device
+from cli.threads import computing
 
 MOST_DRAWN = 160
 
 
+@computing("Counting a tokenizer's codes")
 def codebook(
     data: str = typer.Argument(
         "digits", help="What the codes are counted in: a source, an image folder, or code stores."

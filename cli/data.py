@@ -6,8 +6,10 @@ from typing import Literal
 import typer
 
 from cli.options import Device, SourceTokenizer
+from cli.threads import computing
 
 
+@computing("Turning images into codes")
 def tokenize(
     source: str = typer.Argument(
         ...,

@@ -6,8 +6,10 @@ from typing import Literal
 import typer
 
 from cli.options import Checkpoint, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 
 
+@computing("Drawing samples")
 def sample(
     ckpt: Checkpoint = None,
     each: int = typer.Option(8, "--each", help="Images a class."),

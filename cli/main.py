@@ -31,6 +31,7 @@ from cli import (
     train,
     train_tokenizer,
 )
+from cli.threads import prepare_threads
 from star.errors import UserError
 from star.versions import PACKAGE, installed_version
 
@@ -84,6 +85,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; the console script's entry."""
+    prepare_threads()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="star", standalone_mode=False)

@@ -23,6 +23,7 @@ __all__ = [
     "Heads",
     "RunTokenizer",
     "SourceTokenizer",
+    "Threads",
     "Weights",
     "with_options",
 ]
@@ -48,6 +49,10 @@ SourceTokenizer = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads of each process.  \\[default: as many as it may use cores]"),
+]
 
 
 def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str]):

@@ -6,12 +6,14 @@ from typing import Literal
 import typer
 
 from cli.options import Data, Device, Grid, Heads, RunTokenizer, Weights
+from cli.threads import computing
 from star.config import SIZES
 
 MAE, MEASURES, DRY = "Protocol mae", "Representation measures", "Dry run"
 PROTOCOLS = Literal["logreg", "mae", "ridge", "knn", "attentive"]
 
 
+@computing("Probing what layers know of the class")
 def probe(
     ckpts: list[Path] = typer.Argument(
         None,

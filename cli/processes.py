@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 
+from cli.threads import share_cores
 from star.errors import UserError
 
 __all__ = ["launch"]
@@ -26,7 +27,7 @@ def launch(processes: int, device: str) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    share_cores(processes)
     # The process that failed has said why; torchrun's own account of it would be a second one.
     logging.getLogger("torch.distributed.elastic.multiprocessing").setLevel(logging.CRITICAL)
     options = ["--standalone", "--nproc-per-node", str(processes), "-m", "--", "cli.main"]

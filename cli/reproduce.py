@@ -5,8 +5,10 @@ from pathlib import Path
 import typer
 
 from cli.options import Device
+from cli.threads import computing
 
 
+@computing("Tokenising, training, probing and drawing")
 def reproduce(
     source: str = typer.Argument("digits", help="digits, or an image folder (train/, val/ or test/)."),
     out: Path = typer.Option(

@@ -7,6 +7,7 @@ from typing import Literal
 import typer
 
 from cli.options import Device
+from cli.threads import computing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class InvarianceRequest:
     device: str
 
 
+@computing("Looking which tokens change when the image hardly does")
 def token_invariance(
     image: str = typer.Argument(
         ...,

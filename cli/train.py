@@ -8,12 +8,14 @@ from typing import Literal
 import typer
 
 from cli.options import Device, SourceTokenizer, with_options
+from cli.threads import computing
 from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, for_cuda, preset
 
 SIZE_NAMES = ", ".join(SIZES)
 TINY = preset("tiny")
 
 
+@computing("Training a model")
 @with_options(
     TINY,
     TINY.objective,

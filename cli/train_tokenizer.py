@@ -7,12 +7,14 @@ from typing import Literal
 import typer
 
 from cli.options import Device, with_options
+from cli.threads import computing
 from star.tokenizer_config import TokenizerConfig, tokenizer_preset
 
 SMALL = tokenizer_preset("small")
 RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands take
 
 
+@computing("Training a tokenizer")
 @with_options(
     SMALL, skip=("data",), panels={TokenizerConfig: "Training (defaults of the small preset)"}
 )

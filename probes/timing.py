@@ -4,6 +4,7 @@ Machines drift and share their cores, so a time alone says little. Every round t
 alternating order, and a comparison is the median of the rounds' ratios with a bootstrap interval.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,23 +54,30 @@ def alternate(
     *,
     rounds: int,
     warmup: int = 1,
+    most_seconds: float = math.inf,
     synchronize: Callable[[], object] = lambda: None,
+    measured: Callable[[float, object], float] = lambda seconds, result: seconds,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> Timings:
     """Call every arm once a round, forwards in even rounds and backwards in odd ones.
 
     ``arms`` get the round's number. ``warmup`` rounds (caches, allocators, compilers) are not counted.
-    ``synchronize`` waits for a device before each look at the clock. ``on_round`` gets progress.
+    ``synchronize`` waits for a device before each look at the clock. ``measured`` makes the number that
+    counts of the seconds a call took and of what it returned. After ``most_seconds`` no further round
+    begins, once two are counted. ``on_round`` gets progress.
     """
     assert rounds >= 1, rounds
     seconds: dict[str, list[float]] = {name: [] for name in arms}
+    began = time.perf_counter()
     for index in range(warmup + rounds):
+        if index >= warmup + 2 and time.perf_counter() - began > most_seconds:
+            break
         for name in arms if index % 2 == 0 else reversed(arms):
             synchronize()
             start = time.perf_counter()
-            arms[name](index)
+            result = arms[name](index)
             synchronize()
             if index >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(measured(time.perf_counter() - start, result))
         on_round(index + 1, warmup + rounds)
     return Timings({name: np.array(values) for name, values in seconds.items()})

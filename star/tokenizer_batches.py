@@ -8,7 +8,6 @@ norms have never seen more cells.
 Shapes: batches are uint8 (B, 3, size, size).
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import torch
 from star.errors import UserError
 from star.images import BadImageError, ImageSource, Split
 from star.randomness import generator
+from star.threads import usable_cores
 from star.tokenizer_config import TokenizerConfig
 from star.views import center_crop, random_crop, view_set
 
@@ -53,7 +53,7 @@ class TokenizerBatches:
 
     def stream(self, start: int, end: int) -> Iterator[torch.Tensor]:
         """Batches of the steps ``start`` to ``end`` - 1; threads read two steps ahead."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             ahead: deque[list[Future]] = deque()
             for step in range(start, end + AHEAD):
                 if step < end:

@@ -5,7 +5,6 @@ enough where a CPU encodes: decoding an image of 32 pixels takes a twentieth of 
 A GPU needs processes, since threads share Python's lock.
 """
 
-import os
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from star.decoding import BadImageError
 from star.errors import UserError
 from star.splits import Split
+from star.threads import usable_cores
 from star.views import ViewSet
 
 __all__ = ["ViewBatch", "default_workers", "view_batches"]
@@ -97,7 +97,7 @@ class _Cutter(Dataset):
 
 def default_workers(device: torch.device) -> int:
     """Worker processes where none are asked for: none (threads) beside a CPU that encodes."""
-    return 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, _cores() - 1))
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, usable_cores() - 1))
 
 
 def view_batches(
@@ -135,7 +135,7 @@ def _in_threads(cutter: _Cutter) -> Iterator[ViewBatch]:
     def submit(number: int) -> list:
         return [pool.submit(cutter.one, index).result for index in cutter.indices(number)]
 
-    pool = ThreadPoolExecutor(min(8, _cores()))
+    pool = ThreadPoolExecutor(min(8, usable_cores()))
     try:
         ahead = submit(0)
         for number in range(len(cutter)):
@@ -181,7 +181,3 @@ def _say_unless_left_alone(kind: type, error: BaseException, trace: object) -> N
     # A batch on its way when the first process leaves: nobody is there to miss it.
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,14 @@
 """Shared fixtures: the command line, a cache of our own, a folder of real images, a tokenizer."""
 
+import os
 import sys
 
 import pytest
+
+from star.threads import thread_settings
+
+os.environ.update(thread_settings())  # before torch is imported: tests run beside other jobs
+
 from helpers import TINY, cli
 
 from cli.main import main
