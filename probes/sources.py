@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probes.splits import PARTS, ProbeSplits
 from star.batches import check_rows
+from star.classes import null_label
 from star.device import autocast
 from star.transformer import Transformer
 
@@ -53,6 +54,7 @@ class ModelSource:
     """Outputs of a frozen model's layers at steps, under the null class.
 
     ``cut`` (as ``Transformer.forward`` takes it) is applied to images of the parts ``cut_parts``.
+    Raises ``UserError`` for a model without a null class.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ModelSource:
         cut_parts: Sequence[str] = PARTS,
     ) -> None:
         self.model, self.splits = model, splits
+        self.null = null_label(model.config, "a probe")
         self.cut, self.cut_parts = cut, cut_parts
         self.layers, self.steps = layers, steps
         self.groups = [(layer, step) for layer in layers for step in steps]
@@ -91,8 +94,7 @@ class ModelSource:
         return features_GBD
 
     def _forward(self, tokens_BT: Tensor, cut: Mapping[int, Tensor] | None) -> Tensor:
-        null_class = self.model.config.num_classes
-        null_B = torch.full((len(tokens_BT),), null_class, device=self.device)
+        null_B = torch.full((len(tokens_BT),), self.null, device=self.device)
         names = [f"layers.{layer}" for layer in self.layers]
         # Nothing after the last step is needed: causal attention cannot see it.
         seen = tokens_BT[:, : max(self.steps) - 1]
