@@ -94,7 +94,7 @@ def run(asked: AttributeRequest) -> None:
     config = _settings(asked)
     loaded = open_checkpoint(asked.ckpt, asked.weights, asked.device, asked.heads, asked.grid)
     model = loaded.model.config
-    null_label(model, "attribution, whose baseline it is,")
+    null_label(model, "attribution")
     step = max(2, 3 * model.tokens // 4) if asked.step is None else asked.step
     check_attribution_step(model.tokens, step)
     layers, probe_layer = _layers(asked, model)

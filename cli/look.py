@@ -55,7 +55,7 @@ def sample(
         raise UserError(f"each is {each}; expected 1 to 100 images a class")
     if classes is not None:
         words = (class_words(label, config.num_classes, loaded.class_names) for label in chosen)
-        print_line(f"sampled: {', '.join(words)}")
+        print_line(f"sampled: {'; '.join(words)}")
     labels = np.repeat(chosen, each)
     with Stages() as stages:
         tokens = generate(

@@ -161,7 +161,8 @@ def _measure(asked: ProbeRequest, opened: dict[str, Loaded]) -> list[Path]:
     kind += f"-against-{slug(other_name)}" if other is not None else ""
     stem = _stem(f"{kind}-{slug(encoder.name)}" if encoder else kind, layers, asked)
     written = write_result(result, folder / f"{stem}.csv")
-    for label, figure in measure_figures(result.table, total_steps=model.tokens):
+    votes = (result.info["knn"] or {}).get("k")
+    for label, figure in measure_figures(result.table, total_steps=model.tokens, votes=votes):
         written += save(figure, folder / f"{stem}-{label}")
     return written
 
@@ -186,7 +187,8 @@ def _print_measures(result, name: str) -> None:
     for measure, why in result.info["left_out"].items():
         console.print(f"left out: {measure} ({why})", highlight=False)
     for measure in dict.fromkeys(row[0] for row in rows):
-        console.print(f"{measure}: {MEASURES[measure]}", highlight=False)
+        votes = f", k = {result.info['knn']['k']}" if measure == "knn" else ""
+        console.print(f"{measure}: {MEASURES[measure]}{votes}", highlight=False)
 
 
 def _stem(kind: str, layers, asked: ProbeRequest) -> str:
@@ -342,6 +344,7 @@ def _dry_run(asked: ProbeRequest, protocol: ProtocolConfig) -> None:
     opened = open_checkpoints(asked.ckpts, asked.weights, "cpu", asked.heads, asked.grid)
     for loaded in opened.values():
         model = loaded.model.config
+        null_label(model, "a probe")
         sizes = _sizes(open_run_data(loaded, asked.data, make_codes=False))
         print_probe_cost(model, _config(asked, model, protocol, "cpu"), **sizes, **common)
 

@@ -143,7 +143,7 @@ def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
         record=content["data"],
         path=path,
         class_names=tuple(map(str, content["class_names"])),
-        advice="bring the run's own back: it goes on with them alone",
+        for_training=True,
     )
     own.require()
     return own

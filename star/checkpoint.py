@@ -156,6 +156,8 @@ def open_model(
         facts = read_model_file(metadata, path)
         if facts is not None:
             refuse_shape(path, heads, grid)
+            if weights == "student" and facts.weights == "teacher":
+                raise UserError(f"{path} holds the teacher's weights alone; leave --weights out")
             said = facts.describe(weights)
             model = _fill(facts.config, tensors, path, device)
             return Loaded(model, path, facts.weights or weights, said, **facts.of_run())

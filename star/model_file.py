@@ -42,7 +42,7 @@ class ModelFacts:
         said = "exported model" + (f" ({self.origin})" if self.origin else "")
         if self.weights not in (None, weights):
             said += f", which holds no {weights} weights"
-        return said if self.config.null_class else f"{said}, no null class"
+        return said if self.config.null_class or "no null class" in said else f"{said}, no null class"
 
 
 def write_model_file(path: Path, weights: dict[str, Tensor], facts: ModelFacts) -> None:
@@ -70,8 +70,13 @@ def read_model_file(metadata: Mapping[str, str], path: Path) -> ModelFacts | Non
         raise UserError(f"{path} has format {form}; this release reads {FORMAT}")
     if "config" not in metadata:
         raise UserError(f"{path} is broken: its metadata have no config")
+    values = _table(metadata, "config", dict, path)
+    # Heads and grid cannot be told by the weights: no default may stand in for what is missing.
+    missing = set(config_to_dict(ModelConfig())) - {"null_class"} - set(values)
+    if missing:
+        raise UserError(f"{path} is broken: its config does not say {', '.join(sorted(missing))}")
     try:
-        config = config_from_dict(_table(metadata, "config", dict), ModelConfig())
+        config = config_from_dict(values, ModelConfig())
     except UserError as error:
         raise UserError(f"{path} is broken: {error}") from error
     if metadata.get("weights", "teacher") not in ("teacher", "student"):
@@ -93,16 +98,14 @@ def read_model_file(metadata: Mapping[str, str], path: Path) -> ModelFacts | Non
     )
 
 
-def _table(metadata: Mapping[str, str], name: str, kind: type, path: Path | None = None):
+def _table(metadata: Mapping[str, str], name: str, kind: type, path: Path):
     """The JSON called ``name``, of type ``kind``."""
-    broken = f"{path} is broken: " if path else ""
+    what = f"{path} is broken: the {name} in its metadata"
     try:
         value = json.loads(metadata[name])
-    except ValueError as error:
-        raise UserError(f"{broken}the {name} in its metadata is no JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is no JSON ({error})") from error
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
-        raise UserError(
-            f"{broken}the {name} in its metadata is a {type(value).__name__}, not {expected}"
-        )
+        raise UserError(f"{what} is a {type(value).__name__}, not {expected}")
     return value

@@ -35,14 +35,14 @@ def data_record(stores: Mapping[str, CodeStore]) -> dict[str, dict]:
 class OwnData:
     """The data called ``name`` that the checkpoint at ``path`` was trained on.
 
-    record: what the checkpoint keeps of it. advice: what a user can do about other data.
+    record: what the checkpoint keeps of it. for_training: the run is to go on, with its own data alone.
     """
 
     name: str
     record: dict[str, dict]
     path: Path
     class_names: Sequence[str]
-    advice: str
+    for_training: bool = False
 
     def __post_init__(self) -> None:
         if not all(isinstance(split, dict) for split in self.record.values()):
@@ -62,9 +62,10 @@ class OwnData:
     def require(self) -> None:
         """Raise ``UserError`` if there is nothing under the name."""
         if not self.built_in and not Path(self.name).exists():
+            other = "" if self.for_training else ", or give --data PATH"
             raise UserError(
                 f"{self.path} was trained on {self.name}, and there is no such file or folder here; "
-                f"{self.advice}"
+                f"run where it is{other}"
             )
 
     def check_source(self, source: ImageSource) -> None:
@@ -109,9 +110,10 @@ class OwnData:
             self._refuse(_count(name, found), _count(name, own))
 
     def _refuse(self, found: str, own: str) -> None:
+        other = f", or give --data {self.name} to measure what is there on purpose"
         raise UserError(
             f"{self.name} is not the data that {self.path} was trained on (found: {found}; the run's: "
-            f"{own}); {self.advice}"
+            f"{own}); bring the run's own back" + ("" if self.for_training else other)
         )
 
 

@@ -84,5 +84,4 @@ def _own(loaded: Loaded) -> OwnData:
         record=loaded.data or {},
         path=loaded.path,
         class_names=loaded.class_names or (),
-        advice=f"bring the run's own back, or give --data (--data {name} measures what is there)",
     )

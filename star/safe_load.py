@@ -6,7 +6,6 @@ PyTorch's go through ``torch.load(weights_only=True)``, those of pickle protocol
 """
 
 import re
-import zipfile
 from pathlib import Path
 
 import safetensors
@@ -27,8 +26,9 @@ def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dic
     dictionary, or holds objects that could run code.
     """
     path = _file(path)
+    protocol = _protocol(path)
     try:
-        if _pickle_protocol(path) > 2:
+        if protocol > 2:
             content = torch.load(
                 path, map_location=device, weights_only=False, pickle_module=safe_pickle
             )
@@ -65,18 +65,31 @@ def _file(path: Path | str) -> Path:
     return path
 
 
-def _pickle_protocol(path: Path) -> int:
-    """The protocol of a checkpoint in today's layout, a zip that is no TorchScript; 0 for others."""
-    if not zipfile.is_zipfile(path):
-        return 0
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        data = [name for name in names if name.endswith("/data.pkl")]
-        if len(data) != 1 or any(name.endswith("/constants.pkl") for name in names):
-            return 0
-        with archive.open(data[0]) as file:
-            start = file.read(2)
-    return start[1] if len(start) == 2 and start[0] == 0x80 else 0
+def _protocol(path: Path) -> int:
+    """The pickle protocol of a checkpoint in today's layout, a zip; 2 for everything else.
+
+    Raises ``UserError`` for what ``torch.load`` would read in a way of its own. The zip is read as
+    there: another reader might see other entries.
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+        if start[:1] == b"\x80" and start[1:2] > b"\x02":
+            raise UserError(
+                f"{path} is a pickle of protocol {start[1]} outside of a zip file, which is not read; "
+                "save its weights again with torch.save"
+            )
+        if start != b"PK\x03\x04":
+            return 2
+        file.seek(0)
+        try:
+            archive = torch._C.PyTorchFileReader(file)
+            names = archive.get_all_records()
+            start = archive.get_record("data.pkl")[:2]
+        except (RuntimeError, ValueError):
+            return 2  # torch.load will say what is wrong
+    if "constants.pkl" in names:
+        raise UserError(f"{path} is a TorchScript program; expected weights (a saved state dict)")
+    return start[1] if start[:1] == b"\x80" else 2
 
 
 def _explain(path: Path, error: Exception) -> str:
@@ -88,5 +101,12 @@ def _explain(path: Path, error: Exception) -> str:
             f"{path} is refused: it holds an object that could run code ({name}); only weights and "
             "plain data are read"
         )
-    reason = re.sub(r"\s+", " ", text).split(". ")[0][:160] or type(error).__name__
+    if "DTensor" in text:
+        return (
+            f"{path} holds sharded weights (DTensor), one process's part of a model; save the gathered "
+            "state dict"
+        )
+    # What PyTorch says before and after is advice.
+    text = text.rpartition("WeightsUnpickler error: ")[2].partition("Check the documentation")[0]
+    reason = re.sub(r"\s+", " ", text).strip().split(". ")[0][:160] or type(error).__name__
     return f"cannot read {path} as a checkpoint, it is truncated or of another format ({reason})"

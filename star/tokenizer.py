@@ -142,7 +142,7 @@ def _read_safetensors(path: Path) -> tuple[dict, VQConfig | None, dict, str | No
         card = json.loads(metadata.get("card", "{}"))
         if not isinstance(card, dict):
             raise TypeError("the card is not an object")
-    except (json.JSONDecodeError, TypeError, UserError) as error:
+    except (json.JSONDecodeError, RecursionError, TypeError, UserError) as error:
         raise UserError(f"the metadata of {path} is not a tokenizer's ({error})") from error
     return weights, config, card, metadata.get("name")
 
