@@ -16,6 +16,7 @@ from probes.materials import draw
 from probes.results import Result, provenance, write_result
 from probes.splits import fewer_images, probe_splits
 from star.checkpoint import Loaded
+from star.classes import null_label
 from star.codes import CodeStore
 from star.config import ModelConfig
 from star.device import resolve_precision
@@ -67,12 +68,20 @@ class Plan:
     probe_layer: int
     probe_steps: list[int]
 
+    @property
+    def probes(self) -> bool:
+        """Whether what a probe loses is measured too."""
+        return bool(self.probe_layer and self.cuts)
+
 
 def run(asked: AblateRequest) -> None:
     """Do what the options ask for."""
     _refuse(asked)
     opened = open_checkpoints(asked.ckpts, asked.weights, asked.device, asked.heads, asked.grid)
     plans = {name: plan(asked, loaded.model.config) for name, loaded in opened.items()}
+    for name, loaded in opened.items():
+        if plans[name].probes:
+            null_label(loaded.model.config, "the probe of star ablate", "give --probe-layer 0")
     found: dict[str, Ablation] = {}
     infos: dict[str, dict] = {}
     of_data = held_out_stores(opened, asked.data, asked.tokenizer)
@@ -172,7 +181,7 @@ def _measure(
             at = {"steps": plan.strict, "reaches": plan.reaches}
             options = {"precision": precision, "on_progress": report("strict windows")}
             rows += strict_nll(model, images, **at, **options).rows
-        if plan.probe_layer and plan.cuts:
+        if plan.probes:
             splits = fewer_images(probe_splits(stores), asked.probe_images, asked.seed)
             rows += ablate_probe(
                 model, splits, plan.cuts, layer=plan.probe_layer, steps=plan.probe_steps,

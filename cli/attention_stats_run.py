@@ -19,6 +19,7 @@ from probes.features import parse_layers
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
 from star.checkpoint import Loaded
+from star.classes import null_label
 from star.codes import CodeStore
 from star.device import resolve_precision
 from star.errors import UserError
@@ -64,6 +65,9 @@ def run(asked: StatsRequest) -> None:
         raise UserError(f"images is {asked.images}; expected at least 2, for an interval")
     check_out(asked.out)
     opened = open_checkpoints(asked.ckpts, asked.weights, asked.device, asked.heads, asked.grid)
+    if asked.null_class:
+        for loaded in opened.values():
+            null_label(loaded.model.config, "--null-class", "leave it out")
     found: dict[str, AttentionStats] = {}
     facts: dict[str, dict] = {}
     stores = held_out_stores(opened, asked.data, asked.tokenizer)

@@ -30,10 +30,11 @@ def attn_maps(
         help="mean or max over heads, a head's number from 1, all (heads under each other), or rollout "
         "(through each layer).",
     ),
-    label: int = typer.Option(
+    label: str = typer.Option(
         None,
         "--class",
-        help="Class shown to the model.  \\[default: the image's own, else the null class]",
+        help="Class shown to the model, by name or number.  "
+        "\\[default: the image's own, else the null class]",
     ),
     codes: Path = typer.Option(None, help="Token indices (.npy, T integers) instead of an image."),
     sample: int = typer.Option(

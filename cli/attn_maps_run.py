@@ -11,6 +11,7 @@ from cli.opening import (
     chosen_steps,
     open_checkpoints,
     output_folder,
+    run_images,
     tokenizer_path,
 )
 from cli.screen import Stages, console, print_written
@@ -20,10 +21,12 @@ from probes.features import parse_layers
 from probes.results import provenance, write_result
 from probes.subject import Subject, find_subjects, sampled_subjects
 from star.checkpoint import Loaded
+from star.classes import one_class
+from star.codes import CodeStore
 from star.config import ModelConfig
 from star.errors import UserError
 from star.files import sha256_file
-from star.images import SUFFIXES
+from star.images import SUFFIXES, ImageSource
 from star.transformer import check_layers
 from viz.animation import check_animation, frame_delay
 from viz.attention import check_legible
@@ -32,7 +35,7 @@ from viz.style import FORMATS, save
 
 __all__ = ["MapsRequest", "run", "split_names"]
 
-CHECKPOINTS = (".pt", ".pth", ".safetensors")
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
 MOST_SAMPLES = 100
 GUIDANCE = 2.0
 
@@ -46,7 +49,7 @@ class MapsRequest:
     steps: int | None
     at: str | None
     head: str
-    label: int | None
+    label: str | None
     codes: Path | None
     sample: int | None
     seed: int | None
@@ -84,8 +87,10 @@ def run(asked: MapsRequest) -> None:
         rows = max(item.model.config.heads for item in opened.values())
         check_legible(steps, rows if head == "all" else len(layers) * len(opened))
     with Stages() as stages:
+        labels = {name: _class(asked, loaded) for name, loaded in opened.items()}
+        data = _data(asked, opened, images, stages)
         subjects = {
-            name: _subjects(asked, name, loaded, images, _data(asked, opened), stages)
+            name: _subjects(asked, name, loaded, labels[name], images, data, stages)
             for name, loaded in opened.items()
         }
         _check_same(opened, subjects, asked.codes is not None)
@@ -215,29 +220,41 @@ def _layers(asked: MapsRequest, opened: dict[str, Loaded]) -> list[int]:
     return layers
 
 
-def _data(asked: MapsRequest, opened: dict[str, Loaded]) -> str | None:
+def _data(
+    asked: MapsRequest, opened: dict[str, Loaded], images: list[str], stages: Stages
+) -> ImageSource | dict[str, CodeStore] | None:
     """The data whose first test image is drawn if none is named: the first run's, for all."""
-    config = next(iter(opened.values())).config
-    return asked.data or (config.data if config else None)
+    first = next(iter(opened.values()))
+    named = images or asked.codes is not None or asked.sample is not None
+    if named or (asked.data is None and first.config is None):
+        return None
+    return run_images(first, asked.data, asked.tokenizer, stages)
+
+
+def _class(asked: MapsRequest, loaded: Loaded) -> int | None:
+    """The class asked for by the checkpoint's own names."""
+    config = loaded.model.config
+    return one_class(asked.label, config.num_classes, loaded.class_names, null_class=config.null_class)
 
 
 def _subjects(
     asked: MapsRequest,
     name: str,
     loaded: Loaded,
+    label: int | None,
     images: list[str],
-    data: str | None,
+    data: ImageSource | dict[str, CodeStore] | None,
     stages: Stages,
 ) -> list[Subject]:
     tokenizer = tokenizer_path(loaded.path.parent, asked.tokenizer)
     if asked.sample is None:
         return find_subjects(
-            loaded, images=images, codes=asked.codes, label=asked.label, data=data, tokenizer=tokenizer
+            loaded, images=images, codes=asked.codes, label=label, data=data, tokenizer=tokenizer
         )
     return sampled_subjects(
         loaded,
         count=asked.sample,
-        label=asked.label,
+        label=label,
         seed=asked.seed or 0,
         cfg_scale=GUIDANCE if asked.cfg_scale is None else asked.cfg_scale,
         tokenizer=tokenizer,

@@ -27,10 +27,11 @@ def attribute(
     layer: int = typer.Option(
         None, help="Layer the probe reads (--target probe).  \\[default: half the depth]"
     ),
-    label: int = typer.Option(
+    label: str = typer.Option(
         None,
         "--class",
-        help="Class shown to the model; with --target probe the class whose score is explained.  "
+        help="Class shown to the model, by name or number; with --target probe the class whose score "
+        "is explained.  "
         "\\[default: the image's own, else the null class]",
     ),
     attention: str = typer.Option(

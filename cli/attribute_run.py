@@ -1,11 +1,19 @@
 """What ``star attribute`` does with its options: open, fit a probe if asked, explain, print, write."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cli.opening import check_out, data_name, open_checkpoint, output_folder, tokenizer_path
+from cli.opening import (
+    check_out,
+    open_checkpoint,
+    output_folder,
+    run_data,
+    run_images,
+    tokenizer_path,
+)
 from cli.screen import Stages, print_line, print_rows, print_written
 from probes.attribution import METHODS, AttributionConfig
 from probes.attribution_study import (
@@ -22,9 +30,11 @@ from probes.step_probe import StepProbe, fit_step_probe
 from probes.step_scores import StepScores, check_attribution_step
 from probes.subject import find_subjects, require_tokenizer
 from star.checkpoint import Loaded
+from star.classes import null_label, one_class
+from star.codes import CodeStore
 from star.config import ModelConfig
 from star.errors import UserError
-from star.prepare import PreparedData, prepare_data
+from star.prepare import PreparedData
 from star.transformer import check_layers
 from star.vq import decode_tokens
 from viz.attribution import MOST_IMAGES, attribution_panels
@@ -49,7 +59,7 @@ class AttributeRequest:
     step: int | None
     target: str
     layer: int | None
-    label: int | None
+    label: str | None
     attention: str
     points: int
     batch_size: int
@@ -84,13 +94,17 @@ def run(asked: AttributeRequest) -> None:
     config = _settings(asked)
     loaded = open_checkpoint(asked.ckpt, asked.weights, asked.device, asked.heads, asked.grid)
     model = loaded.model.config
+    null_label(model, "attribution")
     step = max(2, 3 * model.tokens // 4) if asked.step is None else asked.step
     check_attribution_step(model.tokens, step)
     layers, probe_layer = _layers(asked, model)
+    label = None if asked.target == "probe" else _class(asked, model, loaded.class_names)
     with Stages() as stages:
         data = _prepare(asked, loaded, stages)
         stores = None if data is None else data.stores
-        chosen = _choose(asked, loaded, data)
+        if asked.target == "probe":  # whose classes are the data's
+            label = _class(asked, stores["train"], stores["train"].class_names)
+        chosen = _choose(asked, loaded, data, label, stages)
         probe = None
         if asked.target == "probe":
             _check_classes(asked, chosen, stores)
@@ -153,25 +167,30 @@ def _prepare(asked: AttributeRequest, loaded: Loaded, stages: Stages) -> Prepare
     """The data's code stores and their tokenizer, where a probe or several images need them."""
     if asked.target != "probe" and asked.images is None:
         return None
-    data = prepare_data(
-        data_name(loaded, asked.data),
-        tokenizer=tokenizer_path(loaded.path.parent, asked.tokenizer),
-        device=str(loaded.model.output.weight.device),
-        on_progress=stages.report,
-        on_message=stages.message,
-    )
+    data = run_data(loaded, asked.data, asked.tokenizer, stages)
     for store in data.stores.values():
         check_store(loaded.model, store, classes=asked.target != "probe")
         check_tokenizer(loaded, store)
     return data
 
 
-def _choose(asked: AttributeRequest, loaded: Loaded, data: PreparedData | None) -> _Chosen:
+def _class(asked: AttributeRequest, of: ModelConfig | CodeStore, names: Sequence[str] | None):
+    """The class asked for, one of a model's or a store's, or None."""
+    return one_class(asked.label, of.num_classes, names)
+
+
+def _choose(
+    asked: AttributeRequest,
+    loaded: Loaded,
+    data: PreparedData | None,
+    label: int | None,
+    stages: Stages,
+) -> _Chosen:
     tokenizer = tokenizer_path(loaded.path.parent, asked.tokenizer)
     if asked.images is None:
         (subject,) = find_subjects(
-            loaded, images=[asked.image] if asked.image else [], codes=asked.codes, label=asked.label,
-            data=asked.data, tokenizer=tokenizer,
+            loaded, images=[asked.image] if asked.image else [], codes=asked.codes, label=label,
+            data=_images(asked, loaded, data, stages), tokenizer=tokenizer,
         )  # fmt: skip
         said = subject.description
         if asked.target == "probe":
@@ -190,15 +209,24 @@ def _choose(asked: AttributeRequest, loaded: Loaded, data: PreparedData | None) 
     few = min(len(rows), MOST_IMAGES)
     drawn = [place * len(rows) // few for place in range(few)]
     decoded = decode_tokens(decoder, tokens_NT[drawn], loaded.model.config.grid)
-    names = [
-        f"image {row} ({store.class_names[label]})" for row, label in zip(rows, labels, strict=True)
-    ]
+    names = [f"image {row} ({store.class_names[own]})" for row, own in zip(rows, labels, strict=True)]
     print_line(f"{len(rows)} evenly spaced images of {store.path}, decoded from the codes")
-    own = [asked.label if asked.label is not None else int(label) for label in labels]
+    own = [int(of_image) if label is None else label for of_image in labels]
     return _Chosen(
         f"{len(rows)} test images", f"{len(rows)}-images",
         list(zip(names, tokens_NT, own, strict=True)), dict(zip(drawn, decoded, strict=True)),
     )  # fmt: skip
+
+
+def _images(asked: AttributeRequest, loaded: Loaded, data: PreparedData | None, stages: Stages):
+    """Where the image comes from if none is named: a source or code stores, or None."""
+    if asked.image is not None or asked.codes is not None:
+        return None
+    if data is not None:
+        return data.source or data.stores
+    if asked.data is None and loaded.config is None:
+        return None
+    return run_images(loaded, asked.data, asked.tokenizer, stages)
 
 
 def _check_classes(asked: AttributeRequest, chosen: _Chosen, stores: dict) -> None:

@@ -14,7 +14,10 @@ def sample(
     ckpt: Checkpoint = None,
     each: int = typer.Option(8, "--each", help="Images a class."),
     classes: str = typer.Option(
-        None, "--class", help="Classes such as 3 or 0,1,7.  \\[default: the first 10]"
+        None,
+        "--class",
+        help="Classes by name or number, such as zebra or 0,1,7; null: none.  "
+        "\\[default: the first 10]",
     ),
     cfg_scale: float = typer.Option(2.0, help="Classifier-free guidance; 1 is none."),
     cfg_interval: int = typer.Option(-1, help="Guidance ends after this decoded token; -1 never."),
@@ -36,8 +39,9 @@ def sample(
     import numpy as np
 
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
-    from cli.screen import Stages, print_written
-    from probes.subject import parse_classes, require_tokenizer
+    from cli.screen import Stages, print_line, print_written
+    from probes.subject import require_tokenizer
+    from star.classes import class_words, null_label, parse_classes
     from star.decoder import in_precision
     from star.device import resolve_precision
     from star.errors import UserError
@@ -49,13 +53,21 @@ def sample(
 
     loaded = open_checkpoint(ckpt, weights, device, heads, grid)
     config = loaded.model.config
+    if cfg_scale != 1:
+        null_label(config, f"guidance (--cfg-scale {cfg_scale:g})", "give --cfg-scale 1")
+    chosen = parse_classes(
+        classes, config.num_classes, loaded.class_names, null_class=config.null_class
+    )
     decoder = require_tokenizer(loaded, tokenizer_path(loaded.path.parent, tokenizer))
     if not 1 <= each <= 100:
         raise UserError(f"each is {each}; expected 1 to 100 images a class")
     where = loaded.model.output.weight.device
     default = "auto" if where.type == "cuda" else "fp32"
     model = in_precision(loaded.model, resolve_precision(precision or default, where))
-    labels = np.repeat(parse_classes(classes, config.num_classes), each)
+    if classes is not None:
+        words = (class_words(label, config.num_classes, loaded.class_names) for label in chosen)
+        print_line(f"sampled: {'; '.join(words)}")
+    labels = np.repeat(chosen, each)
     with Stages() as stages:
         tokens = generate(
             model,

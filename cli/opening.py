@@ -82,16 +82,28 @@ def tokenizer_path(run: Path, given: Path | None) -> Path | None:
     return given or (beside if beside.exists() else None)
 
 
-def data_name(loaded, given: str | None) -> str:
-    """``given``, else the data the checkpoint was trained on."""
-    if given is not None:
-        return given
-    if loaded.config is None:
-        raise UserError(
-            f"{loaded.path} does not say what data it was trained on; give --data (a source, an image "
-            "folder or a folder of code stores)"
-        )
-    return loaded.config.data
+def run_data(loaded, data: str | None, tokenizer: Path | None, stages):
+    """Code stores of ``data``, or of the run's own data (``star.run_data``), made if need be."""
+    from star.run_data import prepare_run_data
+
+    return prepare_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))
+
+
+def run_images(loaded, data: str | None, tokenizer: Path | None, stages):
+    """The images of ``data``, or of the run's own data: a source, or code stores by split."""
+    from star.run_data import open_run_data
+
+    return open_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))
+
+
+def _preparing(loaded, tokenizer: Path | None, stages) -> dict:
+    """How codes are made for a checkpoint."""
+    return {
+        "tokenizer": tokenizer_path(loaded.path.parent, tokenizer),
+        "device": str(loaded.model.output.weight.device),
+        "on_progress": stages.report,
+        "on_message": stages.message,
+    }
 
 
 def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> dict[str, tuple]:
@@ -103,18 +115,11 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
     from cli.screen import Stages
     from probes.features import check_store, check_tokenizer
     from star.codes import same_images
-    from star.prepare import prepare_data
 
     found: dict[str, tuple] = {}
     for name, loaded in opened.items():
         with Stages() as stages:
-            prepared = prepare_data(
-                data_name(loaded, data),
-                tokenizer=tokenizer_path(loaded.path.parent, tokenizer),
-                device=str(loaded.model.output.weight.device),
-                on_progress=stages.report,
-                on_message=stages.message,
-            )
+            prepared = run_data(loaded, data, tokenizer, stages)
         store = next(prepared.stores[n] for n in ("test", "val", "train") if n in prepared.stores)
         check_tokenizer(loaded, store)
         check_store(loaded.model, store, classes=False)

@@ -83,7 +83,7 @@ def probe(
     An interrupted probe goes on when it is started again.
 
     logreg: logistic regression (L-BFGS). mae: MAE's linear probing (BatchNorm,
-    LARS), made for large data. ridge: closed form. knn: 20 neighbours.
+    LARS), made for large data. ridge: closed form. knn: up to 20 neighbours.
     attentive: a learned query over the steps seen so far.
 
     --measure takes label-free numbers of the same features instead:

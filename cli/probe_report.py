@@ -43,7 +43,7 @@ def print_atlas(atlas: Atlas, name: str) -> None:
         rows.append(row)
     columns = ["layer", "step", "accuracy", "95 % interval", *(["spread"] if several else [])]
     tested = f"{info['splits']['images']['test']} test images"
-    print_rows(f"{name}: {info['protocol']}, {tested}, %", [*columns, *SHORT.values()], rows)
+    print_rows(f"{name}: {_protocol(info)}, {tested}, %", [*columns, *SHORT.values()], rows)
     if several:
         console.print(
             f"Means over {len(info['seeds'])} seeds of the probe; spread: their standard deviation; "
@@ -58,6 +58,11 @@ def print_atlas(atlas: Atlas, name: str) -> None:
         f"{100 * info['chance']:.1f} %.",
         highlight=False,
     )
+
+
+def _protocol(info: dict) -> str:
+    """The protocol's name, with the neighbours that voted."""
+    return info["protocol"] + (f", k = {info['neighbours']}" if "neighbours" in info else "")
 
 
 def _summary(own: pd.DataFrame) -> str:
@@ -92,12 +97,12 @@ def write_atlas(
     if own.empty:
         return written
     if len(layers) > 1:
-        title = f"Probe accuracy (%) by layer and step: {name} ({info['protocol']})"
+        title = f"Probe accuracy (%) by layer and step: {name} ({_protocol(info)})"
         written += save(probe_heatmap(own, title=title), folder / f"{stem}-heatmap")
     layer, step = shown_cell(own)
     figure = _curves({name: own}, layer, atlas, {name: atlas.result.table})
     written += save(figure, folder / stem)
-    where = f"{name}, layer {layer}, step {step} ({info['protocol']})"
+    where = f"{name}, layer {layer}, step {step} ({_protocol(info)})"
     predicted_SN = atlas.predicted_SLKN[:, layers.index(layer), steps.index(step)]
     counts = confusion(predicted_SN, atlas.labels_N, len(class_names))
     figure = confusion_matrix(counts, class_names, f"What the probe takes each class for: {where}")
@@ -124,7 +129,7 @@ def _curves(tables: dict, layer: int, atlas: Atlas, controls: dict):
         total_steps=info["total_steps"],
         chance=info["chance"],
         controls=controls,
-        title=f"What layer {layer} knows of the class, step by step ({info['protocol']})",
+        title=f"What layer {layer} knows of the class, step by step ({_protocol(info)})",
     )
 
 

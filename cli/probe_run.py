@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import check_out, data_name, open_checkpoints, output_folder, slug, tokenizer_path
+from cli.opening import check_out, open_checkpoints, output_folder, run_data, slug
 from cli.probe_cost import print_probe_cost
 from cli.probe_report import compare_atlases, print_atlas, write_atlas
 from cli.processes import launch
@@ -18,13 +18,15 @@ from probes.results import write_result
 from probes.splits import ProbeSplits, probe_splits
 from star import distributed
 from star.checkpoint import Loaded
-from star.codes import open_splits, same_images
+from star.classes import null_label
+from star.codes import CodeStore, same_images
 from star.config import ModelConfig, preset
 from star.device import resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.images import ImageSource, open_source
-from star.prepare import PreparedData, is_code_folder, prepare_data
+from star.prepare import PreparedData
+from star.run_data import open_run_data
 from star.transformer import check_layers
 from star.views import view_set
 from viz.measures import measure_figures
@@ -82,6 +84,8 @@ def run(asked: ProbeRequest) -> None:
     where = distributed.join(asked.device)
     console.quiet = distributed.rank() > 0
     opened = open_checkpoints(asked.ckpts, asked.weights, str(where), asked.heads, asked.grid)
+    for loaded in opened.values():  # before any code is made
+        null_label(loaded.model.config, "--measure" if asked.measure else "a probe")
     written = _measure(asked, opened) if asked.measure else _probe(asked, protocol, opened)
     print_written(written)
     distributed.leave()
@@ -157,7 +161,8 @@ def _measure(asked: ProbeRequest, opened: dict[str, Loaded]) -> list[Path]:
     kind += f"-against-{slug(other_name)}" if other is not None else ""
     stem = _stem(f"{kind}-{slug(encoder.name)}" if encoder else kind, layers, asked)
     written = write_result(result, folder / f"{stem}.csv")
-    for label, figure in measure_figures(result.table, total_steps=model.tokens):
+    votes = (result.info["knn"] or {}).get("k")
+    for label, figure in measure_figures(result.table, total_steps=model.tokens, votes=votes):
         written += save(figure, folder / f"{stem}-{label}")
     return written
 
@@ -182,7 +187,8 @@ def _print_measures(result, name: str) -> None:
     for measure, why in result.info["left_out"].items():
         console.print(f"left out: {measure} ({why})", highlight=False)
     for measure in dict.fromkeys(row[0] for row in rows):
-        console.print(f"{measure}: {MEASURES[measure]}", highlight=False)
+        votes = f", k = {result.info['knn']['k']}" if measure == "knn" else ""
+        console.print(f"{measure}: {MEASURES[measure]}{votes}", highlight=False)
 
 
 def _stem(kind: str, layers, asked: ProbeRequest) -> str:
@@ -256,13 +262,7 @@ def _config(asked: ProbeRequest, model: ModelConfig, protocol: ProtocolConfig, d
 def _prepare(asked: ProbeRequest, loaded: Loaded, stages: Stages) -> PreparedData:
     """The checkpoint's codes, made if need be."""
     with distributed.main_first():
-        return prepare_data(
-            data_name(loaded, asked.data),
-            tokenizer=tokenizer_path(loaded.path.parent, asked.tokenizer),
-            device=str(loaded.model.output.weight.device),
-            on_progress=stages.report,
-            on_message=stages.message,
-        )
+        return run_data(loaded, asked.data, asked.tokenizer, stages)
 
 
 def _fitting_data(asked: ProbeRequest, loaded: Loaded) -> PreparedData:
@@ -351,20 +351,20 @@ def _dry_run(asked: ProbeRequest, protocol: ProtocolConfig) -> None:
     opened = open_checkpoints(asked.ckpts, asked.weights, "cpu", asked.heads, asked.grid)
     for loaded in opened.values():
         model = loaded.model.config
-        sizes = _sizes(data_name(loaded, asked.data))
+        null_label(model, "a probe")
+        sizes = _sizes(open_run_data(loaded, asked.data, make_codes=False))
         print_probe_cost(model, _config(asked, model, protocol, "cpu"), **sizes, **common)
 
 
-def _sizes(data: str) -> dict[str, int]:
+def _sizes(data: ImageSource | dict[str, CodeStore]) -> dict[str, int]:
     """Images, views and classes of ``data``, without tokenising anything."""
-    if is_code_folder(data):
-        splits = probe_splits(open_splits(data))
+    if isinstance(data, dict):
+        splits = probe_splits(data)
         train, views = splits.count("train"), splits.stores["train"].views
         held_out, classes = splits.count("val") + splits.count("test"), splits.classes
     else:
-        source = open_source(data)
-        counts = {name: len(split) for name, split in source.splits.items()}
+        counts = {name: len(split) for name, split in data.splits.items()}
         train, held_out = counts.pop("train"), sum(counts.values())
-        views = len(view_set(source.default_views, source.native_size))
-        classes = len(source.class_names)
+        views = len(view_set(data.default_views, data.native_size))
+        classes = len(data.class_names)
     return {"train": train, "held_out": held_out, "views": views, "classes": classes}

@@ -20,7 +20,7 @@ TINY = preset("tiny")
     TINY,
     TINY.objective,
     TINY.model,
-    skip=("grid", "vocab_size", "num_classes"),
+    skip=("grid", "vocab_size", "num_classes", "null_class"),
     panels={
         TrainConfig: "Training (defaults of the tiny preset, here and below)",
         ObjectiveConfig: "Objective (numbers of the paper's equations in brackets)",
@@ -121,12 +121,14 @@ def _prepared(
     # knows, and looks again.
     least = settings.fitted_to(grid=settings.model.grid, vocab_size=1, num_classes=1)
     require_training_memory(least, where, distributed.world_size())
+    own = None if without is None else _own_data(settings, folder, without)
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
             tokenizer=tokenizer if without is None else tokenizer_path(folder, tokenizer),
             skip_bad=skip_bad,
             device=str(where),
+            on_source=own and own.check_source,
             on_progress=stages.report,
             on_message=stages.message,
         )
@@ -140,6 +142,23 @@ def _prepared(
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
     return trainer
+
+
+def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
+    """What the run in ``folder`` recorded of its data; ``UserError`` if there are none."""
+    from star.own_data import OwnData
+    from star.run_folder import RunFolder
+
+    path, content = RunFolder(folder).newest("meta", without)  # reads no weights
+    own = OwnData(
+        name=settings.data,
+        record=content["data"],
+        path=path,
+        class_names=tuple(map(str, content["class_names"])),
+        for_training=True,
+    )
+    own.require()
+    return own
 
 
 def _fit(trainer, stop_after: int | None, tracker) -> None:

@@ -74,10 +74,16 @@ def _table(rows: Sequence[dict]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     shown = [name for name in COLUMNS if any(name in row for row in rows)]
     for name in shown:
-        table.add_column(COLUMNS[name], justify="right", no_wrap=True)
+        table.add_column(_heading(name, rows), justify="right", no_wrap=True)
     for row in rows[-NEWEST:]:
         table.add_row(*(_number(row.get(name)) for name in shown))
     return table
+
+
+def _heading(name: str, rows: Sequence[dict]) -> str:
+    """What a column is called; kNN with its k where fewer than usual voted."""
+    k = next((row["knn_k"] for row in reversed(rows) if "knn_k" in row), None)
+    return COLUMNS[name] + (f" (k {k})" if name == "knn_acc" and k is not None else "")
 
 
 def _curves(rows: Sequence[dict]) -> Table:
@@ -87,7 +93,7 @@ def _curves(rows: Sequence[dict]) -> Table:
         points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), float)]
         points = [(x, y) for x, y in points if abs(y) < float("inf")]
         if points:
-            heading = f"{COLUMNS[name]} {points[0][1]:.3g} → {points[-1][1]:.3g}"
+            heading = f"{_heading(name, rows)} {points[0][1]:.3g} → {points[-1][1]:.3g}"
             lines = [heading, *braille_curve(points, *CURVE)]
             cells.append(Text("\n".join(lines), no_wrap=True))
             grid.add_column(width=CURVE[0])

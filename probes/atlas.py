@@ -28,7 +28,7 @@ from probes.intervals import wilson_interval
 from probes.mae import DEPARTURES
 from probes.pixels import small_pictures
 from probes.predictions import Predictions
-from probes.protocols import PROTOCOLS, ProtocolConfig, run_protocol
+from probes.protocols import ProtocolConfig, describe_protocol, run_protocol
 from probes.results import PROBE_COLUMNS, Result, provenance
 from probes.sharing import share_broken
 from probes.sources import CodeSource, ModelSource, PixelSource, Source
@@ -227,8 +227,7 @@ def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_
     settings = {**dataclasses.asdict(mae), "base_lrs": list(mae.base_lrs)}
     return provenance(
         measurement="probe atlas",
-        protocol=protocol.name,
-        protocol_said=PROTOCOLS[protocol.name].said,
+        **describe_protocol(protocol.name, splits.count("train")),
         departures=list(DEPARTURES) if protocol.name == "mae" else [],
         settings=settings if protocol.name == "mae" else {},
         condition="null class",

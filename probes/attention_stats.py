@@ -30,6 +30,7 @@ from probes.intervals import Z, mean_interval
 from probes.places import place_cells
 from probes.rollout import attention_rollout
 from star.batches import plain_batches
+from star.classes import null_label
 from star.codes import CodeStore
 from star.device import autocast
 from star.errors import UserError, require_choice
@@ -153,6 +154,7 @@ def attention_stats(
     check_store(model, store, classes=not null_class)
     check_layers(model.config, layers)
     check_steps(model.config.tokens, steps)
+    null = null_label(model.config, "--null-class", "leave it out") if null_class else 0
     names = _names(names, rollout)
     steps = [step for step in steps if step > 1]
     if not steps:
@@ -169,7 +171,7 @@ def attention_stats(
     evens: dict[str, list[np.ndarray]] = {name: [] for name in names if name in NORM_MEASURES}
     for tokens_BT, labels_B in plain_batches(store, batch_size, device, range(count)):
         if null_class:
-            labels_B = torch.full_like(labels_B, model.config.num_classes)
+            labels_B = torch.full_like(labels_B, null)
         with autocast(device, precision):
             rows_LBHKN, norms_LBHN = _rows(model, tokens_BT, labels_B, layers, steps, names, rollout)
         _check_finite(rows_LBHKN, layers, steps)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -24,7 +22,8 @@ from torchvision.transforms.v2.functional import resize
 from star.device import exact_float32
 from star.errors import UserError
 from star.files import sha256_file
-from star.safe_load import load_torch_file, strip_prefixes
+from star.safe_load import load_safetensors, load_torch_file
+from star.state_keys import without_wrappers
 from star.weights import check_weights
 
 __all__ = ["Encoder", "encode_pooled", "load_encoder"]
@@ -149,15 +148,8 @@ def _of_timm(name: str) -> tuple[nn.Module, list[str], dict]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        content = load_torch_file(path)
-        found = (content[key] for key in CONTAINERS if isinstance(content.get(key), dict))
-        return strip_prefixes(next(found, content))
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    try:
-        return strip_prefixes(safetensors.torch.load_file(path))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {path} as safetensors, it is truncated or of another format"
-        ) from error
+    if path.suffix == ".safetensors":
+        return without_wrappers(load_safetensors(path)[0], path)
+    content = load_torch_file(path)
+    found = (content[key] for key in CONTAINERS if isinstance(content.get(key), dict))
+    return without_wrappers(next(found, content), path)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from star.batches import plain_batches
 from star.checkpoint import Loaded
+from star.classes import class_numbers, null_label
 from star.codes import CodeStore
 from star.config import ModelConfig
 from star.device import autocast
@@ -122,11 +123,9 @@ def check_prefix(config: ModelConfig, tokens_T: Tensor, label: int) -> None:
         raise UserError(
             f"token {int(outside[0])} does not exist; the model knows 0 to {config.vocab_size - 1}"
         )
-    if not 0 <= label <= config.num_classes:
-        raise UserError(
-            f"class {label} does not exist; expected 0 to {config.num_classes - 1}, "
-            f"or {config.num_classes} for the null class"
-        )
+    if not 0 <= label < config.class_rows:
+        numbers = class_numbers(config.num_classes, config.null_class)
+        raise UserError(f"class {label} does not exist; expected {numbers}")
 
 
 def check_tokenizer(loaded: Loaded, store: CodeStore) -> None:
@@ -170,18 +169,20 @@ def step_features(
 ) -> StepFeatures:
     """Outputs of ``layers`` at ``steps`` for every image's test view, under the null class.
 
-    Raises ``UserError`` for a layer or step that does not exist and for codes that do not fit.
+    Raises ``UserError`` for a layer or step that does not exist, for codes that do not fit and for a
+    model without a null class.
     """
     check_layers(model.config, layers)
     check_store(model, store, classes=False)
     check_steps(model.config.tokens, steps)
+    null = null_label(model.config, "a feature without a class")
     names = [f"layers.{layer}" for layer in layers]
     positions = torch.tensor(steps, device=model.output.weight.device) - 1
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)
     done = 0
     batch_size = images_at_once(model.config, batch_size, with_logits=False)
     for tokens_BT, labels_B in plain_batches(store, batch_size, model.output.weight.device):
-        null_B = torch.full_like(labels_B, model.config.num_classes)
+        null_B = torch.full_like(labels_B, null)
         with autocast(tokens_BT.device, precision):
             # Nothing after the last step is needed: causal attention cannot see it.
             out = model(

@@ -20,7 +20,7 @@ import torch
 from probes.attention_stats import attention_stats
 from probes.features import StepFeatures, step_features, uniform_steps
 from probes.gradients import gradient_cosines
-from probes.knn import NEIGHBOURS, knn_predict
+from probes.knn import NEIGHBOURS, knn_predict, voters
 from probes.representation import effective_rank, image_cosine, is_collapsed, row_cosine
 from star.batches import TrainLoader
 from star.codes import CodeStore
@@ -81,10 +81,11 @@ def in_loop_diagnostics(
 ) -> dict[str, float | bool]:
     """The numbers by the name they have in a row of metrics.
 
-    ``knn_acc`` (mean over the steps), ``knn_acc_step_8`` ..., ``attention_distance`` (grid cells),
-    ``class_share``, ``effective_rank``, ``image_cosine``, ``teacher_student_cosine``,
-    ``grad_cos_ar_mim`` ..., and ``collapsed``. Without a validation split there is no kNN accuracy and
-    training images stand in for the rest; without a second image there is no ``collapsed``.
+    ``knn_acc`` (mean over the steps), ``knn_acc_step_8`` ..., ``knn_k`` (where fewer than 20 vote),
+    ``attention_distance`` (grid cells), ``class_share``, ``effective_rank``, ``image_cosine``,
+    ``teacher_student_cosine``, ``grad_cos_ar_mim`` ..., and ``collapsed``. Without a validation split
+    there is no kNN accuracy and training images stand in for the rest; without a second image there is
+    no ``collapsed``.
     """
     train, seed = stores["train"], config.seed
     held_out = stores.get("val", train)
@@ -114,14 +115,15 @@ def in_loop_diagnostics(
 
 
 def _knn(known: StepFeatures, asked: StepFeatures, device: torch.device) -> dict[str, float]:
-    k = min(NEIGHBOURS, len(known.labels))
+    k = voters(len(known.labels))
     by_step = {}
     for place, step in enumerate(known.steps):
         predicted = knn_predict(
             known.values[0, place], known.labels, asked.values[0, place], k=k, device=device
         )
         by_step[f"knn_acc_step_{step}"] = float((predicted == asked.labels).mean())
-    return {"knn_acc": float(np.mean(list(by_step.values()))), **by_step}
+    fewer = {} if k == NEIGHBOURS else {"knn_k": k}
+    return {"knn_acc": float(np.mean(list(by_step.values()))), **fewer, **by_step}
 
 
 def _attention(teacher: Teacher, images: ImageSample, steps: list[int]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Nearest-neighbour classification of features: what they know of the class without any training.
 
-DINO's protocol (Caron et al. 2021, section 4.1): cosine similarity, k = 20 neighbours, each voting for
-its class with weight exp(similarity / 0.07). Exact: every query meets every reference.
+DINO's protocol (Caron et al. 2021, section 4.1): cosine similarity, k = 20 neighbours (all references
+where there are fewer), each voting for its class with weight exp(similarity / 0.07). Exact: every query
+meets every reference.
 
 Shapes: R reference features, Q queries, D width, C classes.
 """
@@ -12,10 +13,15 @@ import torch.nn.functional as F
 
 from star.errors import UserError
 
-__all__ = ["NEIGHBOURS", "TEMPERATURE", "knn_predict"]
+__all__ = ["NEIGHBOURS", "TEMPERATURE", "knn_predict", "voters"]
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
+
+
+def voters(references: int) -> int:
+    """k, the neighbours that vote among so many reference images."""
+    return min(NEIGHBOURS, references)
 
 
 def knn_predict(

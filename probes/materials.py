@@ -19,7 +19,7 @@ import torch
 from probes.encoders import Encoder, encode_pooled
 from probes.features import StepFeatures, check_finite, step_features
 from probes.in_loop import ImageSample
-from probes.knn import NEIGHBOURS as VOTERS
+from probes.knn import voters
 from probes.similarity import is_constant
 from star.codes import CodeStore
 from star.device import require_memory
@@ -89,7 +89,8 @@ class Materials:
         """What was measured, for the provenance."""
         encoder = knn = None
         if self.train is not None:
-            knn = {"references": min(self.references, len(self.train)), "k": VOTERS}
+            references = min(self.references, len(self.train))
+            knn = {"references": references, "k": voters(references)}
         if self.encoder is not None:
             encoder = {
                 "name": self.encoder.name,

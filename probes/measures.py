@@ -36,8 +36,7 @@ import torch
 from probes.encoders import Encoder
 from probes.features import check_decoder, check_tokenizer
 from probes.intervals import jackknife_interval, mean_interval, wilson_interval
-from probes.knn import NEIGHBOURS as VOTERS
-from probes.knn import knn_predict
+from probes.knn import knn_predict, voters
 from probes.materials import Materials, Missing, by_cell, draw
 from probes.representation import (
     alignment,
@@ -265,7 +264,7 @@ def _knn(work: Materials) -> list[tuple]:
         )
     reference = draw(work.train, work.references, work.seed, "measures reference")
     known = work.features_of(work.model, reference, work.layers)
-    k, labels_N = min(VOTERS, len(reference)), work.sample.labels
+    k, labels_N = voters(len(reference)), work.sample.labels
     chance = float(np.bincount(labels_N).max() / len(labels_N))
     device = work.model.output.weight.device
     rows = []

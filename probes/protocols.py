@@ -14,7 +14,7 @@ import torch
 
 from probes.attentive import RATES, AttentiveBank, train_attentive
 from probes.cached import GB
-from probes.knn import NEIGHBOURS, knn_predict
+from probes.knn import knn_predict, voters
 from probes.logreg import fit_logreg
 from probes.logreg import predict as predict_logreg
 from probes.mae import HeadBank, MaeConfig, train_heads
@@ -25,7 +25,7 @@ from probes.sources import Source
 from probes.splits import ProbeSplits
 from star.errors import require_choice
 
-__all__ = ["PROTOCOLS", "ProtocolConfig", "run_protocol"]
+__all__ = ["PROTOCOLS", "ProtocolConfig", "describe_protocol", "run_protocol"]
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strength C of logreg
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge, in units of a feature's variance
@@ -85,6 +85,13 @@ def run_protocol(
     """
     task = Task(source, splits, labels_SN, config, seed, on_progress, bank_file)
     return PROTOCOLS[config.name].run(task)
+
+
+def describe_protocol(name: str, train_images: int) -> dict:
+    """A protocol in words, and the neighbours that vote where there are any, for the provenance."""
+    said, k = PROTOCOLS[name].said, voters(train_images)
+    facts = {"protocol": name, "protocol_said": said.replace("{k}", str(k))}
+    return {**facts, "neighbours": k} if name == "knn" else facts
 
 
 def _mae(task: Task) -> Predictions:
@@ -191,7 +198,7 @@ def _knn(task: Task) -> Predictions:
 
 
 def _neighbours(train_ND, labels_N: np.ndarray, test_ND, task: Task) -> np.ndarray:
-    k = min(NEIGHBOURS, len(labels_N))
+    k = voters(len(labels_N))
     return knn_predict(
         train_ND.cpu().numpy(), labels_N, test_ND.cpu().numpy(), k=k, device=task.source.device
     )
@@ -215,6 +222,6 @@ PROTOCOLS = {
     "mae": _Protocol(_mae, "MAE's linear probing: BatchNorm without affine, linear layer, LARS"),
     "logreg": _Protocol(_logreg, "logistic regression by L-BFGS on standardised features"),
     "ridge": _Protocol(_ridge, "ridge regression onto one-hot classes, closed form"),
-    "knn": _Protocol(_knn, "20 nearest neighbours by cosine, weights exp(s / 0.07) (DINO)"),
+    "knn": _Protocol(_knn, "{k} nearest neighbours by cosine, weights exp(s / 0.07) (DINO)"),
     "attentive": _Protocol(_attentive, "one learned query over the steps seen so far (non-linear)"),
 }

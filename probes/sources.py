@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probes.splits import PARTS, ProbeSplits
 from star.batches import check_rows
+from star.classes import null_label
 from star.device import autocast
 from star.estimate import images_at_once
 from star.transformer import Transformer
@@ -54,6 +55,7 @@ class ModelSource:
     """Outputs of a frozen model's layers at steps, under the null class.
 
     ``cut`` (as ``Transformer.forward`` takes it) is applied to images of the parts ``cut_parts``.
+    Raises ``UserError`` for a model without a null class.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ModelSource:
         cut_parts: Sequence[str] = PARTS,
     ) -> None:
         self.model, self.splits = model, splits
+        self.null = null_label(model.config, "a probe")
         self.cut, self.cut_parts = cut, cut_parts
         self.layers, self.steps = layers, steps
         self.groups = [(layer, step) for layer in layers for step in steps]
@@ -93,8 +96,7 @@ class ModelSource:
         return features_GBD
 
     def _forward(self, tokens_BT: Tensor, cut: Mapping[int, Tensor] | None) -> Tensor:
-        null_class = self.model.config.num_classes
-        null_B = torch.full((len(tokens_BT),), null_class, device=self.device)
+        null_B = torch.full((len(tokens_BT),), self.null, device=self.device)
         names = [f"layers.{layer}" for layer in self.layers]
         # Nothing after the last step is needed: causal attention cannot see it.
         seen = tokens_BT[:, : max(self.steps) - 1]

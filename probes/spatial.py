@@ -17,6 +17,7 @@ from torch import Tensor
 
 from probes.features import check_store
 from star.batches import plain_batches
+from star.classes import null_label
 from star.codes import CodeStore
 from star.device import autocast
 from star.errors import UserError
@@ -68,13 +69,14 @@ def layer_lds(
     check_layers(model.config, layers)
     check_store(model, store, classes=False)
     config, device = model.config, model.output.weight.device
+    null = null_label(config, "a measure without a class")
     weights_TT = torch.from_numpy(pair_weights(config.grid, far)).float().to(device)
     names = [f"layers.{layer}" for layer in layers]
     batch = max(1, FLOATS // (len(layers) * (config.tokens + 1) * config.width))
     sums_LTD = torch.zeros(len(layers), config.tokens, config.width, device=device)
     parts = []
     for tokens_BT, labels_B in plain_batches(store, batch, device):
-        null_B = torch.full_like(labels_B, config.num_classes)
+        null_B = torch.full_like(labels_B, null)
         with autocast(device, precision):
             captured = model(tokens_BT, null_B, capture=names, with_logits=False).captured
         of_batch = []

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.step_probe import StepProbe
+from star.classes import null_label
 from star.errors import UserError, require_choice
 from star.transformer import Transformer
 
@@ -46,7 +47,8 @@ class StepScores(nn.Module):
     Beyond the model's own indices, token V is the baseline token and class C + 1 the mean class.
     ``embedded`` is the same function of the embeddings, (B, n, D) and (B, D).
 
-    Raises ``UserError`` for a step without tokens, an unknown target, or a probe of another step.
+    Raises ``UserError`` for a step without tokens, an unknown target, a probe of another step, or a
+    model without a null class, the baseline of the class.
     """
 
     def __init__(
@@ -61,9 +63,8 @@ class StepScores(nn.Module):
         if probe is not None and probe.step != step:
             raise UserError(f"the probe was fitted at step {probe.step}; the step explained is {step}")
         self.step, self.target, self.probe = step, target, probe
-        self.null, self.mean_class, self.baseline_token = (
-            config.num_classes, config.num_classes + 1, config.vocab_size
-        )  # fmt: skip
+        self.null = null_label(config, "attribution")
+        self.mean_class, self.baseline_token = self.null + 1, config.vocab_size
         tokens_VD = model.tok_embeddings.weight.detach()
         classes_CD = model.cls_embedding.embedding_table.weight.detach()
         self.model = self._twin(model)

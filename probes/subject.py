@@ -1,7 +1,7 @@
 """The images that pictures of a model are about: their tokens, their class, what they look like."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from probes.features import check_store, check_tokenizer
 from probes.tokens import encode_images
 from star.checkpoint import Loaded
-from star.codes import open_splits
+from star.classes import class_words, null_label
+from star.codes import CodeStore
 from star.errors import UserError
-from star.images import load_image, open_source
-from star.prepare import is_code_folder
+from star.images import ImageSource, load_image
 from star.sampler import generate
 from star.tokenizer import load_tokenizer, tokenizer_sha256
 from star.views import center_crop
 from star.vq import VQModel, decode_tokens
 
-__all__ = ["Subject", "find_subjects", "parse_classes", "require_tokenizer", "sampled_subjects"]
+__all__ = ["Subject", "find_subjects", "require_tokenizer", "sampled_subjects"]
 
 _BRIEF = 60  # letters of a name in a sentence
 _SLUG = 80  # letters of a file name's part; the end of a long path tells images apart
@@ -42,23 +42,6 @@ class Subject:
         """The name as part of a file name."""
         slug = re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
         return slug[-_SLUG:].strip("-") or "image"
-
-
-def parse_classes(text: str | None, num_classes: int) -> list[int]:
-    """``"3"`` or ``"0,1,7"`` as classes (the first ten if None); the null class is ``num_classes``."""
-    if text is None:
-        return list(range(min(10, num_classes)))
-    try:
-        classes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"class is {text!r}; expected a number or numbers such as 0,1,7") from None
-    for label in classes:
-        if not 0 <= label <= num_classes:
-            raise UserError(
-                f"class {label} does not exist; expected 0 to {num_classes - 1}, "
-                f"or {num_classes} for the null class"
-            )
-    return classes
 
 
 def require_tokenizer(loaded: Loaded, path: Path | None) -> VQModel:
@@ -83,7 +66,7 @@ def require_tokenizer(loaded: Loaded, path: Path | None) -> VQModel:
 
 def _wanted(loaded: Loaded) -> str:
     """Which tokenizer belongs to the checkpoint, as far as it says."""
-    if loaded.config is None:
+    if loaded.config is None and loaded.tokenizer is None:
         return "for LlamaGen: vq_ds16_c2i.pt"
     return f"the file of {(loaded.tokenizer or {}).get('name', 'the one it was trained with')!r}"
 
@@ -94,30 +77,35 @@ def find_subjects(
     images: Sequence[str],
     codes: Path | None,
     label: int | None,
-    data: str | None,
+    data: ImageSource | Mapping[str, CodeStore] | None,
     tokenizer: Path | None,
 ) -> list[Subject]:
-    """The images named by the caller, the codes given, or the first test image of the run's data."""
+    """The images named by the caller, the codes given, or the first test image of ``data``.
+
+    label: the class shown, by default the image's own, or the null class where nobody says. Raises
+    ``UserError`` if there is no image, or no null class where it is needed.
+    """
     config = loaded.model.config
+    if label is None and (images or codes is not None):
+        label = null_label(config, "an image without a class", "give --class")
     if codes is not None:
         return [_coded(loaded, codes, label, tokenizer)]
-    data = data or (loaded.config.data if loaded.config else None)
     if not images and data is None:
         raise UserError(
             f"{loaded.path} does not say what data it was trained on; name an image, or give --codes"
         )
     model = require_tokenizer(loaded, tokenizer)
-    if not images and is_code_folder(data):
-        store = open_splits(data).get("test") or open_splits(data)["train"]
+    if images:
+        return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
+    if isinstance(data, Mapping):
+        store = data.get("test") or data["train"]
         check_store(loaded.model, store)
         check_tokenizer(loaded, store)
         tokens = torch.from_numpy(store.codes[0, store.test_view].astype(np.int64))
         shown = decode_tokens(model, tokens[None], config.grid)[0]
         label = int(store.labels[0]) if label is None else label
         return [_subject(loaded, "first test image", tokens, label, shown, "decoded from the codes")]
-    if images:
-        return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
-    split = open_source(data).split("test")
+    split = data.split("test")
     label = int(split.labels[0]) if label is None else label
     return [_tokenized(loaded, model, split.name(0), split.load(0), label)]
 
@@ -139,13 +127,15 @@ def sampled_subjects(
     """
     config = loaded.model.config
     model = require_tokenizer(loaded, tokenizer)
-    shown = config.num_classes if label is None else label
+    shown = label
+    if shown is None:
+        shown = null_label(config, "sampling without a class", "give --class")
     seeds = range(seed, seed + count)
     tokens_BT = generate(
         loaded.model, [shown] * count, seeds=seeds, cfg_scale=cfg_scale, on_step=on_step
     )
     images = decode_tokens(model, tokens_BT, config.grid)
-    words = _class_words(loaded, shown)
+    words = class_words(shown, config.num_classes, loaded.class_names)
     words = f"the {words}" if shown == config.num_classes else words
     return [
         _subject(
@@ -160,7 +150,7 @@ def sampled_subjects(
     ]
 
 
-def _coded(loaded: Loaded, codes: Path, label: int | None, tokenizer: Path | None) -> Subject:
+def _coded(loaded: Loaded, codes: Path, label: int, tokenizer: Path | None) -> Subject:
     config = loaded.model.config
     tokens = read_codes(codes, config.tokens)
     if tokenizer is None:
@@ -172,7 +162,7 @@ def _coded(loaded: Loaded, codes: Path, label: int | None, tokenizer: Path | Non
     return _subject(loaded, codes.name, tokens, label, image, "decoded from the codes")
 
 
-def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: int | None) -> Subject:
+def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: int) -> Subject:
     size = loaded.model.config.grid * tokenizer.config.stride
     cropped = np.asarray(center_crop(picture, size))
     tokens = torch.from_numpy(encode_images(tokenizer, cropped[None])[0].reshape(-1))
@@ -200,17 +190,9 @@ def read_codes(path: Path, tokens: int) -> Tensor:
 
 
 def _subject(
-    loaded: Loaded, name: str, tokens: Tensor, label: int | None, image: np.ndarray, said: str
+    loaded: Loaded, name: str, tokens: Tensor, label: int, image: np.ndarray, said: str
 ) -> Subject:
-    label = loaded.model.config.num_classes if label is None else label
+    words = class_words(label, loaded.model.config.num_classes, loaded.class_names)
     brief = name if len(name) <= _BRIEF else "…" + name[1 - _BRIEF :]
-    description = f"{brief}: {said}; the model is shown the {_class_words(loaded, label)}"
+    description = f"{brief}: {said}; the model is shown the {words}"
     return Subject(name, tokens, label, image, description)
-
-
-def _class_words(loaded: Loaded, label: int) -> str:
-    if label == loaded.model.config.num_classes:
-        return "null class"
-    names = loaded.class_names or ()
-    name = names[label] if 0 <= label < len(names) else str(label)
-    return f"class {label}" if name == str(label) else f"class {label} ({name})"

@@ -2,8 +2,8 @@
 
 Content (format version 1): ``format``, ``version``, ``step``, ``config`` (a plain dictionary),
 ``student``, ``teacher``, ``projector``, ``optimizer``, ``teacher_updates``, ``tokenizer`` (sha256,
-name, stride), ``class_names``, ``data`` (hashes of the code stores). ``load_model`` reads ours and
-LlamaGen's.
+name, stride), ``class_names``, ``data`` (``star.run_data``). ``load_model`` reads ours, what
+``star export`` writes, and LlamaGen's.
 """
 
 from collections.abc import Collection
@@ -15,8 +15,10 @@ import torch
 from star.config import ModelConfig, TrainConfig, config_from_dict
 from star.errors import UserError, require_choice
 from star.files import publish_file
-from star.llamagen import is_llamagen, read_llamagen
-from star.safe_load import load_torch_file
+from star.llamagen import read_llamagen
+from star.model_file import read_model_file
+from star.safe_load import load_safetensors, load_torch_file
+from star.state_keys import TOKENIZER, TRANSFORMER, find_states
 from star.transformer import Transformer, build_model
 from star.weights import check_weights
 
@@ -29,6 +31,7 @@ __all__ = [
     "load_model",
     "newest_checkpoint",
     "open_model",
+    "refuse_shape",
     "save_checkpoint",
 ]
 
@@ -124,12 +127,14 @@ class Loaded:
     config: TrainConfig | None = None
     class_names: tuple[str, ...] | None = None
     tokenizer: dict | None = None
+    data: dict | None = None  # of our own runs: see ``star.run_data``
+    objective: str | None = None
 
     @property
     def objective_name(self) -> str:
-        """``AR`` or ``ST-AR`` for our own runs, ``LlamaGen`` for its checkpoints."""
+        """``AR`` or ``ST-AR`` for our own models, ``LlamaGen`` for its checkpoints."""
         if self.config is None:
-            return "LlamaGen"
+            return self.objective or "LlamaGen"
         return "ST-AR" if self.config.objective.uses_teacher else "AR"
 
 
@@ -146,35 +151,65 @@ def open_model(
     path = Path(path)
     if path.is_dir() and (path / "ckpt.pt").exists():
         path = path / "ckpt.pt"
-    content = load_torch_file(path)
+    if path.suffix == ".safetensors":
+        tensors, metadata = load_safetensors(path)
+        facts = read_model_file(metadata, path)
+        if facts is not None:
+            refuse_shape(path, heads, grid)
+            if weights == "student" and facts.weights == "teacher":
+                raise UserError(f"{path} holds the teacher's weights alone; leave --weights out")
+            said = facts.describe(weights)
+            model = _fill(facts.config, tensors, path, device)
+            return Loaded(model, path, facts.weights or weights, said, **facts.of_run())
+        content = {**tensors, "metadata": metadata}
+    else:
+        content = load_torch_file(path)
     if content.get("format") == FORMAT:
         refuse_shape(path, heads, grid)
-        content = load_checkpoint(path)
-        config = config_from_dict(content["config"])
-        if len(content["class_names"]) != config.model.num_classes:
-            raise UserError(
-                f"{path} is broken: it names {len(content['class_names'])} classes, its model has "
-                f"{config.model.num_classes}"
-            )
-        model = _fill(config.model, content[weights], path, device)
-        said = f"{weights} weights of step {content['step']}"
-        return Loaded(
-            model,
-            path,
-            weights,
-            said,
-            step=content["step"],
-            config=config,
-            class_names=tuple(map(str, content["class_names"])),
-            tokenizer=content["tokenizer"],
-        )
-    if not is_llamagen(content):
-        keys = ", ".join(map(str, list(content)[:5]))
+        return _open_own(path, weights, device)
+    found = find_states(content, TRANSFORMER, path)
+    if not found:
         raise UserError(
-            f"{path} is neither a checkpoint of star train nor a LlamaGen one (it holds: {keys})"
+            f"{path} is neither a checkpoint of star train nor a LlamaGen one ({_holds(content, path)})"
         )
-    model_config, state, said = read_llamagen(content, path, weights=weights, heads=heads, grid=grid)
+    options = {"weights": weights, "heads": heads, "grid": grid}
+    model_config, state, said = read_llamagen(content, found, path, **options)
+    if not model_config.null_class:
+        said += ", no null class"
     return Loaded(_fill(model_config, state, path, device), path, weights, said)
+
+
+def _open_own(path: Path, weights: str, device: torch.device | str) -> Loaded:
+    """The model in a checkpoint of ``star train``."""
+    content = load_checkpoint(path)
+    try:
+        config = config_from_dict(content["config"])
+    except UserError as error:
+        raise UserError(f"{path} holds settings that this release does not know: {error}") from error
+    names = tuple(map(str, content["class_names"]))
+    if len(names) != config.model.num_classes:
+        raise UserError(
+            f"{path} is broken: it names {len(names)} classes, its model has {config.model.num_classes}"
+        )
+    return Loaded(
+        _fill(config.model, content[weights], path, device),
+        path,
+        weights,
+        f"{weights} weights of step {content['step']}",
+        step=content["step"],
+        config=config,
+        class_names=names,
+        tokenizer=content["tokenizer"],
+        data=content["data"],
+    )
+
+
+def _holds(content: dict, path: Path) -> str:
+    """What a file holds that is no model, for a message."""
+    if find_states(content, TOKENIZER, path):
+        return "it is a VQ tokenizer: --tokenizer takes it"
+    keys = ", ".join(map(str, [key for key in content if key != "metadata"][:5]))
+    return f"it holds: {keys}" if keys else "it is empty"
 
 
 def refuse_shape(path: Path, heads: int | None, grid: int | None) -> None:

@@ -65,6 +65,9 @@ class ModelConfig:
     grid: int = option(8, "Tokens along one side of the image; T = grid squared.")
     vocab_size: int = option(256, "Number of codebook entries.")
     num_classes: int = option(10, "Number of classes; the null class is one more.")
+    null_class: bool = option(
+        True, "A last row of the class table that stands for no class (some foreign models have none)."
+    )
     norm_eps: float = option(1e-5, "Epsilon of RMSNorm.")
     rope_base: float = option(10000.0, "Base of the 2-D rotary frequencies.")
 
@@ -90,6 +93,11 @@ class ModelConfig:
         return self.grid**2
 
     @property
+    def class_rows(self) -> int:
+        """Rows of the class table: the classes, and the null class if there is one."""
+        return self.num_classes + self.null_class
+
+    @property
     def head_dim(self) -> int:
         return self.width // self.heads
 
@@ -103,7 +111,7 @@ class ModelConfig:
         """Number of weights, counted without building the model."""
         attention = self.width * self.head_dim * (self.heads + 2 * (self.kv_heads or self.heads))
         block = attention + self.width**2 + 3 * self.width * self.ffn_width + 2 * self.width
-        rows = self.num_classes + 1 + 2 * self.vocab_size + 1  # class and token tables, output, norm
+        rows = self.class_rows + 2 * self.vocab_size + 1  # class and token tables, output, norm
         return self.layers * block + self.width * rows
 
     @property
@@ -277,6 +285,8 @@ class TrainConfig:
     keep: int = option(2, "Newest checkpoints to keep, at least 2.")
 
     def __post_init__(self) -> None:
+        if not self.model.null_class:
+            raise UserError("null_class is False; star train always makes a null class: leave it out")
         require_choice("schedule", self.schedule, ("constant", "cosine"))
         require_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         for name in ("batch_size", "max_steps", "log_every", "validate_every", "save_every"):

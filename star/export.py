@@ -3,17 +3,15 @@
 Only the transformer leaves: never the projector, the optimiser or the other set of weights.
 """
 
-import dataclasses
-import json
 from argparse import Namespace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
 from star.checkpoint import Loaded
 from star.errors import UserError, require_choice
 from star.files import publish_file
+from star.model_file import ModelFacts, write_model_file
 
 __all__ = ["ENDINGS", "check_ending", "export_model"]
 
@@ -32,7 +30,7 @@ def export_model(loaded: Loaded, path: Path, form: str) -> Path:
     """Write the loaded weights to ``path`` and return it.
 
     ``llamagen``: a ``.pt`` with the weights under ``model`` and the arguments its code reads under
-    ``args``; it loads back equal. ``safetensors``: the same keys, configuration and origin as metadata.
+    ``args``; it loads back equal. ``safetensors``: the same keys, and ``star.model_file``'s metadata.
     """
     check_ending(path, form)
     if path.exists() and path.samefile(loaded.path):
@@ -42,23 +40,28 @@ def export_model(loaded: Loaded, path: Path, form: str) -> Path:
         key: value.detach().cpu().contiguous() for key, value in loaded.model.state_dict().items()
     }
     if form == "safetensors":
-        metadata = {
-            "format": "star-transformer-1",
-            "config": json.dumps(dataclasses.asdict(config)),
-            "origin": f"{loaded.path.name}, {loaded.description}",
-        }
-        with publish_file(path) as temporary:
-            safetensors.torch.save_file(weights, temporary, metadata=metadata)
+        facts = ModelFacts(
+            config=config,
+            origin=f"{loaded.path.name}, {loaded.description}",
+            weights=loaded.weights,
+            objective=loaded.objective_name,
+            class_names=loaded.class_names,
+            tokenizer=loaded.tokenizer,
+        )
+        write_model_file(path, weights, facts)
         return path
     arguments = Namespace(
         gpt_model=f"GPT-{config.size_name or 'custom'}",
         gpt_type="c2i",
         vocab_size=config.vocab_size,
         num_classes=config.num_classes,
+        class_dropout_prob=0.1 if config.null_class else 0.0,  # LlamaGen makes the null row above 0
         cls_token_num=1,
         n_head=config.heads,
         image_size=config.grid * DOWNSAMPLE,
         downsample_size=DOWNSAMPLE,
+        norm_eps=config.norm_eps,
+        rope_base=config.rope_base,
     )
     with publish_file(path) as temporary:
         torch.save({"model": weights, "args": arguments}, temporary)

@@ -1,4 +1,4 @@
-"""What a file of ours holds, as plain facts: a checkpoint, a run, a code store or a tokenizer."""
+"""What a file or folder holds, as plain facts: checkpoint, model, run, code store or tokenizer."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from star.files import sha256_file
 from star.metrics import METRICS, read_metrics
 from star.prepare import is_code_folder
 from star.run_folder import RunFolder
-from star.safe_load import load_torch_file
+from star.safe_load import load_safetensors, load_torch_file
+from star.state_keys import TOKENIZER, TRANSFORMER, find_states
 from star.tokenizer import find_tokenizer, load_tokenizer, tokenizer_sha256
 
 __all__ = ["describe"]
@@ -29,7 +30,7 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     if path.is_dir():
         refuse_shape(path, heads, grid)
         return _folder(path)
-    if path.suffix == ".safetensors" or _is_tokenizer(path):
+    if _is_tokenizer(path):
         refuse_shape(path, heads, grid)
         return _tokenizer(path)
     return _checkpoint(path, heads, grid)
@@ -73,9 +74,12 @@ def _store(store: CodeStore) -> dict:
 
 
 def _is_tokenizer(path: Path) -> bool:
-    content = load_torch_file(path)
-    entries = (content, *(value for value in content.values() if isinstance(value, dict)))
-    return any("quantize.embedding.weight" in entry for entry in entries)
+    """Whether a file holds a VQ tokenizer and no model."""
+    content = load_safetensors(path)[0] if path.suffix == ".safetensors" else load_torch_file(path)
+    own = content.get("format") == FORMAT
+    return not own and bool(
+        find_states(content, TOKENIZER, path) and not find_states(content, TRANSFORMER, path)
+    )
 
 
 def _tokenizer(path: Path) -> dict:
@@ -95,7 +99,7 @@ def _tokenizer(path: Path) -> dict:
 def _checkpoint(path: Path, heads: int | None, grid: int | None) -> dict:
     loaded: Loaded = open_model(path, heads=heads, grid=grid)
     facts = {
-        "kind": "checkpoint",
+        "kind": "model" if path.suffix == ".safetensors" else "checkpoint",
         "path": str(path),
         "sha256": sha256_file(path),
         "description": loaded.description,
@@ -103,7 +107,9 @@ def _checkpoint(path: Path, heads: int | None, grid: int | None) -> dict:
         "model": config_to_dict(loaded.model.config),
     }
     if loaded.config is None:
-        return facts
+        names = None if loaded.class_names is None else list(loaded.class_names)
+        named = {"tokenizer": loaded.tokenizer, "class_names": names}
+        return facts | {name: value for name, value in named.items() if value is not None}
     content = load_torch_file(path)
     assert content["format"] == FORMAT
     return facts | {

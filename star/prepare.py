@@ -41,6 +41,7 @@ DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their s
 
 Progress = Callable[[str, int, int], None]
 Message = Callable[[str], None]
+OnSource = Callable[[ImageSource], None]
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,21 @@ def prepare_data(
     tokenizer: Path | str | None = None,
     skip_bad: bool = False,
     device: str = "cpu",
+    on_source: OnSource | None = None,
     on_progress: Progress | None = None,
     on_message: Message | None = None,
 ) -> PreparedData:
-    """Open or make the code stores of ``data``; ``UserError`` where neither is possible."""
+    """Open or make the code stores of ``data``; ``UserError`` where neither is possible.
+
+    ``on_source`` gets a source of images before anything is made of it, and may refuse it.
+    """
     if not is_code_folder(data):
         return tokenize_source(
             data,
             tokenizer=tokenizer,
             skip_bad=skip_bad,
             device=device,
+            on_source=on_source,
             on_progress=on_progress,
             on_message=on_message,
         )
@@ -123,6 +129,7 @@ def tokenize_source(
     *,
     tokenizer: Path | str | None = None,
     label_column: str | None = None,
+    on_source: OnSource | None = None,
     on_progress: Progress | None = None,
     on_message: Message | None = None,
     **options: object,
@@ -133,6 +140,8 @@ def tokenize_source(
     them again. ``label_column`` names the column of parquet's labels.
     """
     source = open_source(data, label_column)
+    if on_source is not None:
+        on_source(source)
     if tokenizer is None:
         tokenizer, options = _default_tokenizer(source, options, on_message)
     model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)

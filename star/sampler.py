@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from star.classes import class_numbers, null_label
+from star.config import ModelConfig
 from star.decoder import decoder
 from star.device import require_memory
 from star.errors import UserError
@@ -42,8 +44,8 @@ def generate(
     first two, -1 never (LlamaGen's convention). top_k 0 and top_p 1 keep the whole distribution.
     greedy: take the most likely token. on_step(done, T) reports progress.
 
-    Raises ``UserError`` for a label outside the classes, a wrong number of seeds, or a sampling
-    parameter out of range.
+    Raises ``UserError`` for a label outside the classes, a wrong number of seeds, a sampling parameter
+    out of range, or guidance of a model without a null class.
     """
     config, device = model.config, model.output.weight.device
     labels = torch.as_tensor(labels_B, device=device)
@@ -51,8 +53,10 @@ def generate(
     if labels.numel() and not whole:  # an empty list has no type of its own
         raise UserError(f"labels are {labels.dtype}; expected whole numbers".replace("torch.", ""))
     labels = labels.long()
-    _check(labels, seeds, config.num_classes, cfg_scale, temperature, top_k, top_p)
+    _check(labels, seeds, config, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
+    if guided:
+        unguided = null_label(config, f"guidance (cfg_scale {cfg_scale:g})", "give --cfg-scale 1")
     dtype = model.output.weight.dtype
     cached = cache_bytes(config, (1 + guided) * count, dtype)
     require_memory(f"the cache of {count:,} images", cached, device)
@@ -61,7 +65,7 @@ def generate(
         np.stack([generator(int(seed), "sample").random(config.tokens) for seed in seeds])
     ).to(device)
     if guided:
-        labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
+        labels = torch.cat([labels, torch.full_like(labels, unguided)])
     decode = decoder(model, len(labels))
     tokens_BT = torch.empty(count, config.tokens, dtype=torch.long, device=device)
     new_Bn = torch.empty(len(labels), 0, dtype=torch.long, device=device)
@@ -119,7 +123,7 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
 def _check(
     labels: Tensor,
     seeds: Sequence[int],
-    classes: int,
+    config: ModelConfig,
     cfg_scale: float,
     temperature: float,
     top_k: int,
@@ -131,12 +135,10 @@ def _check(
         raise UserError(f"{len(seeds)} seeds were given for {len(labels)} labels; expected one each")
     if min(seeds) < 0:
         raise UserError(f"seed is {min(seeds)}; expected at least 0")
-    outside = labels[(labels < 0) | (labels > classes)]
+    outside = labels[(labels < 0) | (labels >= config.class_rows)]
     if len(outside):
-        raise UserError(
-            f"label {int(outside[0])} does not exist; expected 0 to {classes - 1}, "
-            f"or {classes} for the null class"
-        )
+        numbers = class_numbers(config.num_classes, config.null_class)
+        raise UserError(f"label {int(outside[0])} does not exist; expected {numbers}")
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature}; expected a number > 0 (or greedy decoding)")
     if not 0 <= cfg_scale < math.inf:

@@ -13,13 +13,13 @@ import re
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 
 from star.errors import UserError
 from star.files import publish_file, require_writable
-from star.safe_load import load_torch_file, strip_prefixes
+from star.safe_load import load_safetensors, load_torch_file
+from star.state_keys import TOKENIZER, TRANSFORMER, choose_state, find_states
 from star.vq import VQModel
 from star.vq_config import VQConfig
 from star.weights import check_weights
@@ -36,14 +36,11 @@ __all__ = [
     "tokenizer_sha256",
 ]
 
-FORMAT = "star-vq-1"
+FORMAT, KIND = "star-vq-1", "star-vq-"
 SHIPPED = "cifar10"  # name of the tokenizer that comes with the package
 # Name of a tokenizer's copy beside code stores and in run folders.
 TOKENIZER_FILE = "tokenizer.safetensors"
-CODEBOOK = "quantize.embedding.weight"
 USAGE = "quantize.codebook_used"
-# LlamaGen's sampling and code extraction read "model" where a file also has an "ema"
-CONTAINERS = ("model", "ema", "state_dict")
 
 
 def cache_folder() -> Path:
@@ -133,17 +130,11 @@ def tokenizer_sha256(model: VQModel) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, VQConfig | None, dict, str | None]:
-    if not path.is_file():
-        raise UserError(f"no such tokenizer file: {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {path} as safetensors, it is truncated or of another format"
-        ) from error
-    weights = _weights_of(weights, path)
+    tensors, metadata = load_safetensors(path)
+    weights = _weights_of(tensors, path)
+    form = metadata.get("format", "")
+    if form.startswith(KIND) and form != FORMAT:
+        raise UserError(f"{path} has format {form}; this release reads {FORMAT}")
     if "config" not in metadata:
         return weights, None, {}, None
     try:
@@ -151,26 +142,24 @@ def _read_safetensors(path: Path) -> tuple[dict, VQConfig | None, dict, str | No
         card = json.loads(metadata.get("card", "{}"))
         if not isinstance(card, dict):
             raise TypeError("the card is not an object")
-    except (json.JSONDecodeError, TypeError, UserError) as error:
+    except (json.JSONDecodeError, RecursionError, TypeError, UserError) as error:
         raise UserError(f"the metadata of {path} is not a tokenizer's ({error})") from error
     return weights, config, card, metadata.get("name")
 
 
 def _weights_of(content: dict, path: Path) -> dict[str, torch.Tensor]:
-    """State dict of a VQ tokenizer inside a checkpoint, without wrapper prefixes."""
-    candidates = [content.get(name) for name in CONTAINERS] + [content]
-    for candidate in candidates:
-        if not isinstance(candidate, dict) or not all(isinstance(key, str) for key in candidate):
-            continue
-        weights = strip_prefixes(candidate)
-        if isinstance(weights.get(CODEBOOK), torch.Tensor):
-            # a top-level dictionary may carry optimiser state and arguments beside the weights
-            return {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
-    found = ", ".join(str(key) for key in list(content)[:4]) or "nothing"
-    raise UserError(
-        f"{path} is not a VQ tokenizer: no {CODEBOOK} at the top level or under "
-        f"{', '.join(CONTAINERS)} (found: {found})"
-    )
+    """State dict of a VQ tokenizer inside a checkpoint, wherever a trainer put it.
+
+    LlamaGen's sampling and code extraction read the plain weights where a file has a moving average
+    too, and so does this.
+    """
+    found = find_states(content, TOKENIZER, path)
+    if found:
+        return choose_state(found, path, ema=False).weights
+    if find_states(content, TRANSFORMER, path):
+        raise UserError(f"{path} is not a VQ tokenizer but a model (a transformer over tokens)")
+    keys = ", ".join(str(key) for key in list(content)[:4]) or "nothing"
+    raise UserError(f"{path} is not a VQ tokenizer: no {TOKENIZER} anywhere in it (found: {keys})")
 
 
 def _infer_config(weights: dict[str, torch.Tensor], path: Path) -> VQConfig:
@@ -190,7 +179,7 @@ def _infer_config(weights: dict[str, torch.Tensor], path: Path) -> VQConfig:
         shape(f"encoder.conv_blocks.{level}.res.0.norm2.weight", 1)[0]
         for level in range(count(r"encoder\.conv_blocks\.(\d+)\."))
     ]
-    codebook_size, codebook_dim = shape(CODEBOOK, 2)
+    codebook_size, codebook_dim = shape(TOKENIZER, 2)
     return VQConfig(
         channels=channels,
         multipliers=tuple(width // max(channels, 1) for width in widths),

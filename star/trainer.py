@@ -21,6 +21,7 @@ from star.estimate import require_training_memory
 from star.files import write_json
 from star.learner import Learner
 from star.likelihood import image_nll
+from star.own_data import data_record
 from star.run_folder import RunFolder
 
 __all__ = ["TrainResult", "Trainer"]
@@ -228,14 +229,16 @@ class Trainer:
                     "name": train.manifest.get("tokenizer_name"),
                 },
                 "class_names": list(train.class_names),
-                "data": {name: store.manifest["sha256"] for name, store in self.stores.items()},
+                "data": data_record(self.stores),
             }
         )
 
     def _check_data(self, content: dict, path: Path) -> None:
         for name, store in self.stores.items():
-            if content["data"].get(name) != store.manifest["sha256"]:
+            own = content["data"].get(name)
+            hashes = store.manifest["sha256"]
+            if not isinstance(own, dict) or any(own.get(key) != hashes[key] for key in hashes):
                 raise UserError(
-                    f"{path} was trained on other codes than {store.path} ({name} split); "
-                    "give the original --data"
+                    f"{path} was trained on other codes than {store.path} ({name} split); a run goes "
+                    "on with its own alone: bring them back, or train another run"
                 )

@@ -133,11 +133,11 @@ class Block(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """One row a class and a last row for the null class."""
+    """One row a class and, as a rule, a last row for the null class."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embedding_table = nn.Embedding(config.num_classes + 1, config.width)
+        self.embedding_table = nn.Embedding(config.class_rows, config.width)
 
     def forward(self, labels_B: Tensor) -> Tensor:
         return self.embedding_table(labels_B)
@@ -241,17 +241,17 @@ class Transformer(nn.Module):
         """Predict the next token at every position.
 
         tokens_Bn: (B, n) int64, the first n tokens of each image, 0 <= n <= T. labels_B: (B,) int64,
-        ``num_classes`` is the null class. capture: names to return (``capture_names``). capture_at:
-        (K,) positions (step t is position t - 1) to which outputs, queries and attention rows are
-        restricted when captured, so that a few rows never cost the memory of the whole pattern; keys
-        and values are always whole. cut: layer (1 to L) to (S, S) bool, S >= N: True where that layer's
-        query (row) may not read a key (column) although it is visible, in all heads ("attention
-        knockout", Geva et al. 2023); a position always reads itself. masked_Bn: True where an image
-        token is hidden in attention (Eq. 3). cache: positions already decoded; with a non-empty cache
-        the tokens continue it and labels_B is None. targets_BN: the token that follows each position;
-        asks for its negative log-likelihood, which needs no logits to be kept. recompute: keep only
-        the blocks' inputs for the backward pass and compute the rest again there (less memory, a third
-        more work).
+        ``num_classes`` is the null class, if the model has one. capture: names to return
+        (``capture_names``). capture_at: (K,) positions (step t is position t - 1) to which outputs,
+        queries and attention rows are restricted when captured, so that a few rows never cost the
+        memory of the whole pattern; keys and values are always whole. cut: layer (1 to L) to (S, S)
+        bool, S >= N: True where that layer's query (row) may not read a key (column) although it is
+        visible, in all heads ("attention knockout", Geva et al. 2023); a position always reads itself.
+        masked_Bn: True where an image token is hidden in attention (Eq. 3). cache: positions already
+        decoded; with a non-empty cache the tokens continue it and labels_B is None. targets_BN: the
+        token that follows each position; asks for its negative log-likelihood, which needs no logits to
+        be kept. recompute: keep only the blocks' inputs for the backward pass and compute the rest
+        again there (less memory, a third more work).
 
         Raises ``UserError`` for an unknown capture name, more than T tokens, or a cut of a layer that
         does not exist or of a position from itself.

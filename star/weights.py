@@ -12,7 +12,9 @@ SHOWN = 4  # differences that an error lists
 
 
 def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
-    """Raise ``UserError`` unless ``state`` holds finite tensors of the keys and shapes of ``module``.
+    """Raise ``UserError`` unless ``state`` holds numbers of the keys and shapes of ``module``.
+
+    Numbers are floating point of any precision, finite in float32, to which they are converted.
 
     Differences are listed on both sides; ``module`` may lie on the meta device.
     """
@@ -34,8 +36,13 @@ def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(differences[:SHOWN])}{more}")
     for key, value in state.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{path} is broken: {key} holds values that are not finite")
+        kind = str(value.dtype).removeprefix("torch.")
+        if value.is_meta or value.layout != torch.strided:
+            raise UserError(f"{path} is broken: {key} has no values (it is {value.layout}, {kind})")
+        if not value.is_floating_point() or value.is_quantized:
+            raise UserError(f"{path} is broken: {key} holds {kind}; expected floating-point numbers")
+        if not torch.isfinite(value.float()).all():
+            raise UserError(f"{path} is broken: {key} holds values that are not finite in float32")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -181,7 +181,7 @@ def test_without_layers_an_animation_shows_three_and_says_so(star, trained, tmp_
         (["--fps", "5"], "--fps has an effect only with --animate"),
         (["--formats", "png,jpg"], "formats is 'png,jpg'; expected some of: png, pdf, svg"),
         (["--sample", "0"], "sample is 0; expected 1 to 100 images"),
-        (["--sample", "1", "--class", "7"], "label 7 does not exist"),
+        (["--sample", "1", "--class", "7"], "class 7 does not exist"),
         (["--sample", "1", "--codes", "c.npy"], "--codes and --sample both say what is looked at"),
         (["--sample", "1", "--data", "digits"], "--data has no effect with --sample"),
         (["digits/1", "--sample", "1"], "images and --sample both say what is looked at"),

@@ -1,4 +1,4 @@
-"""``--threads``, the environment that commands give torch, their first line; the bench of shared cores."""
+"""``--threads``, what commands set before torch starts, their first line; the bench of shared cores."""
 
 import json
 import os

@@ -52,12 +52,14 @@ def measure_curves(
     total_steps: int,
     against: str | None = None,
     title: str | None = None,
+    votes: int | None = None,
 ) -> Figure:
     """``measure`` against step, one line a layer (darker: later) with its 95 % band.
 
     LDS, which has no step, is drawn against layer. Dashed lines are the baseline. Of a measure taken
     with several sides ``against`` names the one to draw; a checkpoint is compared at the same
-    layer and step. ``UserError`` on missing columns or if there is nothing to draw.
+    layer and step. ``votes``: neighbours that voted, for the title of kNN. ``UserError`` on missing
+    columns or if there is nothing to draw.
     """
     rows = _curve_rows(table, measure, against)
     by_layer = not (rows["step"] > 0).any()
@@ -84,6 +86,7 @@ def measure_curves(
         _draw_layers(figure, axes, layers)
     where = f", layer {layers[0]}" if len(layers) == 1 and not by_layer else ""
     sides = _AGAINST.get(rows["against"].iloc[0], "")
+    heading += f", k = {votes}" if measure == "knn" and votes is not None else ""
     axes.set_title(title or f"{heading}{sides}{where}", loc="left", pad=10)
     return figure
 
@@ -130,10 +133,13 @@ def measure_heatmap(
     return _heatmap(grid, free, side, unit, title)
 
 
-def measure_figures(table: pd.DataFrame, *, total_steps: int) -> Iterator[tuple[str, Figure]]:
+def measure_figures(
+    table: pd.DataFrame, *, total_steps: int, votes: int | None = None
+) -> Iterator[tuple[str, Figure]]:
     """(name for a file, figure) of everything in the table that has a drawing, in the table's order.
 
-    Heatmaps are drawn of layers at the last step and of steps at the last layer that were measured.
+    ``votes``: neighbours that voted in kNN. Heatmaps are drawn of layers at the last step and of steps
+    at the last layer that were measured.
     """
     check_columns("the table", table, _COLUMNS)
     for (measure, against), rows in table.groupby(["measure", "against"], sort=False):
@@ -142,7 +148,8 @@ def measure_figures(table: pd.DataFrame, *, total_steps: int) -> Iterator[tuple[
         name = f"{measure}-{against}" if measure in ("cka", "mutual_knn", "cknna") else measure
         name = name.replace("_", "-")
         if against != "self" or measure == "step_consistency":
-            yield name, measure_curves(table, measure, total_steps=total_steps, against=against)
+            options = {"total_steps": total_steps, "against": against, "votes": votes}
+            yield name, measure_curves(table, measure, **options)
         pairs = rows[(rows[["layer_b", "step_b"]] > 0).all(axis=1) & rows["value"].notna()]
         if against not in _PAIRED:
             continue

@@ -97,7 +97,7 @@ def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styl
             axes.plot(x, y, color=style["color"], alpha=0.22, linewidth=0.7)
             y = y.rolling(max(len(rows) // 40, 5), center=True, min_periods=1).mean()
         axes.plot(x, y, **style)
-    axes.set_title(PANELS[key], size=9.5, loc="left")
+    axes.set_title(PANELS[key] + _votes(key, metrics), size=9.5, loc="left")
     if key == "grad_norm" and np.all(np.concatenate([line.get_ydata() for line in axes.lines]) > 0):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
@@ -110,6 +110,19 @@ def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styl
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(axis="y")
+
+
+def _votes(key: str, metrics: Mapping[str, pd.DataFrame]) -> str:
+    """The neighbours that voted, where a run recorded fewer than usual."""
+    if key != "knn_acc":
+        return ""
+    fewer = [
+        pd.to_numeric(table["knn_k"], errors="coerce")
+        for table in metrics.values()
+        if _has(table, "knn_k")
+    ]
+    values = sorted({int(k) for column in fewer for k in column.dropna()})
+    return f", k = {', '.join(map(str, values))}" if values else ""
 
 
 def _legend(panels) -> tuple[list, list[str]]:
