@@ -16,6 +16,7 @@ from star.config import ModelConfig, TrainConfig, config_from_dict
 from star.errors import UserError, require_choice
 from star.files import publish_file
 from star.llamagen import is_llamagen, read_llamagen
+from star.names import shown
 from star.safe_load import load_torch_file
 from star.transformer import Transformer, build_model
 from star.weights import check_weights
@@ -165,7 +166,7 @@ def open_model(
             said,
             step=content["step"],
             config=config,
-            class_names=tuple(map(str, content["class_names"])),
+            class_names=tuple(shown(str(name)) for name in content["class_names"]),
             tokenizer=content["tokenizer"],
         )
     if not is_llamagen(content):

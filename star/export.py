@@ -13,7 +13,8 @@ import torch
 
 from star.checkpoint import Loaded
 from star.errors import UserError, require_choice
-from star.files import publish_file
+from star.files import plain_path, publish_file
+from star.names import shown
 
 __all__ = ["ENDINGS", "check_ending", "export_model"]
 
@@ -45,10 +46,10 @@ def export_model(loaded: Loaded, path: Path, form: str) -> Path:
         metadata = {
             "format": "star-transformer-1",
             "config": json.dumps(dataclasses.asdict(config)),
-            "origin": f"{loaded.path.name}, {loaded.description}",
+            "origin": shown(f"{loaded.path.name}, {loaded.description}"),
         }
-        with publish_file(path) as temporary:
-            safetensors.torch.save_file(weights, temporary, metadata=metadata)
+        with publish_file(path) as temporary, plain_path(temporary) as plain:
+            safetensors.torch.save_file(weights, plain, metadata=metadata)
         return path
     arguments = Namespace(
         gpt_model=f"GPT-{config.size_name or 'custom'}",

@@ -18,6 +18,7 @@ import numpy as np
 
 from star.decoding import MAX_MEGAPIXELS, BadImageError, read_image
 from star.errors import UserError, listed
+from star.files import plain_path
 from star.shards import ClassNames, find_shards
 from star.splits import ImageSource, assign_splits, make_split, native_size
 
@@ -205,7 +206,8 @@ def _open_parquet(path: Path):
             f'reading {path} needs pyarrow: pip install "star-autoregressive[parquet]"'
         ) from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        with plain_path(path) as plain:
+            return pyarrow.parquet.ParquetFile(plain)
     except OSError as error:
         if error.errno is not None:
             raise
