@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import check_out, data_name, open_checkpoints, output_folder, slug, tokenizer_path
+from cli.opening import check_out, data_name, open_checkpoints, output_folder, tokenizer_path
 from cli.probe_cost import print_probe_cost
 from cli.probe_report import compare_atlases, print_atlas, write_atlas
 from cli.processes import launch
-from cli.screen import Stages, console, print_rows, print_written
+from cli.screen import Stages, console, note_stand_ins, print_rows, print_written
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.encoders import load_encoder
 from probes.features import check_store, check_tokenizer, parse_layers, uniform_steps
@@ -24,6 +24,7 @@ from star.device import resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.images import open_source
+from star.names import slug
 from star.prepare import PreparedData, is_code_folder, prepare_data
 from star.transformer import check_layers
 from star.views import view_set
@@ -102,7 +103,7 @@ def _probe(asked: ProbeRequest, protocol: ProtocolConfig, opened: dict[str, Load
         config = configs[name]
         folder = output_folder(loaded, asked.out, "probe")
         stem = _stem(f"probe-{protocol.name}", config.layers, asked)
-        own = f"{stem}-{slug(name)}" if several else stem
+        own = f"{stem}-{slug(name, among=opened)}" if several else stem
         work = folder / f"{own}.work"
         first = next(iter(atlases.values()), None)
         stage = f"{name}, " if len(opened) > 1 else ""
@@ -112,6 +113,7 @@ def _probe(asked: ProbeRequest, protocol: ProtocolConfig, opened: dict[str, Load
             written += write_atlas(atlases[name], name, folder, own, class_names)
             remove_folder(work)
             print_atlas(atlases[name], name)
+            note_stand_ins(class_names)
         broken += [f"{cell} in {loaded.path}" for cell in atlases[name].broken]
     if broken:
         raise UserError(
