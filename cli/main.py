@@ -27,11 +27,13 @@ from cli import (
     probe,
     reproduce,
     runs,
+    shell,
     token_invariance,
     train,
     train_tokenizer,
 )
 from star.errors import UserError
+from star.names import shown
 from star.versions import PACKAGE, installed_version
 
 # typer carries its own copy of click or needs the installed one, by release; its public name for a
@@ -84,6 +86,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; the console script's entry."""
+    shell.prepare()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="star", standalone_mode=False)
@@ -110,7 +113,7 @@ def main() -> None:
 
 def _refuse(message: str) -> None:
     _let_rank_0_speak()
-    print(f"Error: {message}", file=sys.stderr)
+    print(f"Error: {shown(message)}", file=sys.stderr)
     sys.exit(2)
 
 
