@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cli.opening import check_out, held_out_stores, open_checkpoints, output_folder, slug
+from cli.opening import check_out, held_out_stores, open_checkpoints, output_folder
 from cli.screen import Stages, console, note_few, print_rows, print_written
 from probes.ablation import STRICT, Ablation, ablate_nll, compare_ablations, strict_nll
 from probes.ablation_probe import ablate_probe
@@ -22,6 +22,7 @@ from star.config import ModelConfig
 from star.device import resolve_precision
 from star.errors import UserError
 from star.files import sha256_file
+from star.names import slug
 from star.transformer import check_layers
 from viz.ablation import cut_changes, cut_layers, reach_curves
 from viz.style import save
@@ -94,7 +95,7 @@ def run(asked: AblateRequest) -> None:
     for name, loaded in opened.items():
         folder = output_folder(loaded, asked.out, "ablate")
         several = asked.out is not None and len(opened) > 1
-        stem = _stem(asked) + (f"-{slug(name)}" if several else "")
+        stem = _stem(asked) + (f"-{slug(name, among=opened)}" if several else "")
         written += write_result(Result(found[name].table(), infos[name]), folder / f"{stem}.csv")
         written += _pictures({name: found[name].table()}, asked, folder / stem)
         _print(found[name], name, plans[name])
@@ -290,7 +291,8 @@ def _compare(
             highlight=False,
         )
     info = {"measurement": "paired comparison of ablations", "names": list(names), "ablations": infos}
-    pair = f"{stem.name}-{slug(other)}-against-{slug(first)}"
+    own, base = (slug(name, among=found) for name in (other, first))
+    pair = f"{stem.name}-{own}-against-{base}"
     return write_result(Result(table, info), stem.with_name(f"{pair}.csv"))
 
 

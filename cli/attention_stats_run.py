@@ -9,7 +9,6 @@ from cli.opening import (
     held_out_stores,
     open_checkpoints,
     output_folder,
-    slug,
 )
 from cli.screen import Stages, console, note_few, print_rows, print_written
 from probes.attention_compare import attention_sentences, compare_attention
@@ -24,6 +23,7 @@ from star.codes import CodeStore
 from star.device import resolve_precision
 from star.errors import UserError
 from star.files import sha256_file
+from star.names import slug
 from viz.attention_stats import (
     attention_curves,
     attention_difference,
@@ -79,7 +79,7 @@ def run(asked: StatsRequest) -> None:
     written = []
     for name, loaded in opened.items():
         folder = output_folder(loaded, asked.out, "attention-stats")
-        stem = _stem(asked) + (f"-{slug(name)}" if several else "")
+        stem = _stem(asked) + (f"-{slug(name, among=opened)}" if several else "")
         # Written first: whoever stops reading what is printed keeps the measurement.
         written += _write(found[name], name, facts[name], folder / stem)
         _print(found[name], name)
@@ -205,6 +205,7 @@ def _compare(
         "sentences": attention_sentences(table, names),
         "statistics": {name: facts[name] for name in names},
     }
-    pair = f"{stem.name}-{slug(other)}-against-{slug(first)}"
+    own, base = (slug(name, among=found) for name in (other, first))
+    pair = f"{stem.name}-{own}-against-{base}"
     written = write_result(Result(table, info), stem.with_name(f"{pair}.csv"))
     return written + save(attention_difference(table, names), stem.with_name(pair))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cli.opening import slug
 from probes.attention import AttentionMaps
 from probes.subject import Subject
+from star.names import slug
 from viz.animation import AttentionFrames, save_gif
 from viz.attention import attention_compare, attention_grid, attention_heads
 
@@ -37,7 +37,8 @@ def figures(picture: Picture, head: int | str, grid: int, scale: float) -> Itera
             for place, layer in enumerate(maps.layers):
                 subject = picture.subjects[model]
                 yield (
-                    f"-{slug(model)}" * (len(picture.found) > 1) + f"-layer-{layer}",
+                    f"-{slug(model, among=picture.found)}" * (len(picture.found) > 1)
+                    + f"-layer-{layer}",
                     attention_heads(
                         subject.image,
                         maps.maps[place],
@@ -121,7 +122,8 @@ def stems(pictures: Sequence[Picture], weights: str, head: int | str) -> list[st
     found: list[str] = []
     for picture in pictures:
         several = len(picture.found) > 1
-        models = "-" + "-".join(slug(name) for name in picture.found)[:80] if several else ""
+        names = "-".join(slug(name, among=picture.found) for name in picture.found)[:80]
+        models = f"-{names}" if several else ""
         stem = wanted = f"attn-maps-{picture.first.slug}{models}-{weights}{kind}"
         number = 1
         while stem in found:

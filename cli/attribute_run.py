@@ -14,7 +14,7 @@ from cli.opening import (
     run_images,
     tokenizer_path,
 )
-from cli.screen import Stages, print_line, print_rows, print_written
+from cli.screen import Stages, note_stand_ins, print_line, print_rows, print_written
 from probes.attribution import METHODS, AttributionConfig
 from probes.attribution_study import (
     AttributionStudy,
@@ -38,6 +38,7 @@ from star.prepare import PreparedData
 from star.transformer import check_layers
 from star.vq import decode_tokens
 from viz.attribution import MOST_IMAGES, attribution_panels
+from viz.names import labels as class_labels
 from viz.style import save
 
 __all__ = ["AttributeRequest", "run"]
@@ -81,12 +82,13 @@ class AttributeRequest:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The images to explain and what they are called; ``pictures`` of some, by their place."""
+    """The images to explain and what they are called; some are drawn, by their place."""
 
     name: str
     slug: str
     images: list[tuple[str, object, int]]  # name, tokens (T,), the image's own class
     pictures: dict[int, np.ndarray]
+    captions: dict[int, str]
 
 
 def run(asked: AttributeRequest) -> None:
@@ -201,6 +203,7 @@ def _choose(
             subject.slug,
             [(subject.name, subject.tokens, subject.label)],
             {0: subject.image},
+            {0: "/".join(Path(subject.name).parts[-2:])},
         )
     stores = data.stores
     store = stores.get("test") or stores.get("val") or stores["train"]
@@ -210,11 +213,14 @@ def _choose(
     drawn = [place * len(rows) // few for place in range(few)]
     decoded = decode_tokens(decoder, tokens_NT[drawn], loaded.model.config.grid)
     names = [f"image {row} ({store.class_names[own]})" for row, own in zip(rows, labels, strict=True)]
+    said = class_labels(store.class_names)
+    captions = {place: f"image {rows[place]} ({said[labels[place]]})" for place in drawn}
+    note_stand_ins(store.class_names, [labels[place] for place in drawn])
     print_line(f"{len(rows)} evenly spaced images of {store.path}, decoded from the codes")
     own = [int(of_image) if label is None else label for of_image in labels]
     return _Chosen(
         f"{len(rows)} test images", f"{len(rows)}-images",
-        list(zip(names, tokens_NT, own, strict=True)), dict(zip(drawn, decoded, strict=True)),
+        list(zip(names, tokens_NT, own, strict=True)), dict(zip(drawn, decoded, strict=True)), captions,
     )  # fmt: skip
 
 
@@ -337,7 +343,7 @@ def _figure(study: AttributionStudy, scores: StepScores, chosen: _Chosen, loaded
         step=scores.step,
         grid=loaded.model.config.grid,
         methods=methods,
-        names=["/".join(Path(name).parts[-2:]) for name in names],
+        names=[chosen.captions[place] for place in drawn],
         scores=np.stack([score, score - numbers("difference")[:, 0]], axis=1),
         gaps=numbers("gap"),
         correlations=numbers("rank_correlation"),

@@ -308,6 +308,7 @@ def _show(timings, ratios: dict[str, tuple[str, str]], facts: dict, title: str, 
 
     from cli.screen import print_facts, print_rows
     from probes.results import provenance
+    from star.names import shown_values
 
     compared = {name: timings.ratio(*pair) for name, pair in ratios.items()}
     if as_json:
@@ -317,7 +318,7 @@ def _show(timings, ratios: dict[str, tuple[str, str]], facts: dict, title: str, 
             "seconds": seconds,
             "ratios": {name: asdict(ratio) for name, ratio in compared.items()},
         }
-        print(json.dumps(provenance(**content), indent=2))
+        print(json.dumps(shown_values(provenance(**content)), indent=2))
         return
     rows = []
     for name in timings.seconds:

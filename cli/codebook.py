@@ -32,12 +32,13 @@ def codebook(
     A code is drawn as the mean of the decoded cells where it occurs. Codes are
     neighbours by the cosine of their vectors, as the quantizer compares them.
     """
-    from cli.opening import check_out, slug
+    from cli.opening import check_out
     from cli.screen import Stages, print_written
     from probes.codebook import codebook_report
     from probes.results import Result, provenance, write_result
     from star.device import resolve_device
     from star.errors import UserError
+    from star.names import slug
     from star.prepare import prepare_data
     from star.tokenizer import tokenizer_sha256
 

@@ -19,10 +19,11 @@ def inspect(
 
     from cli.screen import print_facts
     from star.inspect import describe
+    from star.names import shown_values
 
     facts = describe(path, heads=heads, grid=grid)
     if json_:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(shown_values(facts), indent=2))
     else:
         print_facts(facts)
 

@@ -39,7 +39,7 @@ def sample(
     import numpy as np
 
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
-    from cli.screen import Stages, print_line, print_written
+    from cli.screen import Stages, note_stand_ins, print_line, print_written
     from probes.subject import require_tokenizer
     from star.classes import class_words, null_label, parse_classes
     from star.decoder import in_precision
@@ -82,11 +82,11 @@ def sample(
         )
     images = decode_tokens(decoder, tokens, config.grid)
     names = loaded.class_names or tuple(str(c) for c in range(config.num_classes))
-    figure = sample_grid(
-        images, labels, [*names, "null class"], title=f"Samples, guidance {cfg_scale:g}", columns=each
-    )
+    names = [*names, "null class"]
+    figure = sample_grid(images, labels, names, title=f"Samples, guidance {cfg_scale:g}", columns=each)
     folder = output_folder(loaded, out, "samples")
     written = save(figure, folder / f"samples-{weights}")
     with publish_file(folder / f"samples-{weights}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images, tokens=tokens.cpu().numpy(), labels=labels)
+    note_stand_ins(names, labels)
     print_written([*written, folder / f"samples-{weights}.npz"])

@@ -27,12 +27,14 @@ from cli import (
     probe,
     reproduce,
     runs,
+    shell,
     token_invariance,
     train,
     train_tokenizer,
 )
 from cli.threads import prepare_threads
 from star.errors import UserError
+from star.names import shown
 from star.versions import PACKAGE, installed_version
 
 # typer carries its own copy of click or needs the installed one, by release; its public name for a
@@ -85,6 +87,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; the console script's entry."""
+    shell.prepare()  # may start the program anew, so nothing is set before
     prepare_threads()
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -112,7 +115,7 @@ def main() -> None:
 
 def _refuse(message: str) -> None:
     _let_rank_0_speak()
-    print(f"Error: {message}", file=sys.stderr)
+    print(f"Error: {shown(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,11 +1,11 @@
 """What several commands need first: checkpoints, the data they belong to, and their tokenizers."""
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from star.errors import UserError
+from star.names import shown
 
 RUNS = Path("runs")
 
@@ -42,7 +42,7 @@ def open_checkpoints(
         alike = [other for other in loaded if other.objective_name == item.objective_name]
         name = item.objective_name
         if len(alike) > 1:
-            name += f" {_place(item.path, [other.path for other in alike])}"
+            name += f" {shown(_place(item.path, [other.path for other in alike]))}"
         while name in named:
             name += " again"
         named[name] = item
@@ -163,8 +163,3 @@ def output_folder(loaded, given: Path | None, name: str) -> Path:
         return given
     home = loaded.path.parent if loaded.config is not None else Path()
     return home / name
-
-
-def slug(name: str) -> str:
-    """A model's name as part of a file's."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cli.opening import slug
 from cli.screen import console, print_rows
 from probes.atlas import Atlas
 from probes.classes import confusion, per_class_accuracy
@@ -13,6 +12,7 @@ from probes.compare import Comparison, compare_hits
 from probes.results import Result, write_result
 from star.errors import UserError
 from star.files import publish_file
+from star.names import slug
 from viz.classes import class_accuracy
 from viz.confusion import confusion_matrix
 from viz.probe import probe_curves
@@ -144,7 +144,8 @@ def compare_atlases(atlases: dict[str, Atlas], folder: Path, stem: str, seed: in
         infos = {name: atlases[name].result.info for name in (first, other)}
         info = {"measurement": "paired comparison", "names": [first, other], "seed": seed}
         info |= {"sentences": found.sentences(), "atlases": infos}
-        pair = f"{stem}-{slug(other)}-against-{slug(first)}"
+        own, base = (slug(name, among=atlases) for name in (other, first))
+        pair = f"{stem}-{own}-against-{base}"
         written += write_result(Result(found.table, info), folder / f"{pair}.csv")
         tables = {name: _own(atlases[name]) for name in (other, first)}
         if tables[first]["layer"].nunique() > 1:

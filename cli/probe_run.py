@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.opening import check_out, open_checkpoints, output_folder, run_data, slug
+from cli.opening import check_out, open_checkpoints, output_folder, run_data
 from cli.probe_cost import print_probe_cost
 from cli.probe_report import compare_atlases, print_atlas, write_atlas
 from cli.processes import launch
-from cli.screen import Stages, console, print_rows, print_written
+from cli.screen import Stages, console, note_stand_ins, print_rows, print_written
 from probes.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.encoders import load_encoder
 from probes.features import check_store, check_tokenizer, parse_layers, uniform_steps
@@ -25,6 +25,7 @@ from star.device import resolve_precision
 from star.errors import UserError, require_choice
 from star.files import remove_folder
 from star.images import ImageSource, open_source
+from star.names import slug
 from star.prepare import PreparedData
 from star.run_data import open_run_data
 from star.transformer import check_layers
@@ -106,7 +107,7 @@ def _probe(asked: ProbeRequest, protocol: ProtocolConfig, opened: dict[str, Load
         config = configs[name]
         folder = output_folder(loaded, asked.out, "probe")
         stem = _stem(f"probe-{protocol.name}", config.layers, asked)
-        own = f"{stem}-{slug(name)}" if several else stem
+        own = f"{stem}-{slug(name, among=opened)}" if several else stem
         work = folder / f"{own}.work"
         first = next(iter(atlases.values()), None)
         stage = f"{name}, " if len(opened) > 1 else ""
@@ -116,6 +117,7 @@ def _probe(asked: ProbeRequest, protocol: ProtocolConfig, opened: dict[str, Load
             written += write_atlas(atlases[name], name, folder, own, class_names)
             remove_folder(work)
             print_atlas(atlases[name], name)
+            note_stand_ins(class_names)
         broken += [f"{cell} in {loaded.path}" for cell in atlases[name].broken]
     if broken:
         raise UserError(

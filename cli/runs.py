@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from star.config import TrainConfig, config_from_dict
+from star.names import shown
 from star.tokenizer_config import TokenizerConfig
 
 
@@ -122,7 +123,7 @@ def _names(folders: list[Path]) -> list[str]:
             objective = "tokenizer, "
             if isinstance(config, TrainConfig):
                 objective = "ST-AR, " if config.objective.uses_teacher else "AR, "
-        names.append(objective + (name if short.count(name) == 1 else str(folder)))
+        names.append(objective + shown(name if short.count(name) == 1 else str(folder)))
     return names
 
 

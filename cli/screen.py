@@ -3,10 +3,12 @@
 On a terminal these are Rich displays; piped into a file or a log they are plain lines.
 """
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,11 +21,48 @@ from rich.progress import (
 from rich.table import Table
 
 from probes.intervals import FEWEST
+from star.errors import listed
+from star.names import shown
 
-__all__ = ["Stages", "console", "note_few", "print_facts", "print_line", "print_rows", "print_written"]
+__all__ = [
+    "Stages",
+    "console",
+    "note_few",
+    "note_stand_ins",
+    "print_facts",
+    "print_line",
+    "print_rows",
+    "print_written",
+]
 
-# Paths are printed as they are: a bracket in one is no markup.
-console = Console(soft_wrap=True, markup=False)
+
+class _Screen(Console):
+    """A console for texts with names in them: they are printed as they are or as ``star.names.shown``.
+
+    Neither brackets nor colons in them are markup, and no control character steers the terminal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False)
+
+    @property
+    def encoding(self) -> str:
+        """That of stdout, which older releases of rich do not ask."""
+        return (getattr(self.file, "encoding", None) or "utf-8").lower()
+
+    @property
+    def is_terminal(self) -> bool:
+        """A terminal that cannot move its cursor gets plain lines, as a log does."""
+        return super().is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+    def print(self, *objects: object, **options: object) -> None:
+        """As rich's; a string is one line."""
+        texts = (shown(item) if isinstance(item, str) else item for item in objects)
+        super().print(*texts, **options)
+
+
+console = _Screen()
+_WORD = 40  # letters of a word of a table that a narrow terminal does not cut
 
 
 class Stages:
@@ -31,7 +70,7 @@ class Stages:
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -56,7 +95,7 @@ class Stages:
         new = stage not in self._tasks
         if console.is_terminal:
             if new:
-                self._tasks[stage] = self._progress.add_task(stage, total=total)
+                self._tasks[stage] = self._progress.add_task(shown(stage), total=total)
             self._progress.update(self._tasks[stage], completed=done, total=total)
             return
         if new:
@@ -81,12 +120,16 @@ def print_line(text: str) -> None:
 
 
 def print_rows(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A small table; numbers right-aligned."""
-    table = Table(title=title, title_justify="left")
+    """A small table; numbers right-aligned. No word is cut: a narrow terminal wraps the lines."""
+    table = Table(title=shown(title), title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        words = " ".join([column, *(row[index] for row in rows)]).split()
+        longest = max(map(cell_len, words), default=0)
+        table.add_column(
+            shown(column), justify="left" if index == 0 else "right", min_width=min(longest, _WORD)
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(shown, row))
     console.print(table)
 
 
@@ -111,6 +154,17 @@ def note_few(images: int) -> None:
             f"note: {images} images; below {FEWEST} the 95 % intervals (normal) are too narrow",
             highlight=False,
         )
+
+
+def note_stand_ins(class_names: Sequence[str], drawn: Iterable[int] | None = None) -> None:
+    """Say which classes (of those ``drawn``) pictures call by number: their font lacks the names."""
+    from viz.names import stand_ins
+
+    found = stand_ins(class_names)
+    places = sorted(found if drawn is None else set(found) & set(drawn))
+    if places:
+        said = listed(f"{found[place]} is {class_names[place]}" for place in places)
+        print_line(f"in pictures, whose font lacks these names: {said}")
 
 
 def print_written(paths: Iterable[Path]) -> None:

@@ -1,11 +1,10 @@
 """What ``star token-invariance`` does: open, measure, write, draw, print."""
 
-import hashlib
 from pathlib import Path
 
 import pandas as pd
 
-from cli.opening import check_out, slug
+from cli.opening import check_out
 from cli.screen import Stages, note_few, print_line, print_rows, print_written
 from cli.token_invariance import InvarianceRequest
 from probes.augmentations import AUGMENTATIONS, View, chosen_views
@@ -17,6 +16,7 @@ from probes.tokens import change_result, check_size, default_size, token_change
 from star.device import resolve_device
 from star.errors import UserError, listed
 from star.images import Split
+from star.names import shown, slug
 from star.prepare import open_tokenizer
 from star.tokenizer import tokenizer_sha256
 from star.views import center_crop
@@ -26,6 +26,7 @@ from viz.style import save, shorten
 from viz.tokens import token_views
 
 DEFAULT_IMAGES = 256
+_LONGEST = 100  # bytes of an image's name that the names of its results begin with
 
 
 def run_token_invariance(asked: InvarianceRequest) -> None:
@@ -101,7 +102,9 @@ def _open(asked: InvarianceRequest) -> dict[str, VQModel]:
             twin = known.setdefault(tokenizer_sha256(model), given)
             if len(known) == len(found):
                 raise UserError(f"{twin} and {given} are the same tokenizer; give each once")
-            name = model.name if model.name not in found else f"{model.name} ({Path(given).stem})"
+            name = (
+                model.name if model.name not in found else f"{model.name} ({shown(Path(given).stem)})"
+            )
             while name in found:
                 name += " again"
             found[name] = model.to(device)
@@ -120,14 +123,14 @@ def _run_many(
     table = pd.concat([item.table() for item in found.values()], ignore_index=True)
     info = _facts(asked, images, split, models, size)
     stem = asked.out / _stem(asked, models, split)
-    what = f"{shorten(Path(asked.image).name, 30)}, {split}: {len(images)} images at {size} px"
+    what = f"{shorten(shown(Path(asked.image).name), 30)}, {split}: {len(images)} images at {size} px"
     written = write_result(Result(table, info), stem.with_name(f"{stem.name}.csv"))
     for measure in CURVES:
         if table[measure].notna().any():
             figure = invariance_curves(table, measure, note=what)
             written += save(figure, stem.with_name(f"{stem.name}-{slug(measure)}"))
     for name, item in found.items():
-        beside = f"-{_brief(name)}" * (len(found) > 1)
+        beside = f"-{slug(name, among=found)}" * (len(found) > 1)
         written += _save_maps(item, stem, beside, f"{what}, {name}")
         _print(item, what)
     _explain()
@@ -140,7 +143,8 @@ def _run_many(
             print_line(sentence)
         facts = {**info, "measurement": "paired comparison of token invariance"}
         facts |= {"names": [names[0], other], "sentences": sentences}
-        pair = stem.with_name(f"{stem.name}-{_brief(other)}-against-{_brief(names[0])}.csv")
+        own, base = (slug(name, among=names) for name in (other, names[0]))
+        pair = stem.with_name(f"{stem.name}-{own}-against-{base}.csv")
         written += write_result(Result(compared, facts), pair)
     print_written(written)
 
@@ -168,8 +172,9 @@ def _run_one(
             f"{asked.image} at {size} px, {name}: {changed.sum()} of {changed.size} indices change "
             f"when {change.label}; {100 * change.share:.1f} % unchanged"
         )
-        stem = asked.out / f"tokens-{Path(asked.image).stem}{f'-{_brief(name)}' * (len(models) > 1)}"
-        result = change_result(change, models[name], asked.image, size)
+        beside = f"-{slug(name, among=models)}" * (len(models) > 1)
+        stem = asked.out / f"tokens-{_file_stem(asked.image)}{beside}"
+        result = change_result(change, models[name], shown(asked.image), size)
         written += write_result(result, stem.with_name(f"{stem.name}.csv"))
         figure = token_views(
             change.image,
@@ -180,12 +185,12 @@ def _run_one(
         )
         written += save(figure, stem)
         info = _facts(asked, images, None, {name: models[name]}, size)
-        asked_for = f"-{_brief(asked.augment)}" if asked.augment else ""
+        asked_for = f"-{slug(asked.augment)}" if asked.augment else ""
         stem = stem.with_name(f"{stem.name}-augmented{asked_for}")
         result = Result(found[name].table(), info)
         written += write_result(result, stem.with_name(f"{stem.name}.csv"))
         file = Path(asked.image)
-        what = f"{file.name if file.exists() else asked.image} at {size} px, {name}"
+        what = f"{shown(file.name if file.exists() else asked.image)} at {size} px, {name}"
         written += _save_maps(found[name], stem, "", what, image=center_crop(image, size))
         _print(found[name], f"{asked.image} at {size} px")
     _explain()
@@ -241,18 +246,18 @@ def _facts(
 
 def _stem(asked: InvarianceRequest, models: dict[str, VQModel], split: str) -> str:
     # What was asked for beside the defaults is in the name: another question is another file.
-    parts = ["invariance", _brief("-".join(models)), _brief(Path(asked.image).resolve().name), split]
+    parts = ["invariance", slug("-".join(models)), slug(Path(asked.image).resolve().name), split]
     parts += [f"{asked.size}px"] if asked.size else []
     parts += [f"{asked.images or 'all'}-images"] if asked.images is not None else []
     parts += [f"seed-{asked.seed}"] if asked.seed else []
-    parts += [_brief(asked.augment)] if asked.augment else []
+    parts += [slug(asked.augment)] if asked.augment else []
     return "-".join(parts)
 
 
-def _brief(text: str) -> str:
-    """``text`` as part of a file's name; a long one is cut and told apart by a hash."""
-    name = slug(text)
-    return name if len(name) <= 48 else f"{name[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:7]}"
+def _file_stem(image: str) -> str:
+    """The image's own name where another file can have it too, else a slug of it."""
+    stem = Path(image).stem
+    return stem if stem.isprintable() and len(stem.encode()) <= _LONGEST else slug(stem)
 
 
 def _save_maps(found: Invariance, stem: Path, ending: str, what: str, image=None) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from star.config import TrainConfig, config_to_dict
 from star.errors import UserError
 from star.files import publish_file
+from star.names import shown
 
 __all__ = ["TRACKERS", "TensorBoard", "Tracker", "WandB"]
 
@@ -62,13 +63,13 @@ class WandB:
         file = run / "wandb-id.txt"
         if not file.exists():
             with publish_file(file) as temporary:
-                temporary.write_text(uuid.uuid4().hex[:8] + "\n")
+                temporary.write_text(uuid.uuid4().hex[:8] + "\n", encoding="utf-8")
         try:
             self._run = self._module.init(
                 project="star",
-                id=file.read_text().strip(),
+                id=file.read_text(encoding="utf-8").strip(),
                 resume="allow",
-                name=run.name,
+                name=shown(run.name),
                 dir=str(run),
                 config=config_to_dict(config),
             )

@@ -18,6 +18,7 @@ from rich.text import Text
 from cli.curves import braille_curve
 from cli.screen import console, print_line
 from star.config import TrainConfig
+from star.names import shown
 from star.tokenizer_config import TokenizerConfig
 
 __all__ = ["TrainingView", "clock", "collapse_warning", "overview", "row_line", "seconds_left"]
@@ -52,6 +53,7 @@ HIDDEN = ("peak_memory_bytes", "collapsed", "knn_acc_step_", "grad_cos_")
 
 def overview(title: str, rows: Sequence[dict], max_steps: int, note: str) -> RenderableType:
     """The whole view: ``title``, how far and ``note``, newest rows, curves, the warning if due."""
+    title = shown(title)
     step = rows[-1]["step"] if rows else 0
     note = note if step < max_steps else "finished"
     share = f"{100 * step // max_steps} %"

@@ -363,6 +363,7 @@ def _summarise(plan: Plan, models: list[Measured], out: Path, figures: list[Path
         measurement="comparison", plan=dataclasses.asdict(plan), verdict=said, notes=notes
     )
     write_result(Result(table, info), out / "results" / "comparison.csv")
+    text = table.to_string(index=False) + "\n\n" + "\n".join([*said, *notes]) + "\n"
     with publish_file(out / "summary.txt") as temporary:
-        temporary.write_text(table.to_string(index=False) + "\n\n" + "\n".join([*said, *notes]) + "\n")
+        temporary.write_text(text, encoding="utf-8")
     return Summary(table, said, notes, out, figures)

@@ -12,6 +12,7 @@ import pandas as pd
 from probes.attention import AttentionMaps
 from probes.results import Result
 from star.files import publish_file, write_json
+from star.names import shown, shown_values
 
 __all__ = ["maps_result", "write_map_arrays"]
 
@@ -52,11 +53,11 @@ def write_map_arrays(found: Mapping[str, AttentionMaps], path: Path, info: dict)
     (M, L, T). All models have the same layers and tokens.
     """
     path = path.with_suffix(".npz")
-    write_json(path.with_suffix(".json"), info)
+    write_json(path.with_suffix(".json"), shown_values(info))
     with publish_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            models=np.array(list(found)),
+            models=np.array([shown(name) for name in found]),
             layers=np.array(next(iter(found.values())).layers),
             maps=np.stack([maps.maps for maps in found.values()]),
             class_weights=np.stack([maps.class_weights for maps in found.values()]),

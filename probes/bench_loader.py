@@ -134,7 +134,7 @@ def _write_files(folder: Path, count: int, views: int, grid: int) -> None:
 def _private_bytes() -> int:
     """Memory of this process that is no mapped file; 0 where the system does not tell."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

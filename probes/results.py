@@ -15,6 +15,7 @@ import pandas as pd
 
 from star.errors import UserError
 from star.files import publish_file, write_json
+from star.names import shown, shown_values
 from star.versions import PACKAGE, installed_version
 
 __all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
@@ -39,7 +40,7 @@ def provenance(**facts: object) -> dict:
     versions = {package: installed_version(package) for package in packages}
     return {
         **facts,
-        "command": " ".join([program.replace("main.py", "star"), *sys.argv[1:]]),
+        "command": shown(" ".join([program.replace("main.py", "star"), *sys.argv[1:]])),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},
@@ -47,11 +48,14 @@ def provenance(**facts: object) -> dict:
 
 
 def write_result(result: Result, path: Path | str) -> list[Path]:
-    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns their paths."""
+    """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns their paths.
+
+    Names in ``info`` are written as ``star.names.shown``; those in the table have to be given so.
+    """
     path = Path(path).with_suffix(".csv")
-    write_json(path.with_suffix(".json"), result.info)
+    write_json(path.with_suffix(".json"), shown_values(result.info))
     with publish_file(path) as temporary:
-        result.table.to_csv(temporary, index=False, float_format="%.6g")
+        result.table.to_csv(temporary, index=False, float_format="%.6g", encoding="utf-8")
     return [path, path.with_suffix(".json")]
 
 
@@ -59,8 +63,8 @@ def read_result(path: Path | str) -> Result:
     """Read what ``write_result`` wrote; ``UserError`` if either file is missing or unreadable."""
     path = Path(path).with_suffix(".csv")
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        info = json.loads(path.with_suffix(".json").read_text())
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8")
+        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the result {path} and its .json: {error}") from error
     return Result(table, info)

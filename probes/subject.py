@@ -1,6 +1,5 @@
 """The images that pictures of a model are about: their tokens, their class, what they look like."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from star.classes import class_words, null_label
 from star.codes import CodeStore
 from star.errors import UserError
 from star.images import ImageSource, load_image
+from star.names import shown, slug
 from star.sampler import generate
 from star.tokenizer import load_tokenizer, tokenizer_sha256
 from star.views import center_crop
@@ -29,7 +29,10 @@ _SLUG = 80  # letters of a file name's part; the end of a long path tells images
 
 @dataclass(frozen=True)
 class Subject:
-    """``tokens`` (T,), ``label`` (the null class if unknown), ``image`` (H, W, 3) uint8."""
+    """``tokens`` (T,), ``label`` (the null class if unknown), ``image`` (H, W, 3) uint8.
+
+    ``name`` and ``description`` are texts (``star.names.shown``).
+    """
 
     name: str
     tokens: Tensor
@@ -40,8 +43,7 @@ class Subject:
     @property
     def slug(self) -> str:
         """The name as part of a file name."""
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
-        return slug[-_SLUG:].strip("-") or "image"
+        return slug(self.name, keep="", most=None)[-_SLUG:].strip("-")
 
 
 def require_tokenizer(loaded: Loaded, path: Path | None) -> VQModel:
@@ -193,6 +195,7 @@ def _subject(
     loaded: Loaded, name: str, tokens: Tensor, label: int, image: np.ndarray, said: str
 ) -> Subject:
     words = class_words(label, loaded.model.config.num_classes, loaded.class_names)
+    name = shown(name)
     brief = name if len(name) <= _BRIEF else "…" + name[1 - _BRIEF :]
     description = f"{brief}: {said}; the model is shown the {words}"
     return Subject(name, tokens, label, image, description)

@@ -17,6 +17,7 @@ from star.errors import UserError, require_choice
 from star.files import publish_file
 from star.llamagen import read_llamagen
 from star.model_file import read_model_file
+from star.names import shown
 from star.safe_load import load_safetensors, load_torch_file
 from star.state_keys import TOKENIZER, TRANSFORMER, find_states
 from star.transformer import Transformer, build_model
@@ -186,7 +187,7 @@ def _open_own(path: Path, weights: str, device: torch.device | str) -> Loaded:
         config = config_from_dict(content["config"])
     except UserError as error:
         raise UserError(f"{path} holds settings that this release does not know: {error}") from error
-    names = tuple(map(str, content["class_names"]))
+    names = tuple(shown(str(name)) for name in content["class_names"])
     if len(names) != config.model.num_classes:
         raise UserError(
             f"{path} is broken: it names {len(names)} classes, its model has {config.model.num_classes}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from star.errors import UserError
 from star.files import publish_file, sha256_file, write_json
+from star.names import shown
 
 __all__ = [
     "FORMAT",
@@ -71,7 +72,7 @@ class CodeStore:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(self.manifest["class_names"])
+        return tuple(shown(name) for name in self.manifest["class_names"])
 
     @property
     def num_classes(self) -> int:
@@ -194,7 +195,7 @@ def open_splits(path: str | Path) -> dict[str, CodeStore]:
 
 def _read_manifest(path: Path) -> dict:
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}): {_REDO}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -259,7 +260,7 @@ class StoreWriter:
 
     def _resume(self) -> bool:
         try:
-            progress = json.loads((self.folder / "progress.json").read_text())
+            progress = json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))
             self.codes = np.load(self.folder / "codes.npy", mmap_mode="r+")
             self.labels = np.load(self.folder / "labels.npy", mmap_mode="r+")
             shape = tuple(progress["shape"])

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from star.errors import UserError
+from star.names import shown
 
 __all__ = [
+    "plain_path",
     "publish_file",
     "publish_folder",
     "remove_folder",
@@ -19,6 +21,9 @@ __all__ = [
     "sha256_file",
     "write_json",
 ]
+
+
+_STEM = 50  # letters of a file's name that its temporary file has too
 
 
 @contextlib.contextmanager
@@ -29,8 +34,10 @@ def publish_file(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept: savers such as matplotlib choose the format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    # The suffix is kept: savers such as matplotlib choose the format by it. The rest may be too long to
+    # be made longer, or what some of them cannot write.
+    prefix, suffix = f".{shown(path.stem[:_STEM])}.", shown(path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -43,6 +50,27 @@ def publish_file(path: Path | str) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def plain_path(path: Path) -> Iterator[Path]:
+    """A path of the existing file ``path`` for libraries that take no name but in UTF-8.
+
+    It is ``path`` itself, or else goes by a link that lasts as long as the block: to the folder where
+    that will do, since writers may put another file in the place of this one.
+    """
+    if shown(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        if shown(path.name) == path.name:
+            link.symlink_to(path.parent.absolute())
+            yield link / path.name
+        else:
+            link = link.with_suffix(shown(path.suffix))
+            link.symlink_to(path.absolute())
+            yield link
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
@@ -79,7 +107,7 @@ def write_json(path: Path | str, value: object) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinity are refused."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with publish_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256_file(path: Path | str) -> str:

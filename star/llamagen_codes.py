@@ -18,6 +18,7 @@ import numpy as np
 from star.codes import CodeStore, StoreWriter, open_codes
 from star.errors import UserError
 from star.files import remove_folder
+from star.names import shown
 from star.views import Flip, ten_crop_names
 from star.work_folder import kept_if_useful, prepare_work, publish_work, reuse_stores
 
@@ -280,7 +281,7 @@ def export_codes(
     folders = [(f"{n}/{dataset}{size}_codes", f"{n}/{dataset}{size}_labels") for n in names]
     for folder in [name for pair in folders for name in pair]:
         (partial / folder).mkdir(parents=True)
-    (partial / "export.txt").write_text(f"codes of {store.path}\n")
+    (partial / "export.txt").write_text(f"codes of {shown(str(store.path))}\n", encoding="utf-8")
     each = store.views // len(names)
     try:
         for image in range(len(store)):

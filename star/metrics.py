@@ -33,6 +33,7 @@ def read_metrics(run: Path) -> tuple[list[dict], int]:
         raise UserError(
             f"cannot read the metrics of {run}: {what}; give the --run folder of star train"
         )
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     rows = [row for row in map(parse_row, lines) if row is not None]
     return rows, len(lines) - len(rows)

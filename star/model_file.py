@@ -15,7 +15,8 @@ from torch import Tensor
 
 from star.config import ModelConfig, config_from_dict, config_to_dict
 from star.errors import UserError
-from star.files import publish_file
+from star.files import plain_path, publish_file
+from star.names import shown
 
 __all__ = ["ModelFacts", "read_model_file", "write_model_file"]
 
@@ -50,12 +51,12 @@ def write_model_file(path: Path, weights: dict[str, Tensor], facts: ModelFacts) 
     texts = {"format": FORMAT, "config": json.dumps(config_to_dict(facts.config))}
     for name in ("origin", "weights", "objective"):
         if getattr(facts, name) is not None:
-            texts[name] = getattr(facts, name)
+            texts[name] = shown(getattr(facts, name))
     for name in ("class_names", "tokenizer"):
         if getattr(facts, name) is not None:
             texts[name] = json.dumps(getattr(facts, name))
-    with publish_file(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata=texts)
+    with publish_file(path) as temporary, plain_path(temporary) as plain:
+        safetensors.torch.save_file(weights, plain, metadata=texts)
 
 
 def read_model_file(metadata: Mapping[str, str], path: Path) -> ModelFacts | None:

@@ -20,6 +20,7 @@ import numpy as np
 from star.class_names import ClassNames
 from star.decoding import MAX_MEGAPIXELS, BadImageError, read_image
 from star.errors import UserError, listed
+from star.files import plain_path
 from star.label_columns import choose_columns, label_values
 from star.left_out import LeftOut
 from star.shards import (
@@ -224,7 +225,8 @@ def _open_parquet(path: Path):
             f'reading {path} needs pyarrow: pip install "star-autoregressive[parquet]"'
         ) from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        with plain_path(path) as plain:
+            return pyarrow.parquet.ParquetFile(plain)
     except OSError as error:
         if error.errno is not None:
             raise

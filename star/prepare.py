@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 SHIPPED_SIZE = 32  # pixels; a larger source would give more tokens than a small model can learn
+_NAME = 50  # letters of a source's name in the name of its stores
 DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their source
 
 Progress = Callable[[str, int, int], None]
@@ -149,7 +150,7 @@ def tokenize_source(
         parts = [tokenizer_sha256(model), str(options.get("views")), str(options.get("size"))]
         parts += [split.fingerprint() for split in source.splits.values()]
         key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-        out = cache_folder() / "codes" / f"{source.name}-{key}"
+        out = cache_folder() / "codes" / f"{source.name[:_NAME]}-{key}"
         if not out.exists():
             require_cache()
 

@@ -129,7 +129,7 @@ class RunFolder:
 
     def append(self, row: dict) -> None:
         """Add one row to ``metrics.jsonl``."""
-        with open(self.path / METRICS, "a") as file:
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def cut_metrics(self, step: int) -> None:
@@ -140,7 +140,7 @@ class RunFolder:
         rows, _ = read_metrics(self.path)
         kept = [row for row in rows if row["step"] <= step]
         with publish_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
 def _same_file(source: Path, target: Path) -> None:

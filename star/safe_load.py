@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from star.errors import UserError
+from star.files import plain_path
 from star.safe_globals import ALLOWED, NotPlainError
 
 __all__ = ["load_safetensors", "load_torch_file"]
@@ -53,7 +54,7 @@ def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str
     """Tensors and metadata of a ``.safetensors`` file; ``UserError`` if it is missing or none."""
     path = _file(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with plain_path(path) as plain, safetensors.safe_open(plain, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return weights, file.metadata() or {}
     except Exception as error:  # of several types, by the library's release

@@ -13,7 +13,7 @@ def read_settings(path: Path | str) -> dict:
     """Content of a ``.toml`` or ``.json`` file; ``UserError`` if it is missing or does not parse."""
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise UserError(f"cannot read settings from {path}: {error.strerror}") from error

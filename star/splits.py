@@ -15,6 +15,7 @@ import numpy as np
 
 from star.decoding import MAX_MEGAPIXELS, BadImageError
 from star.errors import UserError
+from star.names import shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +38,8 @@ _SPLIT_SALT = "split seed 0"
 class Split:
     """Images of one split in a fixed order.
 
-    ``labels`` is int64 (N,). ``names`` are relative paths such as "train/cat/1.jpg", or "digits/17".
+    ``labels`` is int64 (N,). ``names`` are relative paths such as "train/cat/1.jpg", or "digits/17", as
+    ``read`` finds them; messages and files say ``name(index)``.
     ``read`` turns a name (and the most megapixels) into an RGB image, ``content`` a name into a short
     text that changes when the image's data does (a file's size).
     """
@@ -51,8 +53,8 @@ class Split:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """Name of image ``index``, as used in messages and manifests."""
-        return self.names[index]
+        """Name of image ``index``, as used in messages and manifests (``star.names.shown``)."""
+        return shown(self.names[index])
 
     def load(self, index: int, max_megapixels: float = MAX_MEGAPIXELS) -> "Image.Image":
         """Image ``index`` as a PIL image in RGB.
@@ -81,6 +83,8 @@ class ImageSource:
     ``native_size`` is a side in pixels. ``default_views`` names a view set of ``star.views``.
     ``notes`` are sentences on how the splits came about, ``left_out`` counts by reason what of the
     source is not used: both for manifests. ``label_column`` is the one that was asked for.
+    Bytes in names that are no UTF-8 are escaped (``star.names.shown``); ``UserError`` if that makes two
+    classes one.
     """
 
     name: str
@@ -91,6 +95,17 @@ class ImageSource:
     notes: list[str]
     left_out: dict[str, int] = field(default_factory=dict)
     label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        text = {name: shown(name) for name in self.class_names}
+        if len(set(text.values())) < len(text):
+            twice = next(name for name in text if list(text.values()).count(text[name]) > 1)
+            raise UserError(
+                f"{shown(self.name)} has two classes that are both written {text[twice]}; rename one"
+            )
+        object.__setattr__(self, "class_names", tuple(text[name] for name in self.class_names))
+        object.__setattr__(self, "name", shown(self.name))
+        object.__setattr__(self, "notes", [shown(note) for note in self.notes])
 
     def split(self, name: str) -> Split:
         """The split called ``name``; raises ``UserError`` naming those there are."""

@@ -151,7 +151,7 @@ def _number(text: str | None) -> float:
 
 def _read(path: str) -> str | None:
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, ValueError):
         return None

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from star.errors import UserError
-from star.files import publish_file, require_writable
+from star.files import plain_path, publish_file, require_writable
+from star.names import shown
 from star.safe_load import load_safetensors, load_torch_file
 from star.state_keys import TOKENIZER, TRANSFORMER, choose_state, find_states
 from star.vq import VQModel
@@ -45,7 +46,12 @@ USAGE = "quantize.codebook_used"
 
 def cache_folder() -> Path:
     """Folder for what the program makes itself: ``$STAR_CACHE``, else ``~/.cache/star``."""
-    return Path(os.environ.get("STAR_CACHE") or Path.home() / ".cache" / "star")
+    if os.environ.get("STAR_CACHE"):
+        return Path(os.environ["STAR_CACHE"])
+    try:
+        return Path.home() / ".cache" / "star"
+    except RuntimeError:  # a container's user without an entry
+        raise UserError("there is no home folder; set STAR_CACHE to a folder of yours") from None
 
 
 def require_cache() -> None:
@@ -88,7 +94,7 @@ def load_tokenizer(path: Path | str | None = None, device: torch.device | str = 
         weights, config, card, name = _weights_of(load_torch_file(path), path), None, {}, None
     model = _build(weights, config or _infer_config(weights, path), path)
     model.card = card
-    model.name = name or path.stem
+    model.name = shown(name or path.stem)
     # A quarter faster on a CPU, a half under bf16, as long as nothing is trained (see star.vq).
     return model.to(device, memory_format=torch.channels_last)
 
@@ -105,11 +111,11 @@ def save_tokenizer(model: VQModel, path: Path | str, card: dict) -> None:
         "format": FORMAT,
         "config": json.dumps(dataclasses.asdict(model.config)),
         "card": json.dumps(card, allow_nan=False),
-        "name": str(card.get("name") or model.name),
+        "name": shown(str(card.get("name") or model.name)),
     }
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with publish_file(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata=metadata)
+    with publish_file(path) as temporary, plain_path(temporary) as plain:
+        safetensors.torch.save_file(weights, plain, metadata=metadata)
 
 
 def tokenizer_sha256(model: VQModel) -> str:

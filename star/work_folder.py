@@ -58,7 +58,7 @@ def prepare_work(partial: Path, plan: dict, say: Callable[[str], None]) -> None:
     try:
         if partial.is_dir():
             try:
-                known = json.loads((partial / _WORK).read_text())
+                known = json.loads((partial / _WORK).read_text(encoding="utf-8"))
             except (FileNotFoundError, ValueError):
                 known = None
                 # A kill at the very start leaves nothing, or the temporary file of work.json.

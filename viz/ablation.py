@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viz.checks import check_columns, require
+from viz.names import legend_label, legible
 from viz.style import MUTED, OKABE_ITO, model_styles, new_figure, shorten, styled
 
 __all__ = ["cut_changes", "cut_layers", "reach_curves"]
@@ -54,7 +55,8 @@ def reach_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
     for axes, kind, heading in zip(panels, kinds, headings, strict=False):
         for name, rows in parts.items():
             rows = rows[rows["cut"].eq(kind)].sort_values("reach")
-            _line(axes, rows["reach"].to_numpy(float), rows, 1.0, {**styles[name], "label": name})
+            style = {**styles[name], "label": legend_label(name)}
+            _line(axes, rows["reach"].to_numpy(float), rows, 1.0, style)
         axes.axhline(0, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         axes.set_title(heading, loc="left", fontsize=10)
         axes.set_xlabel("d: cells from the cell being predicted")
@@ -93,7 +95,7 @@ def cut_changes(tables: Mapping[str, pd.DataFrame]) -> Figure:
             style = {key: value for key, value in styles[name].items() if key != "linestyle"}
             axes.errorbar(
                 factor * part["difference"], y, xerr=np.nan_to_num(reach), linestyle="none", capsize=3,
-                elinewidth=1.2, label=name, **style,
+                elinewidth=1.2, label=legend_label(name), **style,
             )  # fmt: skip
         axes.axvline(0, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         axes.set_title(heading, loc="left", fontsize=10)
@@ -105,7 +107,7 @@ def cut_changes(tables: Mapping[str, pd.DataFrame]) -> Figure:
     if len(rows) > 1:
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(rows))
-    which = f" ({next(iter(rows))})" if len(rows) == 1 else ""
+    which = f" ({legible(next(iter(rows)))})" if len(rows) == 1 else ""
     figure.suptitle(f"What changes without attention to …{which}{_at(first)}")
     return figure
 
@@ -127,7 +129,7 @@ def cut_layers(tables: Mapping[str, pd.DataFrame]) -> Figure:
             style = {"color": colour, "marker": "os^Dv"[place % 5], "label": label, "linestyle": dashes}
             _line(axes, part["layer"].to_numpy(float), part, 1.0, style)
         axes.axhline(0, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_title(legible(name), loc="left", fontsize=10)
         axes.set_xlabel("layer that is cut")
         axes.grid(axis="y")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from probes.results import UserError, publish_file
 from viz.attention import check_models, draw_heading
 from viz.checks import check_image, require
+from viz.names import labels, legible
 from viz.panel import (
     PANEL_ASPECT,
     check_maps,
@@ -27,7 +28,7 @@ from viz.panel import (
     legend_handles,
     place_axes,
 )
-from viz.style import CURRENT, HEAT_MAP, INK, TOP, UNSEEN, model_styles, new_figure, shorten, styled
+from viz.style import CURRENT, HEAT_MAP, INK, TOP, UNSEEN, model_styles, new_figure, styled
 
 __all__ = ["SECONDS", "AttentionFrames", "check_animation", "frame_delay", "save_gif"]
 
@@ -120,6 +121,7 @@ class AttentionFrames:
     def _lay_out(self, images, title: str, note: str | None) -> tuple[Figure, dict]:
         """The still figure, and its axes by model and place of the layer."""
         styles, names = model_styles(self._found), list(self._found)
+        said = dict(zip(names, labels(map(legible, names), "model", first=1, most=26), strict=True))
         columns = min(len(self._layers), _COLUMNS)
         rows = -(-len(self._layers) // _COLUMNS) * len(names)
         wide, high = round(self._side * PANEL_ASPECT) + _GAP, self._side + _NUMBER
@@ -146,9 +148,9 @@ class AttentionFrames:
                     )  # fmt: skip
                 if column == 0 and len(names) > 1:
                     axes.text(
-                        -0.05 * self._grid, self._grid / 2, shorten(name, 26), rotation=90, ha="right",
+                        -0.05 * self._grid, self._grid / 2, said[name], rotation=90, ha="right",
                         va="center", color=styles[name]["color"], weight="bold",
-                        size=11 if len(name) <= 18 else 8,
+                        size=11 if len(said[name]) <= 18 else 8,
                     )  # fmt: skip
         self._draw_foot(figure)
         return figure, panels

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from viz.checks import check_image, require
+from viz.names import in_heading, legible
 from viz.panel import (
     PANEL_ASPECT,
     check_maps,
@@ -155,7 +156,7 @@ def attention_compare(
         for name, maps in maps_by_model.items()
     }
     rows = [
-        _Row(name, row.image, row.maps, row.class_weights, styles[name]["color"], group)
+        _Row(legible(name), row.image, row.maps, row.class_weights, styles[name]["color"], group)
         for place, group in enumerate(names)
         for name, row in ((name, of_model[place]) for name, of_model in by_model.items())
     ]
@@ -193,8 +194,9 @@ def check_legible(steps: Sequence[int], rows: int = 1) -> None:
 def draw_heading(figure: Figure, title: str, note: str | None) -> None:
     """Title, and a small line below it, at the figure's top left, cut to its width."""
     width, height = figure.get_size_inches()
+    title, note = in_heading(title), in_heading(note or "")
     upper = figure.text(0.15 / width, 1 - 0.2 / height, title, va="center", weight="bold", size=12)
-    lower = figure.text(0.15 / width, 1 - 0.43 / height, note or "", va="center", size=9, color=MUTED)
+    lower = figure.text(0.15 / width, 1 - 0.43 / height, note, va="center", size=9, color=MUTED)
     for text in (upper, lower):
         while text.get_window_extent().x1 > figure.bbox.x1 - 0.1 * figure.dpi:
             text.set_text(shorten(text.get_text(), len(text.get_text()) - 2))

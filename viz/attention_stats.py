@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from viz.checks import check_columns, require
 from viz.measures import LAYER_MAP
+from viz.names import in_heading, legend_label, legible
 from viz.probe_maps import draw_cells
 from viz.style import (
     MODEL_COLOURS,
@@ -87,7 +88,8 @@ def attention_curves(tables: Mapping[str, pd.DataFrame], *, total_steps: int) ->
     lines = [Line2D([], [], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="even attention")]
     if several:
         styles = model_styles(tables)
-        lines = [Line2D([], [], **style, label=name) for name, style in styles.items()] + lines
+        named = {legend_label(name): style for name, style in styles.items()}
+        lines = [Line2D([], [], **style, label=label) for label, style in named.items()] + lines
     else:
         shown = thinned(layers, 6)
         lines = [
@@ -99,8 +101,8 @@ def attention_curves(tables: Mapping[str, pd.DataFrame], *, total_steps: int) ->
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
     for axes in list(panels.values())[-_ACROSS:]:
         axes.set_xlabel(f"step t of {total_steps}")
-    which = "mean over layers and heads" if several else f"{next(iter(tables))}, mean over heads"
-    figure.suptitle(f"Where attention goes, step by step ({which})")
+    whose = "mean over layers and" if several else f"{legible(next(iter(tables)))}, mean over"
+    figure.suptitle(f"Where attention goes, step by step ({whose} heads)")
     return figure
 
 
@@ -145,8 +147,9 @@ def attention_difference(table: pd.DataFrame, names: Sequence[str]) -> Figure:
         axes.scatter(x + 0.38, y - 0.32, s=4, c=inks or None, linewidths=0)
     figure.supxlabel("step     •  differs: paired z test, Holm-corrected, p < 0.05", fontsize=10)
     figure.supylabel("layer", fontsize=10)
-    figure.suptitle(f"Attention: {names[1]} minus {names[0]}")
-    _draw_key(figure, panels, colours, (f"{names[0]} more", "equal", f"{names[1]} more"))
+    first, second = map(legible, names)
+    figure.suptitle(f"Attention: {second} minus {first}")
+    _draw_key(figure, panels, colours, (f"{first} more", "equal", f"{second} more"))
     return figure
 
 
@@ -194,7 +197,7 @@ def _maps(table: pd.DataFrame, across: str, title: str) -> Figure:
         _draw_map(axes, value - even, value.to_numpy(), _WORDS[measure][1], colours)
     figure.supxlabel(across, fontsize=10)
     figure.supylabel("layer", fontsize=10)
-    figure.suptitle(title)
+    figure.suptitle(in_heading(title))
     _draw_key(figure, panels, colours, ("less", "as even attention", "more"))
     return figure
 

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.transforms import Bbox
 
 from viz.checks import check_image, require
+from viz.names import in_heading, labels, legible
 from viz.panel import (
     PANEL_ASPECT,
     check_maps,
@@ -28,7 +29,7 @@ from viz.panel import (
     place_axes,
     unseen_outline,
 )
-from viz.style import CURRENT, INK, MUTED, UNSEEN, new_figure, shorten, styled
+from viz.style import CURRENT, INK, MUTED, UNSEEN, new_figure, styled
 
 __all__ = ["MOST_IMAGES", "SIGNED_MAP", "attribution_panels", "signed_scale"]
 
@@ -77,6 +78,7 @@ def attribution_panels(
         f"{shape[0]} images were given; one picture shows 1 to {MOST_IMAGES}",
     )
     require(len(names) == shape[0], f"{len(names)} names were given for {shape[0]} images")
+    names = labels(names, "image", first=1, most=22)
     values = _check_contributions(contributions, shape, step)
     scores = _check_shape("scores", scores, (shape[0], 2))
     gaps = _check_shape("gaps", gaps, shape[:2])
@@ -88,16 +90,16 @@ def attribution_panels(
     heat = heat_scale([maps], None)
     scales = [signed_scale(values[:, place, 1:]) for place in range(len(methods))]
     figure, panels = _layout(shape[0], len(methods) + 2)
-    heading = title or f"What step {step} owes to what it has seen"
+    heading = in_heading(title or f"What step {step} owes to what it has seen")
     height = figure.get_figheight()
     figure.text(0.15 / _WIDTH, 1 - 0.25 / height, heading, va="center", weight="bold", size=12)
-    for axes, said in zip(panels[0], ["image", *methods, "attention"], strict=True):
+    for axes, said in zip(panels[0], ["image", *map(legible, methods), "attention"], strict=True):
         axes.text(grid / 2, -0.08 * grid, said, ha="center", va="bottom", weight="bold")
     for row, (image, (own, *middle, last)) in enumerate(zip(images, panels, strict=True)):
         _draw_image(own, image, step, grid)
         _note(own, grid, f"score {scores[row, 0]:+.3g} {unit}", f"baseline {scores[row, 1]:+.3g}")
         own.text(
-            -0.06 * grid, grid / 2, shorten(names[row], 22), ha="right", va="center", rotation=90,
+            -0.06 * grid, grid / 2, names[row], ha="right", va="center", rotation=90,
             weight="bold", size=9,
         )  # fmt: skip
         for place, axes in enumerate(middle):

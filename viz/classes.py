@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viz.checks import check_columns, require
+from viz.names import in_heading, labels, legend_label, legible
 from viz.style import MUTED, model_styles, new_figure, shorten, styled
 
 __all__ = ["class_accuracy"]
@@ -46,7 +47,8 @@ def class_accuracy(
             f"{name} was tested on other classes than {next(iter(found))}; expected the same",
         )
     order = first.sort_values("accuracy", ascending=False, kind="stable").index
-    names = {label: shorten(str(class_names[label]), _NAME) for label in order}
+    every = labels(class_names, most=_NAME)
+    names = {label: every[label] for label in order}
     figure = _bars(found, order, names) if len(order) <= _BARS else _distribution(found, names)
     axes = figure.axes[0]
     if chance is not None:
@@ -56,7 +58,7 @@ def class_accuracy(
              label=f"chance {100 * chance:.3g} %")  # fmt: skip
     if len(found) > 1 or chance is not None:
         figure.legend(loc="outside lower center", ncols=len(found) + 1)
-    axes.set_title(title or "Probe accuracy by class", loc="left", pad=10)
+    axes.set_title(in_heading(title or "Probe accuracy by class"), loc="left", pad=10)
     return figure
 
 
@@ -89,7 +91,8 @@ def _bars(found: Mapping[str, pd.DataFrame], order: Sequence[int], names: Mappin
         reach = np.clip([rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]], 0, None)
         axes.barh(
             y, rows["accuracy"], height * 0.92, xerr=np.nan_to_num(reach), color=styles[name]["color"],
-            alpha=0.75, label=name, error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            alpha=0.75, label=legend_label(name),
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
         )  # fmt: skip
     axes.set_yticks(range(classes), [names[label] for label in order])
     axes.set_ylim(classes - 0.4, -0.6)
@@ -110,11 +113,12 @@ def _distribution(found: Mapping[str, pd.DataFrame], names: Mapping[int, str]) -
         if len(found) == 1:  # two bands of single classes would hide each other
             axes.fill_between(place, rows["low"], rows["high"], color=colour, alpha=0.16, linewidth=0)
         axes.plot(
-            place, rows["accuracy"], color=colour, linestyle=styles[name]["linestyle"], label=name
-        )
+            place, rows["accuracy"], color=colour, linestyle=styles[name]["linestyle"],
+            label=legend_label(name),
+        )  # fmt: skip
         for what, ends in (("best", rows.iloc[:_ENDS]), ("worst", rows.iloc[: -_ENDS - 1 : -1])):
             listed = [f"{names[label]} ({value:.0f} %)" for label, value in ends["accuracy"].items()]
-            words.append((f"{name}, {what}: {', '.join(listed)}", colour))
+            words.append((f"{legible(name)}, {what}: {', '.join(listed)}", colour))
     _draw_words(axes, words)
     axes.set_xlim(0, len(names) + 1)
     axes.set_ylim(0, 100)

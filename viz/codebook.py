@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from viz.checks import check_columns, check_images, require
+from viz.names import in_heading
 from viz.style import MUTED, OKABE_ITO, new_figure, styled
 
 __all__ = ["codebook_pictures", "codebook_usage"]
@@ -49,7 +50,7 @@ def codebook_usage(table: pd.DataFrame, *, perplexity: float, title: str | None 
     near.set_title("How close codes lie", loc="left", fontsize=10)
     near.yaxis.get_major_locator().set_params(integer=True)
     near.grid(axis="y")
-    figure.suptitle(title or "Codebook")
+    figure.suptitle(in_heading(title or "Codebook"))
     return figure
 
 
@@ -75,8 +76,8 @@ def codebook_pictures(
     )
     rows = -(-len(codes) // _ACROSS)
     figure = new_figure(9.6, 0.75 + 1.5 * rows, layout=None)
-    figure.text(0.016, 1 - 0.22 / figure.get_figheight(), title or "Most used codes", weight="bold",
-                size=12, va="center")  # fmt: skip
+    figure.text(0.016, 1 - 0.22 / figure.get_figheight(), in_heading(title or "Most used codes"),
+                weight="bold", size=12, va="center")  # fmt: skip
     side = 0.5
     for place, code in enumerate(codes):
         row, column = divmod(place, _ACROSS)

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from viz.checks import require
+from viz.names import in_heading, labels
 from viz.panel import place_axes
 from viz.probe_maps import draw_cells
-from viz.style import INK, OKABE_ITO, SHARE_MAP, new_figure, shorten, styled
+from viz.style import INK, OKABE_ITO, SHARE_MAP, new_figure, styled
 
 __all__ = ["confused_pairs", "confusion_matrix"]
 
@@ -37,8 +38,8 @@ def confusion_matrix(
     become one cell. A class without an image stays blank. ``UserError`` on other shapes or values.
     """
     counts_CC = _check(counts_CC, class_names)
-    names = [shorten(str(name), _NAME) for name in class_names]
-    title = title or "What the probe takes each class for"
+    names = labels(class_names, most=_NAME)
+    title = in_heading(title or "What the probe takes each class for")
     if len(names) <= _NUMBERED:
         return _numbered(counts_CC, names, title)
     return _coloured(counts_CC, names, title)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from viz.checks import check_columns, check_image, require
+from viz.names import in_heading, labels, legend_label, legible
 from viz.panel import place_axes
 from viz.style import MUTED, SHARE_MAP, UNSEEN, model_styles, new_figure, shorten, styled
 
@@ -83,9 +84,11 @@ def invariance_curves(
         panels[0].set_ylim(*limits)
     for axes in panels[::across]:
         axes.set_ylabel(label)
-    figure.suptitle(title or heading, x=0.01, ha="left")
+    figure.suptitle(in_heading(title or heading), x=0.01, ha="left")
+    known = labels(map(legend_label, styles), "tokenizer", first=1, most=60)
     lines = [
-        Line2D([], [], label=shorten(name, 60), markersize=4, **style) for name, style in styles.items()
+        Line2D([], [], label=label, markersize=4, **style)
+        for label, style in zip(known, styles.values(), strict=True)
     ]
     lines += [
         Line2D([], [], label=beside[name][1], **_beside_style(measure, name, MUTED))
@@ -96,7 +99,7 @@ def invariance_curves(
         lines.append(Line2D([], [], linestyle="", label="* after moving back, where that is exact"))
     figure.legend(
         handles=lines, loc="outside lower left", ncols=1 if across < 3 else 2, handlelength=3,
-        title=shorten(note, 64) if note else None, title_fontsize=9, alignment="left",
+        title=shorten(in_heading(note), 64) if note else None, title_fontsize=9, alignment="left",
     )  # fmt: skip
     return figure
 
@@ -131,9 +134,9 @@ def invariance_maps(
     side, gap, head = 1.55, 0.3, 0.62
     width, height = 0.2 + across * (side + 0.2), head + rows * (side + gap) + 0.72
     figure = new_figure(width, height, layout=None)
-    said = title or "Where token indices change"
+    said = in_heading(title or "Where token indices change")
     figure.text(0.2 / width, 1 - 0.22 / height, said, weight="bold", size=12, va="center")
-    said = shorten(note or "", int(12.5 * width) - 5)
+    said = shorten(in_heading(note or ""), int(12.5 * width) - 5)
     figure.text(0.2 / width, 1 - 0.48 / height, said, size=10, va="center", color=MUTED)
     frames = []
     for at in range(places):
@@ -146,7 +149,7 @@ def invariance_maps(
     for axes, (name, values) in zip(frames[image is not None :], drawn.items(), strict=True):
         axes.patch.set(facecolor=UNSEEN, edgecolor="#9A9A9A", hatch="/////")
         axes.imshow(np.ma.masked_invalid(100 * values), cmap=SHARE_MAP, vmin=0, vmax=100)
-        said = f"{name}: {100 * np.nanmean(values):.0f} %"
+        said = f"{legible(name)}: {100 * np.nanmean(values):.0f} %"
         axes.set_title(said, fontsize=10, pad=3, weight="normal")
     for axes in frames:
         axes.set_xticks([])

@@ -14,6 +14,7 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from viz.checks import check_columns, require
+from viz.names import in_heading
 from viz.style import ACCURACY_MAP, INK, MUTED, OKABE_ITO, new_figure, styled, text_colour, thinned
 
 __all__ = ["measure_curves", "measure_figures", "measure_heatmap"]
@@ -87,7 +88,7 @@ def measure_curves(
     where = f", layer {layers[0]}" if len(layers) == 1 and not by_layer else ""
     sides = _AGAINST.get(rows["against"].iloc[0], "")
     heading += f", k = {votes}" if measure == "knn" and votes is not None else ""
-    axes.set_title(title or f"{heading}{sides}{where}", loc="left", pad=10)
+    axes.set_title(in_heading(title or f"{heading}{sides}{where}"), loc="left", pad=10)
     return figure
 
 
@@ -260,5 +261,5 @@ def _heatmap(grid: pd.DataFrame, down: str, across: str, unit: str, title: str) 
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     axes.tick_params(length=0, rotation=0)
-    axes.set_title(title, loc="left", pad=10, color=INK)
+    axes.set_title(in_heading(title), loc="left", pad=10, color=INK)
     return figure

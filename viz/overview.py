@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from viz.checks import check_image, check_indices, require
+from viz.names import in_heading, legible
 from viz.panel import PANEL_ASPECT, check_maps, draw_panel, heat_scale, legend_handles, place_axes
 from viz.probe import draw_probe_curves
 from viz.style import INK, MUTED, model_styles, new_figure, styled
@@ -69,7 +70,7 @@ def overview(
 
 
 def _head(figure: Figure, left: float, top: float, text: str) -> None:
-    figure.text(left / _WIDTH, 1 - top / _HEIGHT, text, va="center", weight="bold", size=11)
+    figure.text(left / _WIDTH, 1 - top / _HEIGHT, in_heading(text), va="center", weight="bold", size=11)
 
 
 def _draw_attention(figure: Figure, image, maps_by_model, class_weights, steps, grid: int) -> None:
@@ -103,7 +104,7 @@ def _draw_attention(figure: Figure, image, maps_by_model, class_weights, steps, 
                 axes.text(grid / 2, -0.06 * grid, f"step {step}", ha="center", va="bottom", size=8.5)
             if column == 0:
                 axes.text(
-                    -0.07 * grid, grid / 2, name, rotation=90, ha="right", va="center", size=9,
+                    -0.07 * grid, grid / 2, legible(name), rotation=90, ha="right", va="center", size=9,
                     weight="bold", color=styles[name]["color"],
                 )  # fmt: skip
     words = ("current token", "most attended", "not yet seen", "class weight")
@@ -128,7 +129,7 @@ def _draw_tokens(figure: Figure, views, indices, labels, share: float | None) ->
         axes = place_axes(figure, _RIGHT + 0.02 + place * (side + 0.12), top, side, side)
         axes.imshow(check_image("a view", view), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        axes.set_title(label, size=8.5, weight="normal", pad=3)
+        axes.set_title(legible(label), size=8.5, weight="normal", pad=3)
     axes = place_axes(figure, _RIGHT + 0.02 + 2 * side + 0.3, top, side, side)
     draw_indices(axes, grids[1], changed)
     axes.set_title("changed tokens", size=8.5, weight="normal", pad=3)

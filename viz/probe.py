@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viz.checks import check_columns, check_probe_cells, require
+from viz.names import in_heading, legend_label, legible
 from viz.style import MUTED, model_styles, new_figure, styled, thinned
 
 __all__ = ["CONTROL_NAMES", "draw_probe_curves", "probe_curves"]
@@ -55,7 +56,8 @@ def probe_curves(
     figure = new_figure(7.6, 4.3)
     axes = figure.subplots()
     draw_probe_curves(axes, tables, layer, total_steps=total_steps, chance=chance, controls=controls)
-    axes.set_title(title or f"What layer {layer} knows of the class, step by step", loc="left", pad=10)
+    title = title or f"What layer {layer} knows of the class, step by step"
+    axes.set_title(in_heading(title), loc="left", pad=10)
     return figure
 
 
@@ -75,7 +77,7 @@ def draw_probe_curves(
     for place, (name, curve) in enumerate(curves.items()):
         # Models side by side at a step, so that whiskers do not hide each other.
         aside = 0.007 * total_steps * (place - (len(curves) - 1) / 2)
-        _draw_curve(axes, curve, aside, {**styles[name], "label": name})
+        _draw_curve(axes, curve, aside, {**styles[name], "label": legend_label(name)})
     ends = _draw_controls(axes, controls or {}, layer, total_steps)
     steps = sorted(set().union(*(curve["step"] for curve in curves.values())))
     _draw_frame(axes, steps, total_steps, layer)
@@ -88,7 +90,7 @@ def draw_probe_curves(
     if len({style["color"] for style in styles.values()}) == len(styles):
         for name, curve in curves.items():
             words = {"color": styles[name]["color"], "fontweight": "bold"}
-            ends[name] = (100 * float(curve["accuracy"].iloc[-1]), words)
+            ends[legible(name)] = (100 * float(curve["accuracy"].iloc[-1]), words)
     else:  # variants in one colour: the legend shows their dashes and markers
         beside = {} if controls else {"bbox_to_anchor": (1.01, 1)}  # the controls' labels lie there
         axes.legend(loc="upper left", handlelength=3, **beside)

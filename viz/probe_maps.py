@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from viz.checks import check_columns, check_probe_cells, require
+from viz.names import in_heading, legible
 from viz.style import (
     ACCURACY_MAP,
     INK,
@@ -75,7 +76,7 @@ def probe_heatmap_difference(
     marked = None if tested is None else _marked(tested, difference, names)
     return _heatmap(
         difference, diverging_map(negative, positive), Normalize(-bound, bound), "{:+z.1f}",
-        "difference (percentage points)", f"Probe accuracy: {names[0]} minus {names[1]}",
+        "difference (percentage points)", "Probe accuracy: " + " minus ".join(map(legible, names)),
         marked,
     )  # fmt: skip
 
@@ -164,7 +165,7 @@ def _heatmap(
     axes.set_yticks(range(rows), [str(layer) for layer in grid.index])
     axes.set_xlabel("step")
     axes.set_ylabel("layer")
-    axes.set_title(title, loc="left", color=INK, pad=10)
+    axes.set_title(in_heading(title), loc="left", color=INK, pad=10)
     if marked is not None:
         aside, up = (0.4, 0.32) if numbered else (0, 0)  # the number keeps the middle
         inks = [text_colour(colours(norm(value))) for value in values[marked]]

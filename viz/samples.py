@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from viz.checks import check_images, require
+from viz.names import in_heading, legible
+from viz.names import labels as labels_of
 from viz.panel import place_axes
-from viz.style import MODEL_COLOURS, MUTED, new_figure, shorten, styled
+from viz.style import MODEL_COLOURS, MUTED, new_figure, styled
 
 __all__ = ["sample_compare", "sample_grid"]
 
@@ -45,7 +47,8 @@ def sample_grid(
     )
     classes = np.unique(labels)
     rows = [images[labels == label][:columns] for label in classes]
-    names = [shorten(str(class_names[label]), _NAME) for label in classes]
+    every = labels_of(class_names, most=_NAME)
+    names = [every[label] for label in classes]
     columns = max(len(row) for row in rows)
     left = 0.25 + 0.085 * max(map(len, names))
     side = min((_WIDTH - left - 0.15) / columns, 0.85)
@@ -93,7 +96,7 @@ def sample_compare(
             columns,
         )
         colour = MUTED if name == _REAL else MODEL_COLOURS.get(name, "#222222")
-        axes.set_title(name, color=colour, pad=5)
+        axes.set_title(legible(name), color=colour, pad=5)
     if title:
         _draw_title(figure, title)
     return figure
@@ -116,4 +119,5 @@ def _draw_sheet(axes: Axes, rows: Sequence[np.ndarray], columns: int) -> None:
 
 def _draw_title(figure: Figure, title: str) -> None:
     width, height = figure.get_size_inches()
-    figure.text(0.15 / width, 1 - 0.25 / height, title, va="center", weight="bold", size=12)
+    text = in_heading(title)
+    figure.text(0.15 / width, 1 - 0.25 / height, text, va="center", weight="bold", size=12)

@@ -21,6 +21,7 @@ from probes.results import UserError, publish_file
 __all__ = [
     "ACCURACY_MAP",
     "CURRENT",
+    "FONT",
     "FORMATS",
     "HEAT_MAP",
     "INK",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 PNG_DPI = 160
+FONT = "DejaVu Sans"  # ships with matplotlib: the same picture on every machine
 FORMATS = ("png", "pdf", "svg")
 
 OKABE_ITO = {
@@ -85,7 +87,7 @@ HEAT_MAP = LinearSegmentedColormap.from_list(
 )
 
 _RC = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
+    "font.family": FONT,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -125,10 +127,17 @@ def styled(draw: Callable) -> Callable:
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs):
-        with matplotlib.rc_context(_RC):
+        with matplotlib.rc_context(_changed_settings() | _RC):
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def _changed_settings() -> dict:
+    """Matplotlib's own values where a matplotlibrc or the caller has others (LaTeX, other sizes)."""
+    now = matplotlib.rcParams
+    own = ((key, value) for key, value in matplotlib.rcParamsDefault.items() if key != "backend")
+    return {key: value for key, value in own if now[key] != value}
 
 
 def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from viz.checks import check_image, check_indices, require
+from viz.names import in_heading, legible
 from viz.panel import place_axes
 from viz.style import INK, MUTED, OKABE_ITO, new_figure, styled
 
@@ -45,6 +46,7 @@ def token_views(
     changed = _changed(*indices)
     side = _grid_side(len(changed), max(int(values.max()) for values in indices))
     picture = min(2.1, (side - 0.35) / 2)
+    labels = tuple(map(legible, labels))
     short = [
         label if len(label) <= _LABEL else ("first view", "second view")[place]
         for place, label in enumerate(labels)
@@ -57,8 +59,9 @@ def token_views(
         or f"{changed.sum()} of {changed.size} token indices change: {short[0]} against {short[1]}"
     )
     figure.text(
-        left / width, 1 - 0.24 / figure.get_figheight(), title, va="center", weight="bold", size=12
-    )
+        left / width, 1 - 0.24 / figure.get_figheight(), in_heading(title), va="center", weight="bold",
+        size=12,
+    )  # fmt: skip
     for place, (image, values, label) in enumerate(zip(images, indices, short, strict=True)):
         axes = place_axes(figure, left, head + place * (side - picture), picture, picture)
         _draw_view(axes, image, len(changed))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from viz.checks import check_columns, require
+from viz.names import in_heading, legend_label
 from viz.style import MUTED, model_styles, new_figure, styled
 
 __all__ = ["PANELS", "training_curves"]
@@ -75,7 +76,7 @@ def training_curves(metrics: Mapping[str, pd.DataFrame], *, title: str | None = 
         axes.set_xlabel("training step")
         axes.tick_params(labelbottom=True)
     handles, names = _legend(grid.flat[: len(columns)])
-    figure.suptitle(title or "Training", x=0.01, ha="left")
+    figure.suptitle(in_heading(title or "Training"), x=0.01, ha="left")
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5))
     return figure
 
@@ -88,7 +89,7 @@ def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styl
     for name, table in metrics.items():
         if not _has(table, key):
             continue
-        style = {**styles[name], "marker": None, "label": name, "linewidth": 1.7}
+        style = {**styles[name], "marker": None, "label": legend_label(name), "linewidth": 1.7}
         rows = table[["step", key]].apply(pd.to_numeric, errors="coerce").dropna().sort_values("step")
         x, y = rows["step"].to_numpy(), rows[key]
         if len(rows) == 1:  # a line of one point would be invisible
