@@ -39,7 +39,7 @@ NO_LIMIT = 1 << 60  # cgroup v1 writes a number of this order where there is non
 def read_file(path: str) -> str | None:
     """Text of a file, None where it cannot be read."""
     try:
-        return Path(path).read_text(errors="replace")
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
 
