@@ -143,6 +143,7 @@ def test_a_test_that_raises_says_why_and_the_others_run(tmp_path, monkeypatch):
     assert found["checkpoint"].status == FAIL and "No space left on device" in found["checkpoint"].value
     assert "STAR_CACHE" in found["checkpoint"].advice
     assert found["random numbers"].value == "ZeroDivisionError: division by zero"
+    assert "could not be made" in found["random numbers"].advice
     assert found["logits"].status == OK and not list(tmp_path.iterdir())
 
 
@@ -261,6 +262,9 @@ def test_bad_options_are_refused_before_anything_is_examined(star, monkeypatch):
     assert refused(star("doctor", "--device", "gpu"), "device is 'gpu'; expected auto, cpu, cuda")
     assert refused(star("doctor", "--device", "cuda:9", "--json"), "'cuda:9'; this machine has")
     assert refused(star("doctor", "--device", "cpu", "--all"), "leave one of them out")
+    monkeypatch.setattr(os, "getcwd", lambda: os.stat("gone"))
+    assert refused(star("doctor"), "the working folder cannot be read (No such file or directory)")
+    monkeypatch.undo()
     monkeypatch.setenv("RANK", "0")
     assert refused(star("doctor"), "start it without torchrun")
 

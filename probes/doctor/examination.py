@@ -20,8 +20,15 @@ def examine(device: str = "auto", *, every: bool = False) -> Iterator[Line]:
     """All lines, one after the other as they are found.
 
     The self-test runs on ``device`` (``star.device.parse_device``), or on the CPU and ``every`` CUDA
-    device. Raises ``UserError`` for a device that is not here.
+    device. Raises ``UserError`` for a device that is not here, and in a folder that is gone (where
+    torch may end the process when it is loaded).
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working folder cannot be read ({error.strerror}); cd to another"
+        ) from error
     before = dict(os.environ)
     if device != "auto":
         _devices(device, every)  # a mistake is said before anything else

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["FAIL", "NOTE", "OK", "Line", "checked", "one", "presentable", "reason", "size"]
+__all__ = ["FAIL", "NOTE", "OK", "REPORT", "Line", "checked", "one", "presentable", "reason", "size"]
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"  # right, to note, wrong
-REPORT = "this check could not be made; report it with all of this"
+REPORT = "this check could not be made: mend what is wrong above, or report it with all of this"
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-MOST = 300  # characters of a reason
+MOST = 200  # characters of a reason
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from probes.doctor.folders import writable
-from probes.doctor.lines import FAIL, OK, Line, checked, size
+from probes.doctor.lines import FAIL, OK, REPORT, Line, checked, size
 
 __all__ = ["FILE", "TOLERANCES", "read_kept", "self_test"]
 
@@ -58,7 +58,8 @@ def self_test(
         tests["gloo"] = (_gloo, NETWORK)
     section = f"self-test on {device}"
     for name, (test, advice) in tests.items():
-        yield from checked(section, name, partial(_lines, section, name, test, advice), advice)
+        broken = advice if name in ("checkpoint", "gloo") else REPORT  # others raise for other reasons
+        yield from checked(section, name, partial(_lines, section, name, test, advice), broken)
 
 
 def _lines(section: str, name: str, test: Callable[[], Result], advice: str) -> Iterator[Line]:

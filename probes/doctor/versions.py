@@ -32,10 +32,11 @@ class Package:
     purpose: str = ""
 
 
+# Each after those that it imports, so that the first line that is wrong says why.
 PACKAGES = (
+    Package("numpy", "numpy"),
     Package("torch", "torch"),
     Package("torchvision", "torchvision"),
-    Package("numpy", "numpy"),
     Package("scikit-learn", "sklearn"),
     Package("captum", "captum"),
     Package("pandas", "pandas"),
@@ -81,9 +82,9 @@ def package_line(
     try:
         module = load(package.module)
     except (Exception, SystemExit) as error:
-        lost = f"; without it: no {package.purpose}" if package.purpose else ""
+        lost = f" (without it: no {package.purpose})" if package.purpose else ""
         value = f"{version(package.name)}, cannot be imported ({reason(error)})"
-        advice = f"pip install --force-reinstall {package.name}{lost}"
+        advice = f"mend what is wrong above, or pip install --force-reinstall {package.name}{lost}"
         return Line(SECTION, package.name, wrong, value, advice)
     seconds = time.perf_counter() - start
     number = getattr(module, "__version__", None) or version(package.name)
