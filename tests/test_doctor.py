@@ -169,6 +169,10 @@ def test_units_that_torch_does_not_see_are_to_note():
     assert by_name(machine.processor_lines(INTEL))["name"].value == "Made-up 9"
 
 
+MOUNTS = (
+    "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    "34 31 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+)
 MEMORY = "MemTotal:       8388608 kB\nMemFree:  1 kB\nMemAvailable:   6291456 kB\nHugePages_Free: 0\n"
 
 
@@ -180,6 +184,7 @@ def test_memory_and_the_limits_of_containers():
     texts = {
         "proc_meminfo": short,
         "proc_self_cgroup": "0::/\n",
+        "proc_self_mountinfo": MOUNTS,
         "sys_fs_cgroup_memory_max": "536870912\n",
     }
     found = by_name(machine.memory_lines(files(**texts), shared=(2**26, 2**25)))
@@ -202,7 +207,8 @@ def test_memory_and_the_limits_of_containers():
     ],
 )
 def test_memory_limits_of_both_versions(own, name, text, expected):
-    assert machine.memory_limit(files(proc_self_cgroup=own, **{name: text})) == expected
+    read = files(proc_self_cgroup=own, proc_self_mountinfo=MOUNTS, **{name: text})
+    assert machine.memory_limit(read) == expected
 
 
 # Threads and environment.
