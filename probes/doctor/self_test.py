@@ -1,7 +1,7 @@
 """The self-test: a device computes what is known, and what it computes is compared.
 
 Tolerances are absolute, on numbers of order 1. float32 differs between machines by the order of sums
-(1e-6 here); 1e-4 is far beyond that and still finds TF32's rounding (1e-3). Half precision is a rough
+(1e-6 here); 1e-4 is far beyond that and still finds TF32's rounding (0.002). Half precision is a rough
 test: bfloat16 gave 0.02 on a CPU, float16 0.002.
 """
 
