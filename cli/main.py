@@ -22,6 +22,7 @@ from cli import (
     codebook,
     codes,
     data,
+    doctor,
     files,
     look,
     probe,
@@ -65,6 +66,7 @@ app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)
 app.command("export")(files.export)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(codes.codes, name="codes")
 

@@ -20,7 +20,7 @@ def test_help_names_every_command(star):
     for name in (
         "reproduce", "train", "watch", "plot", "probe", "attn-maps", "attention-stats", "attribute",
         "ablate", "token-invariance", "codebook", "train-tokenizer", "codes", "bench",
-        "sample", "tokenize", "inspect", "export",
+        "sample", "tokenize", "inspect", "export", "doctor",
     ):  # fmt: skip
         assert f" {name} " in out
 
