@@ -53,7 +53,9 @@ def decoder(model: Transformer, batch: int) -> Decode:
 class _Recorded:
     """Two calls run as they are (the second warms up what the later ones use), the rest is replayed."""
 
-    def __init__(self, model: Transformer, batch: int, record: Callable[[Callable], Callable]) -> None:
+    def __init__(
+        self, model: Transformer, batch: int, record: Callable[[Callable, torch.device], Callable]
+    ) -> None:
         weight = model.output.weight
         self.model, self.record = model, record
         self.cache = StaticCache(model.config, batch, weight.device, weight.dtype)
@@ -67,17 +69,17 @@ class _Recorded:
             return self.model(new_Bn, labels_B, cache=self.cache).logits[:, -1].float()
         self.token_B1.copy_(new_Bn)
         if self.calls > 2 and self.replay is None:
-            self.replay = self.record(self._step)
+            self.replay = self.record(self._step, self.token_B1.device)
         return self._step() if self.replay is None else self.replay()
 
     def _step(self) -> Tensor:
         return self.model(self.token_B1, None, cache=self.cache).logits[:, -1].float()
 
 
-def record_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """``step`` as a CUDA graph; its result is a new tensor at every replay."""
+def record_graph(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """``step`` on ``device`` as a CUDA graph; its result is a new tensor at every replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph):  # it records the current device's stream
         result = step()
 
     def replay() -> Tensor:

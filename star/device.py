@@ -82,9 +82,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return PRECISIONS[name]
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        # torch.cuda.is_bf16_supported would answer for the current device, which may be another.
+        generation = torch.cuda.get_device_capability(device)[0]
+        if torch.version.hip or generation >= 8:
             return torch.bfloat16
-        return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
+        return torch.float16 if generation >= 7 else torch.float32
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 

@@ -16,7 +16,14 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 
-__all__ = ["compute_threads", "cpu_quota", "thread_settings", "usable_cores", "without_settings"]
+__all__ = [
+    "cgroups",
+    "compute_threads",
+    "cpu_quota",
+    "thread_settings",
+    "usable_cores",
+    "without_settings",
+]
 
 SPINS = 1000
 # Variables that govern one thing; where the user has set one of them, ours stay away.
@@ -84,7 +91,7 @@ def compute_threads(cpus: Collection[int] | None = None, read: Read | None = Non
 def cpu_quota(read: Read) -> float | None:
     """The least quota, in cores, of the cgroups around this process; None if there is none."""
     found = []
-    for folder, version in _cgroups(read):
+    for folder, version in cgroups(read, "cpu"):
         if version == 2:
             quota, period = [*(read(f"{folder}/cpu.max") or "").split(), "", ""][:2]
         else:
@@ -95,8 +102,8 @@ def cpu_quota(read: Read) -> float | None:
     return min(found, default=None)
 
 
-def _cgroups(read: Read) -> Iterator[tuple[str, int]]:
-    """Folders of this process's cgroups that govern CPU time, innermost first, with their version."""
+def cgroups(read: Read, controller: str) -> Iterator[tuple[str, int]]:
+    """Folders of this process's cgroups that govern ``controller``, innermost first, with version."""
     own = {}
     for line in (read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -105,12 +112,12 @@ def _cgroups(read: Read) -> Iterator[tuple[str, int]]:
         place, _, kind = (part.split() for part in line.partition(" - "))
         if len(place) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
             continue
-        controller = "" if kind[0] == "cgroup2" else "cpu"
-        if controller not in own or (controller and controller not in kind[2].split(",")):
+        key = "" if kind[0] == "cgroup2" else controller
+        if key not in own or (key and key not in kind[2].split(",")):
             continue
-        inside = _below(own[controller], place[3])
+        inside = _below(own[key], place[3])
         for depth in range(len(inside), -1, -1):
-            yield "/".join([_plain(place[4]), *inside[:depth]]), 1 if controller else 2
+            yield "/".join([_plain(place[4]), *inside[:depth]]), 1 if key else 2
 
 
 def _below(path: str, root: str) -> list[str]:

@@ -31,7 +31,8 @@ def test_every_way_of_decoding_gives_the_logits_of_one_pass(kv_heads, dtype):
     whole = model(tokens[:, :-1], labels).logits.float()
     recorded = []
 
-    def record(step):
+    def record(step, device):
+        assert device == CPU
         recorded.append(step)
         return step
 
@@ -47,7 +48,7 @@ def test_every_way_of_decoding_gives_the_logits_of_one_pass(kv_heads, dtype):
 def test_a_replay_changes_memory_in_place_and_nothing_else():
     """What a CUDA graph needs: the same tensors at every step, no number of the step in Python."""
     model = small_model().requires_grad_(False)
-    made = _Recorded(model, 2, lambda step: step)
+    made = _Recorded(model, 2, lambda step, device: step)
     tokens, labels = torch.randint(0, 11, (2, 9)), torch.tensor([0, 1])
     made(tokens[:, :0], labels)
 

@@ -70,7 +70,6 @@ def one_card(monkeypatch):
         "get_arch_list": ["sm_70"],
         "get_device_properties": properties,
         "get_device_capability": (7, 0),
-        "is_bf16_supported": False,
         "mem_get_info": (2**34, 2**35),
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)

@@ -191,7 +191,6 @@ def test_a_run_that_did_not_scale_its_loss_begins_to_on_a_card_that_needs_it():
 
 
 def test_auto_takes_float16_on_a_card_without_bfloat16_and_the_tokenizer_scales_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert resolve_precision("auto", torch.device("cuda")) is torch.float16
     monkeypatch.setattr(

@@ -9,8 +9,8 @@ from probes.doctor import folders, machine, threads, tools, versions
 from probes.doctor.devices import device_lines
 from probes.doctor.lines import FAIL, NOTE, OK, Line, checked, one
 from probes.doctor.self_test import self_test
-from probes.doctor.stand_in import cpu_quota, usable_cores
 from star.errors import UserError
+from star.threads import cpu_quota, usable_cores
 from star.versions import installed_version
 
 __all__ = ["as_data", "examine", "worst"]
