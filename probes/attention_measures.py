@@ -45,9 +45,10 @@ def value_norms(model: Transformer, layer: int, values_BHNC: Tensor) -> Tensor:
     """
     heads, channels = values_BHNC.shape[1], values_BHNC.shape[3]
     wo_DHC = model.layers[layer - 1].attention.wo.weight.float().unflatten(1, (heads, channels))
-    gram_HCC = torch.einsum("dhc,dhe->hce", wo_DHC, wo_DHC)
     values = values_BHNC.float()
-    squared_BHN = torch.einsum("bhnc,hce,bhne->bhn", values, gram_HCC, values)
+    with torch.autocast(values.device.type, enabled=False):  # squares overflow in half precision
+        gram_HCC = torch.einsum("dhc,dhe->hce", wo_DHC, wo_DHC)
+        squared_BHN = torch.einsum("bhnc,hce,bhne->bhn", values, gram_HCC, values)
     return squared_BHN.clamp_min(0).sqrt()
 
 

@@ -136,9 +136,10 @@ def _minimise(problem: _Problem, start: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         open_heads = gradient.abs().amax((1, 3), keepdim=True) > TOLERANCE
         open_G = open_heads.flatten(1).any(1)
-        if not open_G.any():
+        left = int(open_G.sum())  # the one number that an iteration waits for
+        if left == 0:
             break
-        if 2 * open_G.sum() <= len(open_G):  # most groups are done: work on the others alone
+        if 2 * left <= len(open_G):  # most groups are done: work on the others alone
             result[places] = point
             problem, places, open_heads = problem.only(open_G), places[open_G], open_heads[open_G]
             point, loss, gradient, direction, length, size = (

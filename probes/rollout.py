@@ -20,9 +20,10 @@ def rollout(patterns_LBNN: Tensor) -> Tensor:
     """(L, B, N, N) rollout through each layer, from the head-averaged patterns of layers 1 to L."""
     eye_NN = torch.eye(patterns_LBNN.shape[-1], device=patterns_LBNN.device)
     through, found = eye_NN.expand(patterns_LBNN.shape[1:]), []
-    for pattern_BNN in patterns_LBNN:
-        through = (pattern_BNN + eye_NN) / 2 @ through
-        found.append(through)
+    with torch.autocast(patterns_LBNN.device.type, enabled=False):  # halves would not sum to one
+        for pattern_BNN in patterns_LBNN:
+            through = (pattern_BNN + eye_NN) / 2 @ through
+            found.append(through)
     return torch.stack(found)
 
 

@@ -345,12 +345,18 @@ def check_layers(config: ModelConfig, layers: Sequence[int]) -> None:
 def build_model(
     config: ModelConfig, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
 ) -> Transformer:
-    """A model on ``device``; initialised from ``generator``, or with memory to be loaded into."""
-    require_memory(f"a model of {config.parameters:,} parameters", 4 * config.parameters, device)
+    """A model on ``device``; initialised from ``generator``, or with memory to be loaded into.
+
+    ``generator`` is the CPU's: weights are drawn there and then moved, so that a seed gives the same
+    model on every device.
+    """
+    drawn_on = device if generator is None else "cpu"
+    for place in (device, drawn_on):
+        require_memory(f"a model of {config.parameters:,} parameters", 4 * config.parameters, place)
     with torch.device("meta"):
         model = Transformer(config)
-    model.to_empty(device=device)
-    model.rotary = model._rotary().to(device)
+    model.to_empty(device=drawn_on)
+    model.rotary = model._rotary().to(drawn_on)
     if generator is not None:
         model.initialize(generator)
-    return model
+    return model.to(device)

@@ -35,11 +35,13 @@ TINY_VQ = VQConfig(
 SMALL = ModelConfig(layers=3, heads=2, width=16, grid=3, vocab_size=11, num_classes=4)
 
 
-def small_model(config: ModelConfig = SMALL, seed: int = 0) -> Transformer:
+def small_model(
+    config: ModelConfig = SMALL, seed: int = 0, device: torch.device | str = "cpu"
+) -> Transformer:
     """A model whose output layer is not zero, so that logits carry information."""
     model = build_model(config, torch_generator(seed, "init"))
     model.output.weight.data.normal_(std=0.3, generator=torch_generator(seed, "output"))
-    return model
+    return model.to(device)
 
 
 def small_pictures() -> torch.Tensor:

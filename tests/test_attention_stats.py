@@ -11,7 +11,7 @@ from helpers import SMALL, fake_store, refused, small_model
 
 from probes.attention import attention_maps
 from probes.attention_compare import attention_sentences, compare_attention
-from probes.attention_measures import MEASURES, row_measures, uniform_rows
+from probes.attention_measures import MEASURES, row_measures, uniform_rows, value_norms
 from probes.attention_stats import attention_stats
 from probes.intervals import mean_interval, paired_test
 from probes.places import cut_beyond, euclidean_distance, place_patterns
@@ -282,6 +282,25 @@ def test_the_null_class_and_half_precision_are_asked_for_not_assumed():
     # bfloat16 queries and keys (three digits), rows in float32
     np.testing.assert_allclose(half.values["entropy"], null.values["entropy"], rtol=2e-2)
     assert not np.array_equal(half.values["entropy"], null.values["entropy"])
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_model_alone_is_rounded(precision):
+    model, store = small_model(), fake_store(images=6)
+    options = {"layers": [1, 3], "steps": [4, 9], "null_class": True}
+    whole, half = (
+        attention_stats(model, store, **options, rollout=True, precision=each)
+        for each in (torch.float32, precision)
+    )
+    assert half.values["entropy"].dtype == np.float32
+    seen = half.received * half.seen_by  # the rows' weight by place, summed over steps
+    np.testing.assert_allclose(seen.sum(-1), len(options["steps"]), rtol=1e-5)
+    np.testing.assert_allclose(half.values["entropy"], whole.values["entropy"], rtol=2e-2)
+    values = torch.linspace(-300, 300, 2 * 2 * 5 * 8).view(2, 2, 5, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=precision):
+        found = value_norms(model, 2, values)
+    with torch.no_grad():
+        assert torch.equal(found, value_norms(model, 2, values))
 
 
 def test_a_comparison_is_paired_and_corrected():

@@ -172,7 +172,7 @@ def test_inception_is_read_safely_and_by_its_name(tmp_path):
     with pytest.raises(UserError, match="could run code"):
         inception_pool(tmp_path / "evil.pth")
 
-    weights = _random_inception(FeatureExtractorInceptionV3)
+    weights = random_inception()
     torch.save(weights, tmp_path / "random.pth")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     features = inception_pool(tmp_path / "random.pth")(images)
@@ -181,8 +181,10 @@ def test_inception_is_read_safely_and_by_its_name(tmp_path):
     np.testing.assert_allclose(features, theirs(images)[0].double().numpy(), rtol=1e-6)
 
 
-def _random_inception(network) -> dict:
-    """A state dict of the right names and shapes, small random numbers."""
+def random_inception() -> dict:
+    """A state dict of Inception's names and shapes, small random numbers."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as network
+
     with torch.device("meta"):
         shell = object.__new__(network)
         weights = {}
