@@ -4,7 +4,6 @@ Shapes: B images of this process, G images of the global batch, M views, T steps
 D width, S = B * M sequences.
 """
 
-from itertools import permutations
 from typing import Literal
 
 import torch
@@ -64,13 +63,20 @@ def _contrast(
     z, h = z_BXYD.float(), h_GXYD.detach().float()
     if normalize:
         z, h = F.normalize(z, dim=-1), F.normalize(h, dim=-1)
-    anchors, positives = zip(*permutations(range(z.shape[2]), 2), strict=True)
+    anchors_P, positives_P = _pairs(z.shape[2], z.device)
     # Autocast would do these products in bfloat16 and leave the loss three digits.
     with torch.autocast(z.device.type, enabled=False):
-        similarity_XPBG = torch.einsum("bxpd,gxpd->xpbg", z[:, :, anchors], h[:, :, positives])
+        similarity_XPBG = torch.einsum("bxpd,gxpd->xpbg", z[:, :, anchors_P], h[:, :, positives_P])
     logits_XPBG = similarity_XPBG / temperature
     own = torch.arange(z.shape[0], device=z.device) + first_image
     log_softmax = F.log_softmax(logits_XPBG, dim=-1)
     picked_XPB = log_softmax.gather(-1, own.expand(*logits_XPBG.shape[:2], -1)[..., None])[..., 0]
     losses_XPB = -picked_XPB if form == "infonce" else -picked_XPB.exp()
     return losses_XPB.mean() if reduction == "mean" else losses_XPB.sum() / z.shape[0]
+
+
+def _pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and second place of every ordered pair of ``count`` places, made on the device."""
+    number = torch.arange(count * (count - 1), device=device)
+    first, second = number // (count - 1), number % (count - 1)
+    return first, second + (second >= first)

@@ -14,9 +14,8 @@ SHOWN = 4  # differences that an error lists
 def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     """Raise ``UserError`` unless ``state`` holds numbers of the keys and shapes of ``module``.
 
-    Numbers are floating point of any precision, finite in float32, to which they are converted.
-
-    Differences are listed on both sides; ``module`` may lie on the meta device.
+    Numbers are floating point of any precision, finite in float32, to which they are converted; counts
+    (of a batch norm) are whole. Differences are listed on both sides; ``module`` may be a meta one.
     """
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     for key, value in state.items():
@@ -35,10 +34,13 @@ def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     if differences:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(f"{path} does not fit the model: {'; '.join(differences[:SHOWN])}{more}")
+    counts = {key for key, value in module.state_dict().items() if not value.is_floating_point()}
     for key, value in state.items():
         kind = str(value.dtype).removeprefix("torch.")
         if value.is_meta or value.layout != torch.strided:
             raise UserError(f"{path} is broken: {key} has no values (it is {value.layout}, {kind})")
+        if key in counts:
+            continue
         if not value.is_floating_point() or value.is_quantized:
             raise UserError(f"{path} is broken: {key} holds {kind}; expected floating-point numbers")
         if not torch.isfinite(value.float()).all():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _foreach_utils as foreach_utils
 from torch.utils._pytree import tree_map
 
+from star import decoder
+
 __all__ = ["BELOW", "CPU", "CUDA", "RealGenerator", "below", "is_card", "patches"]
 
 CUDA, CPU, BELOW = torch.device("cuda", 0), torch.device("cpu"), torch.device("lazy", 0)
@@ -125,5 +127,7 @@ def patches(
     # A function mode is off inside the calls it sees, and would be in what a backward pass recomputes.
     yield torch.autograd, "has_torch_function", lambda *_: False
     yield Tensor, "backward", backward
+    # Nothing to record on: what would be replayed runs instead.
+    yield decoder, "record_graph", lambda step, device: step
     yield torch, "compile", lambda model=None, **_: model if model is not None else lambda m: m
     yield nn.Module, "compile", lambda module, *_, **__: None

@@ -8,7 +8,7 @@ import torch
 from reference import losses as reference
 
 from star.head import next_token_nll
-from star.losses import ar_loss, mim_loss, step_loss, view_loss
+from star.losses import _pairs, ar_loss, mim_loss, step_loss, view_loss
 
 # float32 sums of a few hundred terms of order 1, against float64 loops
 TOLERANCE = {"rtol": 2e-5, "atol": 1e-6}
@@ -86,3 +86,10 @@ def test_no_gradient_reaches_the_teachers_side(rng):
     mim_loss(flat, h.flatten(0, 1)).backward()
     assert z.grad is not None and z.grad.abs().sum() > 0
     assert h.grad is None
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_pairs_are_all_ordered_pairs(count):
+    first, second = _pairs(count, torch.device("cpu"))
+    found = list(zip(first.tolist(), second.tolist(), strict=True))
+    assert found == list(itertools.permutations(range(count), 2))

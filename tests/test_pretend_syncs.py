@@ -18,11 +18,11 @@ from star.likelihood import token_nll
 from star.sampler import generate
 
 TRAINING_STEP = {  # name in OBJECTIVES: (reads, copies) at most
-    "ar": (3, 5),
-    "ar in two parts": (4, 5),
-    "st-ar": (3, 9),
-    "st-ar in two passes": (3, 9),
-    "st-ar recomputed": (3, 9),
+    "ar": (1, 5),
+    "ar in two parts": (1, 5),
+    "st-ar": (1, 5),
+    "st-ar in two passes": (1, 5),
+    "st-ar recomputed": (1, 5),
 }
 SAMPLING_STEP = (0, 0)  # one token of every image
 SAMPLING_START = (1, 2)  # before the first
