@@ -257,7 +257,7 @@ def test_two_unicode_forms_of_a_class_are_one(made):
 def test_names_that_cannot_be_decoded_keep_working(tmp_path):
     odd = os.fsdecode(b"caf\xe9")
     source = open_source(in_folder(tmp_path / "set", split_of("train", classes=(odd, "tea"), each=4)))
-    assert source.class_names == (odd, "tea") and counts(source) == {"train": 6, "val": 2}
+    assert source.class_names == (r"caf\xe9", "tea") and counts(source) == {"train": 6, "val": 2}
     assert source.splits["train"].fingerprint() and source.splits["train"].load(0).size == (8, 6)
 
 
