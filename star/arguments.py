@@ -17,6 +17,7 @@ ENTRIES = (
     "args", "hyper_parameters", "hparams", "config", "cfg", "model_args", "model_config", "arguments",
     "opt", "options", "params", "gpt_config", "metadata",
 )  # fmt: skip
+DEPTH = 4  # tables inside tables that are read
 
 
 class Arguments:
@@ -79,8 +80,11 @@ def _table(value: object) -> dict:
 
 
 def _values(table: dict, name: str) -> list:
-    """What ``table`` says of ``name``, else what the tables in it say; without None."""
-    if table.get(name) is not None:
-        return [table[name]]
-    inner = (_table(value).get(name) for value in table.values())
-    return [value for value in inner if value is not None]
+    """What ``table`` says of ``name``, else the tables in it, the outer first; without None."""
+    level = [table]
+    for _ in range(DEPTH):
+        found = [one[name] for one in level if one.get(name) is not None]
+        if found:
+            return found
+        level = [inner for one in level for value in one.values() if (inner := _table(value))]
+    return []

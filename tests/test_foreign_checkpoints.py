@@ -137,6 +137,7 @@ SAID = {
     "hparams": {"hparams": Namespace(**ARGUMENTS)},
     "tables": {"config": {"model": {"n_head": 2, "num_classes": 4},
                           "data": {"image_size": [48, 48], "downsample_size": 16}}},
+    "tables of tables": {"cfg": {"model": {"params": {"gpt": {"n_head": 2, "block_size": 9}}}}},
     "a namespace inside": {"hyper_parameters": {"args": arguments(), "lr": 1e-4}},
     "texts": {"config": {key: str(value) for key, value in ARGUMENTS.items()}},
     "numpy": {"args": Namespace(n_head=np.int64(2), image_size=np.float64(48), downsample_size=16.0)},
