@@ -32,7 +32,7 @@ Result = tuple[bool, str]  # whether it came out right, and what came out
 
 def read_kept() -> dict:
     """The numbers that must come out: ``draws``, ``logits``, ``greedy``, ``losses``, ``indices``."""
-    return json.loads(FILE.read_text())
+    return json.loads(FILE.read_text(encoding="utf-8"))
 
 
 def self_test(
