@@ -70,3 +70,11 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_the_command_line_starts_without_torch():
     loaded = modules_after("import cli.main")
     assert not loaded & {"torch", "numpy", "pandas", "matplotlib", "sklearn"}
+
+
+def test_what_few_commands_need_is_not_loaded_for_all():
+    commands = "cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.trainer"
+    loaded = modules_after(f"import {commands}")
+    assert "torch" in loaded
+    slow = {"torchvision", "torch._dynamo", "torch.distributed.fsdp", "sklearn", "captum", "seaborn"}
+    assert not loaded & slow
