@@ -14,11 +14,11 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from star.errors import UserError, require_choice
 from star.views import inverse_affine
@@ -142,15 +142,23 @@ def _crop(image: np.ndarray, percent: float, rng: np.random.Generator) -> np.nda
     return np.asarray(enlarged)
 
 
-def _torchvision(change: Callable[[torch.Tensor, float], torch.Tensor]) -> Callable:
+def _torchvision(change: Callable[[ModuleType, torch.Tensor, float], torch.Tensor]) -> Callable:
+    """``change`` gets torchvision's functions, which take a second to import, when a view is made."""
+
     def apply(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+        from torchvision.transforms.v2 import functional
+
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        return change(pixels, strength).permute(1, 2, 0).contiguous().numpy()
+        return change(functional, pixels, strength).permute(1, 2, 0).contiguous().numpy()
 
     return apply
 
 
-def _blurred(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
+def _adjusted(what: str, unit: float = 1.0) -> Callable:
+    return _torchvision(lambda f, pixels, value: getattr(f, f"adjust_{what}")(pixels, value / unit))
+
+
+def _blurred(functional: ModuleType, pixels: torch.Tensor, sigma: float) -> torch.Tensor:
     reach = min(math.ceil(3 * sigma), pixels.shape[-1] - 1)  # it mirrors the border, once
     return functional.gaussian_blur(pixels, [2 * reach + 1] * 2, [sigma] * 2)
 
@@ -199,19 +207,19 @@ AUGMENTATIONS = {
         ),
         Augmentation(
             name="brightness", unit="factor", strengths=_FACTORS, identity=1.0, least=0, most=10,
-            apply=_torchvision(functional.adjust_brightness),
+            apply=_adjusted("brightness"),
         ),
         Augmentation(
             name="contrast", unit="factor", strengths=_FACTORS, identity=1.0, least=0, most=10,
-            apply=_torchvision(functional.adjust_contrast),
+            apply=_adjusted("contrast"),
         ),
         Augmentation(
             name="saturation", unit="factor", strengths=(0.0, 0.5, 0.8, 0.95, 1.0, 1.05, 1.25, 2.0),
-            identity=1.0, least=0, most=10, apply=_torchvision(functional.adjust_saturation),
+            identity=1.0, least=0, most=10, apply=_adjusted("saturation"),
         ),
         Augmentation(
             name="hue", unit="degrees", strengths=(0, 5, 10, 20, 45, 90, 180), least=-180, most=180,
-            apply=_torchvision(lambda pixels, degrees: functional.adjust_hue(pixels, degrees / 360)),
+            apply=_adjusted("hue", 360),
         ),
         Augmentation(
             name="blur", unit="sigma, px", strengths=(0, 0.4, 0.7, 1.0, 2.0), least=0, most=100,

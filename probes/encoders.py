@@ -14,10 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from star.device import exact_float32
 from star.errors import UserError
@@ -96,6 +93,9 @@ def encode_pooled(encoder: Encoder, images_NHWC: np.ndarray, batch_size: int = 6
 
 
 def _prepared(images_BCHW: Tensor, encoder: Encoder) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
     mode = InterpolationMode(encoder.interpolation)
     sized = resize(images_BCHW.float() / 255, list(encoder.size), interpolation=mode, antialias=True)
     mean, std = (sized.new_tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
@@ -103,6 +103,8 @@ def _prepared(images_BCHW: Tensor, encoder: Encoder) -> Tensor:
 
 
 def _of_torchvision(name: str) -> tuple[nn.Module, list[str], dict]:
+    import torchvision  # takes a second, and most commands name no encoder
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from star.codes import CodeStore, open_splits
-from star.digits_tokenizer import digits_tokenizer
+from star.digits_tokenizer import digits_tokenizer, digits_tokenizer_path
 from star.errors import UserError
 from star.images import ImageSource, open_source
 from star.tokenize import tokenize
@@ -82,6 +82,8 @@ def open_tokenizer(
         if on_progress is not None:
             on_progress("tokenizer", step, steps)
 
+    if on_message is not None and not digits_tokenizer_path().exists():
+        on_message("the digits' tokenizer is trained first, once, in about a minute on two cores")
     tokenizer, file = digits_tokenizer(on_step=report)
     if on_message is not None:
         on_message(f"tokenizer: {tokenizer.name} ({file})")

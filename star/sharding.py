@@ -3,14 +3,16 @@
 Each block and what is left of the model is one unit (``fully_shard``), gathered when it computes and
 freed afterwards; blocks in bfloat16 where that is what they compute in. Checkpoints hold whole tensors,
 so a run may go on with another number of processes or without sharding.
+
+torch's own modules for it take a second to import: ``shard`` does that, and where it has not there is
+nothing sharded to be found.
 """
+
+import sys
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 __all__ = ["gathered", "is_sharded", "local", "set_gradient_sync", "shard", "to_sharded", "whole"]
 
@@ -22,6 +24,9 @@ def shard(*parts: nn.Module, device: torch.device, gathered_in: torch.dtype = to
     in this dtype, half the bytes for products that autocast would round to it anyway; what is kept,
     and the sums of gradients, stay in float32.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     policy = MixedPrecisionPolicy()
     if gathered_in is not torch.float32:
         # The residual stream between the blocks is not to be rounded.
@@ -38,23 +43,23 @@ def shard(*parts: nn.Module, device: torch.device, gathered_in: torch.dtype = to
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether ``shard`` cut it."""
-    return isinstance(module, FSDPModule)
+    return _is_a("torch.distributed.fsdp", "FSDPModule", module)
 
 
 def set_gradient_sync(module: nn.Module, wanted: bool) -> None:
     """Whether the backward passes to come average (and cut) the gradients over processes."""
-    assert isinstance(module, FSDPModule)
+    assert is_sharded(module)
     module.set_requires_gradient_sync(wanted)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of ``tensor``, sharing its memory; the tensor itself if it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_cut(tensor) else tensor
 
 
 def gathered(tensor: Tensor) -> Tensor:
     """The whole of ``tensor`` in every process."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_cut(tensor) else tensor
 
 
 def whole(state: object) -> object:
@@ -66,7 +71,7 @@ def whole(state: object) -> object:
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, list):
         return [whole(value) for value in state]
-    if not isinstance(state, DTensor):
+    if not _is_cut(state):
         return state
     full = state.full_tensor()
     return full.cpu() if dist.get_rank() == 0 else None
@@ -79,8 +84,20 @@ def to_sharded(state: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str
 
 def _cut(value: Tensor, target: Tensor | None) -> Tensor:
     # AdamW's step count has no dimensions and stays whole.
-    if not isinstance(target, DTensor) or value.shape != target.shape:
+    if not _is_cut(target) or value.shape != target.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     value = value.to(target.device)
     with torch.no_grad():
         return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def _is_cut(value: object) -> bool:
+    return _is_a("torch.distributed.tensor", "DTensor", value)
+
+
+def _is_a(module: str, name: str, value: object) -> bool:
+    """Whether ``value`` is of a class whose module may not have been imported: then it is not."""
+    known = getattr(sys.modules.get(module), name, None)
+    return known is not None and isinstance(value, known)

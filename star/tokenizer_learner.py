@@ -23,6 +23,7 @@ from star.discriminator import (
 )
 from star.errors import UserError
 from star.loss_scale import LossScale
+from star.meta import give_memory
 from star.perceptual import load_lpips
 from star.randomness import torch_generator
 from star.revival import revive_codes
@@ -204,7 +205,7 @@ def new_tokenizer(shape: VQConfig, seed: int) -> VQModel:
     """Model with torch's usual initial distributions, drawn from our own generator."""
     with torch.device("meta"):  # so that the constructors draw nothing from the global one
         model = VQModel(shape)
-    model = model.to_empty(device="cpu")
+    give_memory(model, "cpu")
     rng = torch_generator(seed, "tokenizer-weights")
     model.quantize.codebook_used.zero_()
     for module in model.modules():

@@ -25,6 +25,7 @@ from star.dropout import Dropout, drop
 from star.errors import UserError
 from star.head import next_token_nll
 from star.kv_cache import KVCache
+from star.meta import embedding, give_memory
 from star.rotary import apply_rotary, rotary_table
 
 __all__ = ["Output", "Transformer", "build_model", "capture_names"]
@@ -137,7 +138,7 @@ class ClassEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embedding_table = nn.Embedding(config.class_rows, config.width)
+        self.embedding_table = embedding(config.class_rows, config.width)
 
     def forward(self, labels_B: Tensor) -> Tensor:
         return self.embedding_table(labels_B)
@@ -203,13 +204,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.cls_embedding = ClassEmbedding(config)
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
+        self.tok_embeddings = embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.output = nn.Linear(config.width, config.vocab_size, bias=False)
         self.register_buffer("rotary", self._rotary(), persistent=False)
 
     def _rotary(self) -> Tensor:
+        if self.output.weight.is_meta:  # the shape alone, for the reason given in ``embedding``
+            return torch.empty(1 + self.config.tokens, self.config.head_dim // 2, 2, device="meta")
         return rotary_table(self.config.grid, self.config.head_dim, self.config.rope_base)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -355,7 +358,7 @@ def build_model(
         require_memory(f"a model of {config.parameters:,} parameters", 4 * config.parameters, place)
     with torch.device("meta"):
         model = Transformer(config)
-    model.to_empty(device=drawn_on)
+    give_memory(model, drawn_on)
     model.rotary = model._rotary().to(drawn_on)
     if generator is not None:
         model.initialize(generator)

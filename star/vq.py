@@ -19,6 +19,7 @@ from torch import nn
 
 from star.device import exact_float32
 from star.errors import UserError
+from star.meta import embedding
 from star.vq_config import GROUPS, PRESETS, VQConfig
 
 __all__ = ["VQModel", "decode_tokens", "to_uint8"]
@@ -137,7 +138,7 @@ class _Codebook(nn.Module):
         super().__init__()
         # Published files carry it; it is the window of codes seen last and changes no result.
         self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW))
-        self.embedding = nn.Embedding(size, dim)
+        self.embedding = embedding(size, dim)
 
     def forward(self, z_BEgg: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Nearest codes (B, E, g, g), with gradient to the codebook only, and indices (B, g, g)."""

@@ -70,3 +70,21 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_the_command_line_starts_without_torch():
     loaded = modules_after("import cli.main")
     assert not loaded & {"torch", "numpy", "pandas", "matplotlib", "sklearn"}
+
+
+OPENED = """
+import cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.trainer
+from star.config import preset
+from star.tokenizer import load_tokenizer
+from star.transformer import build_model
+
+load_tokenizer()
+build_model(preset("tiny").model)
+"""
+
+
+def test_what_few_commands_need_is_not_loaded_for_all():
+    loaded = modules_after(OPENED)
+    assert "torch" in loaded
+    slow = {"torchvision", "torch._dynamo", "torch.distributed.fsdp", "sympy", "sklearn", "captum"}
+    assert not loaded & slow
