@@ -52,9 +52,9 @@ def tokenize(
     star tokenize --verify DIR re-reads every array and compares hashes, shapes and ranges.
     """
     from cli.screen import Stages, console
-    from star.codes import open_splits
-    from star.errors import UserError
-    from star.prepare import keep_tokenizer, tokenize_source
+    from star.base.errors import UserError
+    from star.codes.open import keep_tokenizer, tokenize_source
+    from star.codes.store import open_splits
 
     if verify:
         for name, store in open_splits(source).items():

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from probes.mae import MaeConfig
-from star.config import ModelConfig, TrainConfig
-from star.estimate import forward_flops
+from star.training.config import ModelConfig, TrainConfig
+from star.training.estimate import forward_flops
 
 __all__ = ["ProbeCost", "probe_cost"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _foreach_utils as foreach_utils
 from torch.utils._pytree import tree_map
 
-from star import decoder
+from star.model import decoder
 
 __all__ = ["BELOW", "CPU", "CUDA", "RealGenerator", "below", "is_card", "patches"]
 

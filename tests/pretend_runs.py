@@ -22,22 +22,22 @@ from probes.bench_step import bench_step
 from probes.bench_tokenize import bench_tokenize, extract_one_by_one
 from probes.in_loop import in_loop_diagnostics
 from probes.llamagen_way import LlamaGenStep
-from star.batches import TrainLoader
-from star.checkpoint import load_checkpoint, load_model, open_model
-from star.config import ObjectiveConfig
-from star.export import export_model
-from star.images import ImageSource
-from star.learner import Learner
-from star.likelihood import image_nll
-from star.sampler import generate
-from star.tokenize import tokenize
-from star.tokenizer import load_tokenizer, save_tokenizer
-from star.tokenizer_config import TokenizerConfig
-from star.tokenizer_learner import TokenizerLearner
-from star.tokenizer_quality import scaled
-from star.tokenizer_trainer import TokenizerTrainer
-from star.trainer import Trainer
-from star.vq import VQModel, decode_tokens
+from star.codes.encode import tokenize
+from star.images.open import ImageSource
+from star.model.sampler import generate
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.file import load_tokenizer, save_tokenizer
+from star.tokenizer.learner import TokenizerLearner
+from star.tokenizer.model import VQModel, decode_tokens
+from star.tokenizer.quality import scaled
+from star.tokenizer.trainer import TokenizerTrainer
+from star.training.batches import TrainLoader
+from star.training.checkpoint import load_checkpoint, load_model, open_model
+from star.training.config import ObjectiveConfig
+from star.training.export import export_model
+from star.training.learner import Learner
+from star.training.likelihood import image_nll
+from star.training.trainer import Trainer
 
 __all__ = ["GAN", "OBJECTIVES", "RUNS", "run"]
 

@@ -8,10 +8,16 @@ import pytest
 import torch
 from helpers import GOLDEN, SMALL, small_model
 
-from star.checkpoint import load_checkpoint, load_model, newest_checkpoint, open_model, save_checkpoint
-from star.config import ModelConfig, config_to_dict, preset
-from star.errors import UserError
-from star.transformer import build_model
+from star.base.errors import UserError
+from star.model.transformer import build_model
+from star.training.checkpoint import (
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    open_model,
+    save_checkpoint,
+)
+from star.training.config import ModelConfig, config_to_dict, preset
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from star.config import (
+from star.base.errors import UserError
+from star.base.settings import read_settings
+from star.training.config import (
     SIZES,
     ModelConfig,
     TrainConfig,
@@ -13,8 +15,6 @@ from star.config import (
     for_cuda,
     preset,
 )
-from star.errors import UserError
-from star.settings import read_settings
 
 
 @pytest.mark.parametrize("name", SIZES)

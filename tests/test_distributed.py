@@ -16,16 +16,16 @@ from helpers import TINY, cli, fake_store, small_model
 from test_reliability import stores
 from test_trainer import CPU, rows, tiny
 
-from star import distributed
-from star.batches import TrainLoader
-from star.checkpoint import load_checkpoint
-from star.config import ObjectiveConfig, TrainConfig
-from star.learner import Learner
-from star.objective import compute_losses
-from star.randomness import torch_generator
-from star.student import Student
-from star.teacher import Teacher
-from star.trainer import Trainer
+from star.base.randomness import torch_generator
+from star.parallel import processes as distributed
+from star.training.batches import TrainLoader
+from star.training.checkpoint import load_checkpoint
+from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.learner import Learner
+from star.training.objective import compute_losses
+from star.training.student import Student
+from star.training.teacher import Teacher
+from star.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -219,8 +219,8 @@ DIES = """
 import os, sys
 from pathlib import Path
 import torch.distributed as dist
-from star import distributed
-from star.trainer import Trainer
+from star.parallel import processes as distributed
+from star.training.trainer import Trainer
 from test_trainer import tiny
 from test_distributed import stores
 

@@ -15,9 +15,9 @@ from probes.knn import voters
 from probes.measures import measure
 from probes.protocols import describe_protocol
 from probes.results import Result
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig
-from star.student import Student
-from star.teacher import Teacher
+from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.training.student import Student
+from star.training.teacher import Teacher
 from viz.measures import measure_figures
 from viz.training import training_curves
 

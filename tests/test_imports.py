@@ -39,7 +39,7 @@ def test_no_backward_import(path):
             assert top not in ("torch", "torchvision"), f"viz imports {module}"
             assert top != "probes" or module == "probes.results", f"viz imports {module}"
         if package == "probes":
-            assert module != "star.trainer", "probes import the trainer"
+            assert module != "star.training.trainer", "probes import the trainer"
 
 
 def modules_after(code):
@@ -73,10 +73,10 @@ def test_the_command_line_starts_without_torch():
 
 
 OPENED = """
-import cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.trainer
-from star.config import preset
-from star.tokenizer import load_tokenizer
-from star.transformer import build_model
+import cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.training.trainer
+from star.training.config import preset
+from star.tokenizer.file import load_tokenizer
+from star.model.transformer import build_model
 
 load_tokenizer()
 build_model(preset("tiny").model)

@@ -9,14 +9,14 @@ from helpers import TINY_VQ, fake_store, small_pictures
 from reference.fill import fill_
 from test_trainer import CPU, tiny
 
-from star.checkpoint import load_checkpoint, save_checkpoint
-from star.safe_load import load_torch_file
-from star.tokenizer import load_tokenizer, tokenizer_sha256
-from star.tokenizer_config import TokenizerConfig
-from star.tokenizer_learner import TokenizerLearner
-from star.tokenizer_quality import scaled
-from star.trainer import Trainer
-from star.vq import VQModel
+from star.base.torch_files import load_torch_file
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.file import load_tokenizer, tokenizer_sha256
+from star.tokenizer.learner import TokenizerLearner
+from star.tokenizer.model import VQModel
+from star.tokenizer.quality import scaled
+from star.training.checkpoint import load_checkpoint, save_checkpoint
+from star.training.trainer import Trainer
 
 MAPS = Path("/proc/self/maps")
 pytestmark = pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's list of mapped files")

@@ -9,19 +9,19 @@ from pretend import PretendedCuda
 from pretend_runs import OBJECTIVES, stores
 from test_trainer import CPU, tiny
 
-from star.batches import TrainLoader
-from star.checkpoint import load_checkpoint, load_model
-from star.learner import Learner
-from star.randomness import torch_generator
-from star.trainer import Trainer
-from star.transformer import build_model
+from star.base.randomness import torch_generator
+from star.model.transformer import build_model
+from star.training.batches import TrainLoader
+from star.training.checkpoint import load_checkpoint, load_model
+from star.training.learner import Learner
+from star.training.trainer import Trainer
 
 
 def test_a_seed_gives_the_same_model_on_every_device(monkeypatch):
     expected = build_model(SMALL, torch_generator(3, "init"))
     asked = []
     monkeypatch.setattr(
-        "star.transformer.require_memory", lambda what, size, place: asked.append(place)
+        "star.model.transformer.require_memory", lambda what, size, place: asked.append(place)
     )
     with PretendedCuda() as card:
         found = build_model(SMALL, torch_generator(3, "init"), card.device)

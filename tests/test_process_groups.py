@@ -12,10 +12,10 @@ from test_distributed import one_of_two
 from test_trainer import CPU, tiny
 
 from probes.predictions import streamed
-from star import distributed
-from star.batches import TrainLoader
-from star.learner import Learner
-from star.trainer import Trainer
+from star.parallel import processes as distributed
+from star.training.batches import TrainLoader
+from star.training.learner import Learner
+from star.training.trainer import Trainer
 
 SHORT = timedelta(seconds=3)
 
@@ -82,7 +82,9 @@ def test_all_leave_together_however_long_one_still_draws(barriers):
 def test_all_wait_for_a_checkpoint_and_for_the_slowest_share_of_a_pass(tmp_path, monkeypatch):
     seen = []
     run = tmp_path / "run"
-    monkeypatch.setattr("star.trainer.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists()))
+    monkeypatch.setattr(
+        "star.training.trainer.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists())
+    )
     Trainer(tiny(max_steps=2, save_every=2), {"train": fake_store()}, run, CPU).fit()
     assert seen == [True]
     monkeypatch.setattr("probes.predictions.wait_for_all", lambda: seen.append("pass"))

@@ -16,12 +16,12 @@ from helpers import GOLDEN, fake_store, small_model
 from make_golden_run import TERMS, run_rows, small_trainer
 from test_trainer import CPU, rows, timeless, tiny
 
-from star.checkpoint import load_checkpoint, load_model, open_model
-from star.errors import UserError
-from star.export import export_model
-from star.inspect import describe
-from star.run_folder import RunFolder
-from star.trainer import Trainer
+from star.base.errors import UserError
+from star.runs.folder import RunFolder
+from star.training.checkpoint import load_checkpoint, load_model, open_model
+from star.training.export import export_model
+from star.training.inspect import describe
+from star.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from helpers import fake_store
 from test_trainer import CPU, tiny
-from star.trainer import Trainer
+from star.training.trainer import Trainer
 
 stage, run = sys.argv[1], Path(sys.argv[2])
 saves = 0
@@ -143,7 +143,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from make_golden_run import small_trainer
-from star.errors import UserError
+from star.base.errors import UserError
 
 trainer = small_trainer(Path(sys.argv[1]))
 trainer.fit(stop_after=2)

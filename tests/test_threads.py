@@ -2,7 +2,13 @@
 
 import pytest
 
-from star.threads import compute_threads, cpu_quota, thread_settings, usable_cores, without_settings
+from star.base.threads import (
+    compute_threads,
+    cpu_quota,
+    thread_settings,
+    usable_cores,
+    without_settings,
+)
 
 SIXTEEN = range(16)
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

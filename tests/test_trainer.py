@@ -10,15 +10,15 @@ import pytest
 import torch
 from helpers import fake_store
 
-from star.attention import choose_kernel
-from star.batches import TrainLoader, plain_batches
-from star.checkpoint import DISPENSABLE, load_checkpoint
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig
-from star.device import deterministic
-from star.errors import UserError
-from star.learner import Learner, learning_rate
-from star.likelihood import image_nll
-from star.trainer import Trainer
+from star.base.device import deterministic
+from star.base.errors import UserError
+from star.model.attention import choose_kernel
+from star.training.batches import TrainLoader, plain_batches
+from star.training.checkpoint import DISPENSABLE, load_checkpoint
+from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.training.learner import Learner, learning_rate
+from star.training.likelihood import image_nll
+from star.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

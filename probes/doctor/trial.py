@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.checkpoint import load_checkpoint, save_checkpoint
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig, config_to_dict
-from star.learner import Learner
-from star.masks import draw_steps, draw_token_masks
-from star.objective import TrainBatch
-from star.randomness import generator, torch_generator
-from star.sampler import generate
-from star.transformer import Transformer, build_model
+from star.base.randomness import generator, torch_generator
+from star.model.sampler import generate
+from star.model.transformer import Transformer, build_model
+from star.training.checkpoint import load_checkpoint, save_checkpoint
+from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig, config_to_dict
+from star.training.learner import Learner
+from star.training.masks import draw_steps, draw_token_masks
+from star.training.objective import TrainBatch
 
 __all__ = [
     "CONFIG",
