@@ -21,9 +21,9 @@ from star.base.files import sha256_file
 from star.base.names import slug
 from star.codes.store import CodeStore
 from star.model.classes import null_label
+from star.model.config import ModelConfig
 from star.model.transformer import check_layers
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig
 from viz.ablation import cut_changes, cut_layers, reach_curves
 from viz.style import save
 

@@ -25,9 +25,9 @@ from star.base.files import sha256_file
 from star.codes.store import CodeStore
 from star.images.open import SUFFIXES, ImageSource
 from star.model.classes import one_class
+from star.model.config import ModelConfig
 from star.model.transformer import check_layers
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig
 from viz.animation import check_animation, frame_delay
 from viz.attention import check_legible
 from viz.panel import heat_scale

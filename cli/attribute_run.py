@@ -33,10 +33,10 @@ from star.base.errors import UserError
 from star.codes.open import PreparedData
 from star.codes.store import CodeStore
 from star.model.classes import null_label, one_class
+from star.model.config import ModelConfig
 from star.model.transformer import check_layers
 from star.tokenizer.model import decode_tokens
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig
 from viz.attribution import MOST_IMAGES, attribution_panels
 from viz.names import labels as class_labels
 from viz.style import save

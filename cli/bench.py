@@ -7,7 +7,7 @@ import typer
 
 from cli.options import Device
 from cli.threads import computing
-from star.training.config import SIZES
+from star.model.config import SIZES
 
 bench = typer.Typer(
     no_args_is_help=True, help="Measure speed on this machine: alternating arms, medians and ratios."

@@ -26,8 +26,8 @@ def import_(
     """Read one file per image into a memory-mapped store; every file is checked, none unpickled."""
     from cli.screen import Stages, print_line
     from star.base.files import require_writable
+    from star.codes.imagenet import label_warning
     from star.codes.llamagen import find_code_files, import_codes
-    from star.images.imagenet import label_warning
     from star.tokenizer.file import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_sha256
 
     named = {}

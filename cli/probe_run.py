@@ -25,10 +25,11 @@ from star.codes.store import CodeStore, same_images
 from star.images.open import ImageSource, open_source
 from star.images.views import view_set
 from star.model.classes import null_label
+from star.model.config import ModelConfig
 from star.model.transformer import check_layers
 from star.parallel import processes as distributed
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig, preset
+from star.training.config import preset
 from star.training.run_data import open_run_data
 from viz.measures import measure_figures
 from viz.style import save

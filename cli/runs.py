@@ -6,8 +6,9 @@ from pathlib import Path
 import typer
 
 from star.base.names import shown
+from star.base.settings import config_from_dict
 from star.tokenizer.config import TokenizerConfig
-from star.training.config import TrainConfig, config_from_dict
+from star.training.config import TrainConfig
 
 
 def watch(
@@ -132,4 +133,4 @@ def run_settings(folder: Path) -> TrainConfig | TokenizerConfig:
     from star.base.settings import read_settings
 
     values = read_settings(folder / "config.json")
-    return config_from_dict(values, TokenizerConfig() if "shape" in values else None)
+    return config_from_dict(values, TokenizerConfig() if "shape" in values else TrainConfig())

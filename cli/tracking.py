@@ -13,7 +13,8 @@ from typing import Protocol
 from star.base.errors import UserError
 from star.base.files import publish_file
 from star.base.names import shown
-from star.training.config import TrainConfig, config_to_dict
+from star.base.settings import config_to_dict
+from star.training.config import TrainConfig
 
 __all__ = ["TRACKERS", "TensorBoard", "Tracker", "WandB"]
 

@@ -9,7 +9,9 @@ import typer
 
 from cli.options import Device, SourceTokenizer, with_options
 from cli.threads import computing
-from star.training.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, for_cuda, preset
+from star.model.config import SIZES, ModelConfig
+from star.training.checkpoint import MODEL_RUN
+from star.training.config import ObjectiveConfig, TrainConfig, for_cuda, preset
 
 SIZE_NAMES = ", ".join(SIZES)
 TINY = preset("tiny")
@@ -77,14 +79,14 @@ def train(
 
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
     left = _left_behind(resume, without)
-    own = None if resume is None else RunFolder(resume).settings(left)
+    own = None if resume is None else RunFolder(resume, kind=MODEL_RUN).settings(left)
     settings, chosen = (own, None) if own else _settings(objective, size, config, given)
     if dry_run:
         print_estimate(settings, nproc, device, tflops)
         return
     tracker = TRACKERS[track]() if track else None
     folder = resume or run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
-    if resume is None and RunFolder(folder).newest_path() is not None:
+    if resume is None and RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
         launch(nproc, device)
@@ -149,7 +151,7 @@ def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
     from star.runs.folder import RunFolder
     from star.training.own_data import OwnData
 
-    path, content = RunFolder(folder).newest("meta", without)  # reads no weights
+    path, content = RunFolder(folder, kind=MODEL_RUN).newest("meta", without)  # reads no weights
     own = OwnData(
         name=settings.data,
         record=content["data"],
@@ -234,8 +236,7 @@ def _settings(
     objective: str | None, size: str | None, config: Path | None, given: dict
 ) -> tuple[TrainConfig, set[str]]:
     """Preset, then the file, then the command line; and the names of those not left to the preset."""
-    from star.base.settings import read_settings
-    from star.training.config import config_from_dict
+    from star.base.settings import config_from_dict, read_settings
 
     settings = preset(size or "tiny")
     of_file = {} if config is None else read_settings(config)

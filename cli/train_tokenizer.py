@@ -9,6 +9,7 @@ import typer
 from cli.options import Device, with_options
 from cli.threads import computing
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
+from star.training.checkpoint import MODEL_RUN
 
 SMALL = tokenizer_preset("small")
 RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands take
@@ -107,7 +108,7 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
     folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{images.name}"
     if resume is not None:
         trainer = TokenizerTrainer.resume(folder, images, where, **options)
-    elif RunFolder(folder).newest_path() is not None:
+    elif RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     else:
         trainer = TokenizerTrainer(settings, images, folder, where, **options)
@@ -135,8 +136,7 @@ def _settings(
 ) -> TokenizerConfig:
     """Preset, then the file, then the command line."""
     from star.base.errors import UserError
-    from star.base.settings import read_settings
-    from star.training.config import config_from_dict
+    from star.base.settings import config_from_dict, read_settings
 
     settings = tokenizer_preset(size or "small")
     if config is not None:

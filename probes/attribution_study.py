@@ -30,9 +30,9 @@ from probes.step_scores import StepScores
 from star.base.errors import UserError
 from star.base.files import sha256_file
 from star.codes.store import CodeStore, check_rows
+from star.model.config import ModelConfig
 from star.model.transformer import check_layers
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig
 
 __all__ = [
     "MEASURES",

@@ -14,8 +14,8 @@ from probes.features import uniform_steps
 from probes.timing import Timings, alternate
 from star.base.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
 from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
 from star.model.transformer import Transformer, build_model
-from star.training.config import ModelConfig
 
 __all__ = ["ARMS", "AttentionBench", "bench_attention"]
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from probes.mae import MaeConfig
-from star.training.config import ModelConfig, TrainConfig
+from star.model.config import ModelConfig
+from star.training.config import TrainConfig
 from star.training.estimate import forward_flops
 
 __all__ = ["ProbeCost", "probe_cost"]

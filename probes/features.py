@@ -18,12 +18,12 @@ from star.base.device import autocast
 from star.base.errors import UserError
 from star.codes.store import CodeStore
 from star.model.classes import class_numbers, null_label
+from star.model.config import ModelConfig
 from star.model.transformer import Transformer, check_layers
 from star.tokenizer.file import tokenizer_sha256
 from star.tokenizer.model import VQModel
 from star.training.batches import plain_batches
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig
 from star.training.estimate import images_at_once
 
 __all__ = [

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from star.base.device import autocast, resolve_precision
 from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
 from star.model.rotary import rotary_table
 from star.model.transformer import build_model
-from star.training.config import ModelConfig, TrainConfig
+from star.training.config import TrainConfig
 from star.training.objective import TrainBatch
 
 __all__ = ["LlamaGenStep", "LlamaGenTransformer"]

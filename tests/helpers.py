@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
 from star.model.transformer import Transformer, build_model
 from star.tokenizer.shape import VQConfig
-from star.training.config import ModelConfig
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -25,6 +25,7 @@ from probes.llamagen_way import LlamaGenStep
 from star.codes.encode import tokenize
 from star.images.open import ImageSource
 from star.model.sampler import generate
+from star.runs.checkpoint import load_checkpoint
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.file import load_tokenizer, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
@@ -32,7 +33,7 @@ from star.tokenizer.model import VQModel, decode_tokens
 from star.tokenizer.quality import scaled
 from star.tokenizer.trainer import TokenizerTrainer
 from star.training.batches import TrainLoader
-from star.training.checkpoint import load_checkpoint, load_model, open_model
+from star.training.checkpoint import MODEL_RUN, load_model, open_model
 from star.training.config import ObjectiveConfig
 from star.training.export import export_model
 from star.training.learner import Learner
@@ -109,7 +110,7 @@ def training_with_validation_diagnostics_and_resume(device, folder):
     Trainer(config, stores(), folder, device).fit(stop_after=4, diagnose=diagnose)
     resumed = Trainer.resume(folder, stores(), device)
     assert resumed.step == 4 and resumed.fit(diagnose=diagnose).finished
-    content = load_checkpoint(folder / "ckpt.pt", device)
+    content = load_checkpoint(folder / "ckpt.pt", device, kind=MODEL_RUN)
     teacher = load_model(folder, device=device)
     return (
         [timeless(row) for row in rows(folder)],

@@ -23,12 +23,12 @@ from star.base.errors import UserError
 from star.base.randomness import torch_generator
 from star.codes.store import open_splits
 from star.images.open import open_source
+from star.model.config import ModelConfig
 from star.model.transformer import build_model
 from star.tokenizer.file import tokenizer_sha256
 from star.tokenizer.model import VQModel
 from star.tokenizer.shape import VQConfig
 from star.training.checkpoint import Loaded
-from star.training.config import ModelConfig
 
 LAYERS, STEPS = (1, 3), (1, 4, 9)
 MAE = MaeConfig(base_lrs=(0.5, 5.0), epochs=6, warmup_epochs=1, batch_size=15)

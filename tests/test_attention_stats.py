@@ -17,7 +17,7 @@ from probes.intervals import mean_interval, paired_test
 from probes.places import cut_beyond, euclidean_distance, place_patterns
 from probes.rollout import attention_rollout, rollout
 from star.base.errors import UserError
-from star.training.config import ModelConfig
+from star.model.config import ModelConfig
 from viz.attention_stats import (
     attention_curves,
     attention_difference,

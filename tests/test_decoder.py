@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import SMALL, small_model
 
+from star.model.config import ModelConfig
 from star.model.decoder import _Recorded, decoder, in_precision
 from star.model.kv_cache import KVCache, StaticCache, cache_bytes
 from star.model.sampler import generate
-from star.training.config import ModelConfig
 
 CPU = torch.device("cpu")
 

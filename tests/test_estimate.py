@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from star.base.device import autocast
 from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
 from star.model.dropout import Dropout
 from star.model.head import head_bytes, next_token_nll
 from star.model.transformer import build_model
 from star.training import estimate as sizes
 from star.training.batches import TrainLoader
-from star.training.config import ModelConfig, ObjectiveConfig, preset
+from star.training.config import ObjectiveConfig, preset
 from star.training.estimate import (
     estimate,
     forward_flops,

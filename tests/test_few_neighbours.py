@@ -15,7 +15,8 @@ from probes.knn import voters
 from probes.measures import measure
 from probes.protocols import describe_protocol
 from probes.results import Result
-from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig
 from star.training.student import Student
 from star.training.teacher import Teacher
 from viz.measures import measure_figures

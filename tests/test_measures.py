@@ -24,9 +24,9 @@ from probes.results import read_result, write_result
 from probes.similarity import cka, cknna, mutual_knn, nearest
 from probes.spatial import layer_lds
 from star.base.errors import UserError
+from star.model.config import ModelConfig
 from star.tokenizer.model import VQModel
 from star.tokenizer.shape import vq_preset
-from star.training.config import ModelConfig
 from viz.measures import measure_curves, measure_figures, measure_heatmap
 from viz.style import save
 

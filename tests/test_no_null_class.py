@@ -13,9 +13,10 @@ from probes.features import step_features
 from probes.spatial import layer_lds
 from probes.step_scores import StepScores
 from star.base.errors import UserError
+from star.model.config import ModelConfig
 from star.model.sampler import generate
 from star.training.checkpoint import open_model
-from star.training.config import ModelConfig, TrainConfig
+from star.training.config import TrainConfig
 
 # Fits the code stores and the tokenizer of the fixtures.
 CONFIG = ModelConfig(

@@ -12,10 +12,11 @@ from helpers import TINY, refused, small_model
 
 from star.base.errors import UserError
 from star.codes.store import StoreWriter
+from star.model.config import ModelConfig
 from star.model.sampler import generate
 from star.model.transformer import build_model
 from star.tokenizer.file import load_tokenizer, save_tokenizer
-from star.training.config import ModelConfig, preset
+from star.training.config import preset
 from star.training.estimate import require_training_memory
 
 

@@ -9,7 +9,8 @@ from helpers import SMALL, small_model
 from reference import losses as reference
 
 from star.base.errors import UserError
-from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig
 from star.training.masks import draw_token_masks
 from star.training.objective import TrainBatch, compute_losses
 from star.training.student import GlobalBatchNorm, Projector, Student

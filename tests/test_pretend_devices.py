@@ -11,8 +11,9 @@ from test_trainer import CPU, tiny
 
 from star.base.randomness import torch_generator
 from star.model.transformer import build_model
+from star.runs.checkpoint import load_checkpoint
 from star.training.batches import TrainLoader
-from star.training.checkpoint import load_checkpoint, load_model
+from star.training.checkpoint import MODEL_RUN, load_model
 from star.training.learner import Learner
 from star.training.trainer import Trainer
 
@@ -63,7 +64,9 @@ def test_a_run_goes_on_on_another_device(tmp_path):
     with PretendedCuda() as card:
         Trainer.resume(tmp_path / "both", stores(), card.device).fit()
     assert not next(load_model(tmp_path / "both").parameters()).is_cuda
-    expected, found = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("cpu", "both"))
+    expected, found = (
+        load_checkpoint(tmp_path / name / "ckpt.pt", kind=MODEL_RUN) for name in ("cpu", "both")
+    )
     for part in ("student", "teacher", "projector"):
         for key, value in expected[part].items():
             assert torch.equal(found[part][key], value), (part, key)

@@ -11,7 +11,8 @@ import torch
 from figures.compare import Measured, comparison, training_seconds, verdict
 from figures.reproduce import Plan, plan_for, reproduce
 from star.base.errors import UserError
-from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig
 
 
 def tiny_plan(folder):

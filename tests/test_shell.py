@@ -14,7 +14,8 @@ from helpers import ROOT
 
 from cli import shell
 from cli.screen import Stages, console, note_stand_ins, print_facts, print_line, print_rows
-from star.training.config import config_to_dict, preset
+from star.base.settings import config_to_dict
+from star.training.config import preset
 from viz.style import save
 from viz.training import training_curves
 

@@ -7,11 +7,12 @@ from helpers import GOLDEN, SMALL, small_model
 
 from star.base.errors import UserError
 from star.model.attention import attend, attention_rows, missing_channels, visibility
+from star.model.config import SIZES, ModelConfig
 from star.model.kv_cache import KVCache
 from star.model.rotary import apply_rotary, rotary_table
 from star.model.transformer import ATTENTION_SITES, Transformer, capture_names
 from star.training.checkpoint import load_model
-from star.training.config import SIZES, ModelConfig, preset
+from star.training.config import preset
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from cli import tracking, training_view
 from cli.curves import braille_curve
 from cli.training_view import TrainingView, clock, collapse_warning, overview, row_line, seconds_left
 from star.base.errors import UserError
+from star.base.settings import config_to_dict
 from star.runs.metrics import read_metrics
 from star.tokenizer.config import TokenizerConfig
-from star.training.config import config_to_dict, preset
+from star.training.config import preset
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,11 +20,11 @@ import torch
 from star.base.device import autocast, exact_float32, resolve_device, resolve_precision
 from star.base.errors import UserError, require_choice
 from star.base.files import remove_folder
+from star.codes.imagenet import imagenet_warning
 from star.codes.store import CodeStore, StoreWriter, open_splits
 from star.codes.view_batches import default_workers, view_batches
 from star.codes.work import kept_if_useful, prepare_work, publish_work, reuse_stores
 from star.images.decode import MAX_MEGAPIXELS, require_megapixels
-from star.images.imagenet import imagenet_warning
 from star.images.left_out import left_out_line
 from star.images.source import ImageSource, Split
 from star.images.views import ViewSet, to_model_range, view_set

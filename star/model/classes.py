@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from star.base.errors import UserError, listed
-from star.training.config import ModelConfig
+from star.model.config import ModelConfig
 
 __all__ = ["class_numbers", "class_words", "null_label", "one_class", "parse_classes"]
 

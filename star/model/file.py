@@ -16,7 +16,8 @@ from torch import Tensor
 from star.base.errors import UserError
 from star.base.files import plain_path, publish_file
 from star.base.names import shown
-from star.training.config import ModelConfig, config_from_dict, config_to_dict
+from star.base.settings import config_from_dict, config_to_dict
+from star.model.config import ModelConfig
 
 __all__ = ["ModelFacts", "read_model_file", "write_model_file"]
 

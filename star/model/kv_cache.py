@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from star.model.attention import Visibility, visibility
-from star.training.config import ModelConfig
+from star.model.config import ModelConfig
 
 __all__ = ["KVCache", "StaticCache", "cache_bytes"]
 

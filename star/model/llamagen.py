@@ -16,8 +16,8 @@ from torch import Tensor
 
 from star.base.errors import UserError
 from star.model.arguments import Arguments
+from star.model.config import SIZES, ModelConfig
 from star.model.state_keys import TRANSFORMER, StateDict, choose_state
-from star.training.config import SIZES, ModelConfig
 
 __all__ = ["read_llamagen"]
 

@@ -16,10 +16,10 @@ from star.base.device import require_memory
 from star.base.errors import UserError
 from star.base.randomness import generator
 from star.model.classes import class_numbers, null_label
+from star.model.config import ModelConfig
 from star.model.decoder import decoder
 from star.model.kv_cache import cache_bytes
 from star.model.transformer import Transformer
-from star.training.config import ModelConfig
 
 __all__ = ["filter_logits", "generate", "guide"]
 

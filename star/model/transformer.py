@@ -22,11 +22,11 @@ from star.base.device import require_memory
 from star.base.errors import UserError
 from star.base.meta import embedding, give_memory
 from star.model.attention import Visibility, attend, attention_rows, choose_kernel, visibility
+from star.model.config import ModelConfig
 from star.model.dropout import Dropout, drop
 from star.model.head import next_token_nll
 from star.model.kv_cache import KVCache
 from star.model.rotary import apply_rotary, rotary_table
-from star.training.config import ModelConfig
 
 __all__ = ["Output", "Transformer", "build_model", "capture_names"]
 

@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from star.training.checkpoint import MODEL_RUN, CheckpointKind, load_checkpoint, save_checkpoint
-from star.training.config import config_from_dict, config_to_dict
+from star.runs.checkpoint import CheckpointKind, load_checkpoint, save_checkpoint
+from star.base.settings import config_from_dict, config_to_dict
 from star.base.errors import UserError
 from star.base.files import publish_file
 from star.runs.metrics import METRICS, read_metrics
@@ -28,7 +28,7 @@ NEWEST = "ckpt.pt"
 class RunFolder:
     """Checkpoints of one kind and metrics of one run; ``keep`` newest checkpoints stay (at least 2)."""
 
-    def __init__(self, path: Path, keep: int = 2, kind: CheckpointKind = MODEL_RUN) -> None:
+    def __init__(self, path: Path, keep: int = 2, *, kind: CheckpointKind) -> None:
         assert keep >= 2, keep
         self.path, self.keep, self.kind = path, keep, kind
 
@@ -95,7 +95,7 @@ class RunFolder:
         if path is None:
             raise UserError(f"{self.path} holds no checkpoint ({NEWEST} or step-*.pt) to go on from")
         try:
-            return path, load_checkpoint(path, device, without, self.kind)
+            return path, load_checkpoint(path, self.kind, device, without)
         except UserError as error:
             older = [other.name for other in self.checkpoints() if other != path]
             advice = f"; delete it to go on from {older[-1]}" if older else ""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from star.base.errors import UserError, require_choice
+from star.base.settings import option
 from star.tokenizer.shape import PRESETS, VQConfig, vq_preset
-from star.training.config import option
 
 __all__ = ["TokenizerConfig", "tokenizer_preset"]
 

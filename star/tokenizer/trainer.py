@@ -17,7 +17,9 @@ import torch
 from star.base.device import peak_memory_bytes
 from star.base.errors import UserError
 from star.base.files import write_json
+from star.base.settings import config_to_dict
 from star.images.open import BadImageError, ImageSource
+from star.runs.checkpoint import CheckpointKind
 from star.runs.folder import RunFolder
 from star.tokenizer.batches import TokenizerBatches, held_out_images
 from star.tokenizer.config import TokenizerConfig
@@ -25,8 +27,6 @@ from star.tokenizer.discriminator import PatchDiscriminator
 from star.tokenizer.file import TOKENIZER_FILE, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
 from star.tokenizer.quality import evaluate_tokenizer, scaled
-from star.training.checkpoint import CheckpointKind
-from star.training.config import config_to_dict
 
 __all__ = ["TOKENIZER_RUN", "TokenizerResult", "TokenizerTrainer"]
 
@@ -69,7 +69,7 @@ class TokenizerTrainer:
         """``facts`` (a command line, say) go into the tokenizer's card; a resumed run keeps its own."""
         self.config, self.source = config, source
         self.batches = TokenizerBatches(source=source, config=config, skip_bad=skip_bad)
-        self.run = RunFolder(run, config.keep, TOKENIZER_RUN)
+        self.run = RunFolder(run, config.keep, kind=TOKENIZER_RUN)
         self.facts = facts or {}
         size, smallest = self.batches.sizes[0], PatchDiscriminator.smallest(config.disc_layers)
         if config.adversarial and min(self.batches.sizes) < smallest:

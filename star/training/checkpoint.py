@@ -6,52 +6,36 @@ name, stride), ``class_names``, ``data`` (``star.training.run_data``). ``load_mo
 ``star export`` writes, and LlamaGen's.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from star.base.errors import UserError, require_choice
-from star.base.files import publish_file
 from star.base.names import shown
+from star.base.settings import config_from_dict
 from star.base.torch_files import load_safetensors, load_torch_file
 from star.base.weights import check_weights
+from star.model.config import ModelConfig
 from star.model.file import read_model_file
 from star.model.llamagen import read_llamagen
 from star.model.state_keys import TOKENIZER, TRANSFORMER, find_states
 from star.model.transformer import Transformer, build_model
-from star.training.config import ModelConfig, TrainConfig, config_from_dict
+from star.runs.checkpoint import CheckpointKind, load_checkpoint
+from star.training.config import TrainConfig
 
 __all__ = [
     "DISPENSABLE",
     "MODEL_RUN",
-    "CheckpointKind",
     "Loaded",
-    "load_checkpoint",
     "load_model",
     "newest_checkpoint",
     "open_model",
     "refuse_shape",
-    "save_checkpoint",
 ]
 
-FORMAT, VERSION = "star", 1
+FORMAT = "star"
 DISPENSABLE = ("teacher", "projector", "optimizer")  # what a run can go on without
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointKind:
-    """What one command's checkpoints hold: its name, its parts with their types, default settings.
-
-    A run of this kind can be resumed without the parts ``dispensable``.
-    """
-
-    format: str
-    command: str
-    parts: dict[str, type]
-    settings: object
-    dispensable: tuple[str, ...] = ()
 
 
 MODEL_RUN = CheckpointKind(
@@ -64,46 +48,8 @@ MODEL_RUN = CheckpointKind(
     },
     settings=TrainConfig(),
     dispensable=DISPENSABLE,
+    foreign="; a LlamaGen file cannot be resumed",
 )  # fmt: skip
-
-
-def save_checkpoint(path: Path, content: dict, kind: CheckpointKind = MODEL_RUN) -> None:
-    """Write one checkpoint; ``path`` keeps its old content until the new one is whole on disk."""
-    with publish_file(path) as temporary:
-        torch.save({"format": kind.format, "version": VERSION, **content}, temporary)
-
-
-def load_checkpoint(
-    path: Path | str,
-    device: torch.device | str = "cpu",
-    without: Collection[str] = (),
-    kind: CheckpointKind = MODEL_RUN,
-) -> dict:
-    """Our own checkpoint's content; ``UserError`` for any other file or a newer version.
-
-    ``without`` names parts that are left out, whether they are there and whole or not.
-    """
-    content = load_torch_file(path, device)
-    if content.get("format") != kind.format:
-        foreign = "; a LlamaGen file cannot be resumed" if kind is MODEL_RUN else ""
-        raise UserError(f"{path} is not a checkpoint of {kind.command}{foreign}")
-    version = content.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise UserError(f"{path} has checkpoint version {version!r}; this release reads 1 to {VERSION}")
-    for name in without:
-        content.pop(name, None)
-    for name, type_ in kind.parts.items():
-        if name in without:
-            continue
-        if name not in content:
-            advice = f" (--without {name} resumes without it)" if name in kind.dispensable else ""
-            raise UserError(f"{path} has no {name}; it was cut or written by another program{advice}")
-        if not isinstance(content[name], type_):
-            raise UserError(
-                f"{path} is broken: its {name} is a {type(content[name]).__name__}, not a "
-                f"{getattr(type_, '__name__', type_)}"
-            )
-    return content
 
 
 def newest_checkpoint(runs: Path) -> Path:
@@ -182,9 +128,9 @@ def open_model(
 
 def _open_own(path: Path, weights: str, device: torch.device | str) -> Loaded:
     """The model in a checkpoint of ``star train``."""
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, kind=MODEL_RUN)
     try:
-        config = config_from_dict(content["config"])
+        config = config_from_dict(content["config"], TrainConfig())
     except UserError as error:
         raise UserError(f"{path} holds settings that this release does not know: {error}") from error
     names = tuple(shown(str(name)) for name in content["class_names"])

@@ -10,115 +10,18 @@ import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 from star.base.errors import UserError, require_choice
+from star.base.settings import option
+from star.model.config import SIZES, ModelConfig
 
 __all__ = [
-    "SIZES",
-    "ModelConfig",
     "ObjectiveConfig",
     "TrainConfig",
-    "config_from_dict",
-    "config_to_dict",
     "for_cuda",
-    "option",
     "preset",
 ]
-
-# name: (layers, heads, width); B to 3B are LlamaGen's, tiny is for two CPU cores and the tests
-SIZES: dict[str, tuple[int, int, int]] = {
-    "tiny": (6, 4, 128),
-    "B": (12, 12, 768),
-    "L": (24, 16, 1024),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-    "3B": (24, 32, 3200),
-}
-
-# Beyond every model there is; larger numbers are slips, and would fill the memory before they fail.
-_MOST = {
-    "layers": 1000,
-    "heads": 1 << 12,
-    "width": 1 << 18,
-    "grid": 1 << 10,
-    "vocab_size": 1 << 24,
-    "num_classes": 1 << 24,
-}
-
-Config = TypeVar("Config")
-
-
-def option(default, text: str):
-    """A field of a configuration with the text that ``--help`` shows for it."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape of a class-conditional transformer over a g x g grid of VQ tokens (LlamaGen's layout)."""
-
-    layers: int = option(6, "Number of transformer blocks.")
-    heads: int = option(4, "Attention heads.")
-    kv_heads: int = option(0, "Key-value heads (grouped attention); 0 means as many as heads.")
-    width: int = option(128, "Width of the residual stream.")
-    grid: int = option(8, "Tokens along one side of the image; T = grid squared.")
-    vocab_size: int = option(256, "Number of codebook entries.")
-    num_classes: int = option(10, "Number of classes; the null class is one more.")
-    null_class: bool = option(
-        True, "A last row of the class table that stands for no class (some foreign models have none)."
-    )
-    norm_eps: float = option(1e-5, "Epsilon of RMSNorm.")
-    rope_base: float = option(10000.0, "Base of the 2-D rotary frequencies.")
-
-    def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"{name} is {getattr(self, name)}; expected 1 to {most:,}")
-        for name in ("norm_eps", "rope_base"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; expected a number > 0")
-        if self.width % self.heads:
-            raise UserError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.head_dim % 4:
-            raise UserError(
-                f"width / heads is {self.head_dim}; 2-D rotary positions need a multiple of 4"
-            )
-        if self.kv_heads < 0 or self.heads % (self.kv_heads or self.heads):
-            raise UserError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-
-    @property
-    def tokens(self) -> int:
-        """T, the number of image tokens."""
-        return self.grid**2
-
-    @property
-    def class_rows(self) -> int:
-        """Rows of the class table: the classes, and the null class if there is one."""
-        return self.num_classes + self.null_class
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def ffn_width(self) -> int:
-        """Hidden width of the SwiGLU layer: int(2/3 * 4 * width), up to a multiple of 256."""
-        return 256 * math.ceil(int(2 * 4 * self.width / 3) / 256)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, counted without building the model."""
-        attention = self.width * self.head_dim * (self.heads + 2 * (self.kv_heads or self.heads))
-        block = attention + self.width**2 + 3 * self.width * self.ffn_width + 2 * self.width
-        rows = self.class_rows + 2 * self.vocab_size + 1  # class and token tables, output, norm
-        return self.layers * block + self.width * rows
-
-    @property
-    def size_name(self) -> str | None:
-        """Name in the size table, or None for another shape."""
-        shape = (self.layers, self.heads, self.width)
-        return next((name for name, size in SIZES.items() if size == shape), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,42 +274,3 @@ def for_cuda(config: TrainConfig, chosen: Collection[str]) -> TrainConfig:
     large = config.model.layers * config.model.width**2 >= layers * width**2
     wanted = {"workers": 2, "compile": large}
     return dataclasses.replace(config, **{k: v for k, v in wanted.items() if k not in chosen})
-
-
-def config_to_dict(config: object) -> dict:
-    """Nested plain dictionary of a configuration, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def config_from_dict(values: dict, base: Config | None = None) -> Config:
-    """Build settings from a nested dictionary (JSON or TOML), over ``base``: a ``TrainConfig`` if None.
-
-    Raises ``UserError`` on an unknown key (listing the valid ones) or a value of the wrong type.
-    """
-    return _replace(base or TrainConfig(), values, prefix="")
-
-
-def _replace(base, values: dict, prefix: str):
-    fields = {f.name: f for f in dataclasses.fields(base)}
-    changes = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise UserError(f"unknown setting {prefix}{key}; expected one of: {', '.join(fields)}")
-        current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, dict):
-                raise UserError(f"{prefix}{key} must be a table of settings, got {value!r}")
-            changes[key] = _replace(current, value, prefix=f"{prefix}{key}.")
-        else:
-            changes[key] = _coerce(f"{prefix}{key}", value, type(current))
-    return dataclasses.replace(base, **changes)
-
-
-def _coerce(name: str, value: object, kind: type) -> object:
-    if kind is tuple and type(value) is list:  # JSON and TOML have no tuples
-        return tuple(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{name} is {value!r}; expected a value of type {kind.__name__}")
-    return value

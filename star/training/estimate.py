@@ -12,8 +12,9 @@ from itertools import pairwise
 import torch
 
 from star.base.device import require_memory
+from star.model.config import ModelConfig
 from star.model.head import head_bytes
-from star.training.config import ModelConfig, ObjectiveConfig, TrainConfig
+from star.training.config import ObjectiveConfig, TrainConfig
 
 __all__ = [
     "Estimate",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from star.base.errors import UserError
 from star.base.files import sha256_file
+from star.base.settings import config_to_dict
 from star.base.torch_files import load_safetensors, load_torch_file
 from star.codes.open import is_code_folder
 from star.codes.store import CodeStore, open_codes, open_splits
@@ -11,8 +12,7 @@ from star.model.state_keys import TOKENIZER, TRANSFORMER, find_states
 from star.runs.folder import RunFolder
 from star.runs.metrics import METRICS, read_metrics
 from star.tokenizer.file import find_tokenizer, load_tokenizer, tokenizer_sha256
-from star.training.checkpoint import FORMAT, Loaded, open_model, refuse_shape
-from star.training.config import config_to_dict
+from star.training.checkpoint import FORMAT, MODEL_RUN, Loaded, open_model, refuse_shape
 
 __all__ = ["describe"]
 
@@ -45,7 +45,7 @@ def _folder(path: Path) -> dict:
             "path": str(path),
             "splits": {name: _store(store) for name, store in open_splits(path).items()},
         }
-    run = RunFolder(path)
+    run = RunFolder(path, kind=MODEL_RUN)
     newest = run.newest_path()
     if newest is not None:
         rows = read_metrics(path)[0] if (path / METRICS).exists() else []

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from star.model.config import ModelConfig
 from star.model.dropout import Dropout
 from star.model.transformer import Transformer
 from star.parallel.processes import sum_over_processes, world_size
-from star.training.config import ModelConfig, ObjectiveConfig
+from star.training.config import ObjectiveConfig
 
 __all__ = ["GlobalBatchNorm", "Projector", "Student", "StudentOutput"]
 

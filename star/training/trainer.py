@@ -14,6 +14,7 @@ import torch
 from star.base.device import deterministic, peak_memory_bytes
 from star.base.errors import UserError
 from star.base.files import write_json
+from star.base.settings import config_to_dict
 from star.codes.store import CodeStore
 from star.parallel.processes import (
     alone,
@@ -25,7 +26,8 @@ from star.parallel.processes import (
 )
 from star.runs.folder import RunFolder
 from star.training.batches import TrainLoader
-from star.training.config import TrainConfig, config_to_dict
+from star.training.checkpoint import MODEL_RUN
+from star.training.config import TrainConfig
 from star.training.estimate import require_training_memory
 from star.training.learner import Learner
 from star.training.likelihood import image_nll
@@ -58,7 +60,7 @@ class Trainer:
         )
         require_training_memory(self.config, device, world_size())
         self.stores, self.device = stores, device
-        self.run = RunFolder(run, self.config.keep)
+        self.run = RunFolder(run, self.config.keep, kind=MODEL_RUN)
         self.loader = TrainLoader(train, self.config, rank(), world_size())
         self.learner = Learner(self.config, device)
         self.step = 0
@@ -77,8 +79,8 @@ class Trainer:
         Raises ``UserError`` if it or any part of its state is missing or unreadable, other than the
         parts ``without`` (of ``star.training.checkpoint.DISPENSABLE``), which start anew.
         """
-        settings = RunFolder(run).settings(without)
-        path, content = RunFolder(run).newest(without=without)
+        settings = RunFolder(run, kind=MODEL_RUN).settings(without)
+        path, content = RunFolder(run, kind=MODEL_RUN).newest(without=without)
         trainer = cls(settings, stores, run, device)
         trainer._check_data(content, path)
         trainer.learner.load_state_dict(content, path, without)
@@ -94,7 +96,7 @@ class Trainer:
         cls, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
     ) -> "Trainer":
         """Resume ``run`` if it holds a checkpoint of this very configuration, else start it."""
-        if RunFolder(run).newest_path() is None:
+        if RunFolder(run, kind=MODEL_RUN).newest_path() is None:
             return cls(config, stores, run, device)
         trainer = cls.resume(run, stores, device)
         model = trainer.config.model
