@@ -83,7 +83,9 @@ def tokenizer_path(run: Path, given: Path | None) -> Path | None:
 
 
 def run_data(loaded, data: str | None, tokenizer: Path | None, stages):
-    """Code stores of ``data``, or of the run's own data (``star.training.run_data``), made if need be."""
+    """Code stores of ``data``, or of the run's own data (``star.training.run_data``), made if need
+    be.
+    """
     from star.training.run_data import prepare_run_data
 
     return prepare_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))

@@ -37,7 +37,8 @@ __all__ = [
 
 
 class _Screen(Console):
-    """A console for texts with names in them: they are printed as they are or as ``star.base.names.shown``.
+    """A console for texts with names in them: they are printed as they are or as
+    ``star.base.names.shown``.
 
     Neither brackets nor colons in them are markup, and no control character steers the terminal.
     """

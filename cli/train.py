@@ -10,7 +10,6 @@ import typer
 from cli.options import Device, SourceTokenizer, with_options
 from cli.threads import computing
 from star.model.config import SIZES, ModelConfig
-from star.training.checkpoint import MODEL_RUN
 from star.training.config import ObjectiveConfig, TrainConfig, for_cuda, preset
 
 SIZE_NAMES = ", ".join(SIZES)
@@ -76,6 +75,7 @@ def train(
     from cli.tracking import TRACKERS
     from star.base.errors import UserError
     from star.runs.folder import RunFolder
+    from star.training.checkpoint import MODEL_RUN
 
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
     left = _left_behind(resume, without)
@@ -149,6 +149,7 @@ def _prepared(
 def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
     """What the run in ``folder`` recorded of its data; ``UserError`` if there are none."""
     from star.runs.folder import RunFolder
+    from star.training.checkpoint import MODEL_RUN
     from star.training.own_data import OwnData
 
     path, content = RunFolder(folder, kind=MODEL_RUN).newest("meta", without)  # reads no weights

@@ -9,7 +9,6 @@ import typer
 from cli.options import Device, with_options
 from cli.threads import computing
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
-from star.training.checkpoint import MODEL_RUN
 
 SMALL = tokenizer_preset("small")
 RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands take
@@ -99,7 +98,7 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
     from star.images.left_out import left_out_line
     from star.images.open import open_images
     from star.runs.folder import RunFolder
-    from star.tokenizer.trainer import TokenizerTrainer
+    from star.tokenizer.trainer import TOKENIZER_RUN, TokenizerTrainer
 
     images = open_images(settings.data)
     line = left_out_line(images.name, images.left_out)
@@ -108,7 +107,7 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
     folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{images.name}"
     if resume is not None:
         trainer = TokenizerTrainer.resume(folder, images, where, **options)
-    elif RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
+    elif RunFolder(folder, kind=TOKENIZER_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     else:
         trainer = TokenizerTrainer(settings, images, folder, where, **options)

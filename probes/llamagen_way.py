@@ -1,7 +1,7 @@
 """A plain AR training step computed the way LlamaGen's public trainer computes it, as a yardstick.
 
-The same function as ``star.model.transformer`` (parameters have the same names, so weights load either way)
-by other means: fused attention with ``is_causal``, rotary sums written out in float32, the norm as
+The same function as ``star.model.transformer`` (parameters have the same names, so weights load either
+way) by other means: fused attention with ``is_causal``, rotary sums written out in float32, the norm as
 separate operations, ``nn.Dropout``, an EMA updated tensor by tensor. Autocast, AdamW and clipping are
 alike. It exists for ``star bench step`` and nothing else.
 """

@@ -1,7 +1,8 @@
 """Representation measures of a model in one table: one sample of images, layers x steps, null class.
 
 ``MEASURES`` names them. ``measure`` takes values and is what a notebook calls; ``measure_checkpoint``
-takes what ``star.training.checkpoint.open_model`` and ``star.codes.store.open_splits`` give and adds their provenance.
+takes what ``star.training.checkpoint.open_model`` and ``star.codes.store.open_splits`` give and adds
+their provenance.
 
 The table is long, one row a number, columns ``MEASURE_COLUMNS``:
 

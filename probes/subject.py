@@ -124,8 +124,8 @@ def sampled_subjects(
 ) -> list[Subject]:
     """``count`` images that the model samples under ``label`` (None: the null class).
 
-    Image i uses ``seed`` + i; ``cfg_scale`` is the guidance (``star.model.sampler.generate``). Their tokens
-    are those the model generated, so that maps of them follow the generation.
+    Image i uses ``seed`` + i; ``cfg_scale`` is the guidance (``star.model.sampler.generate``). Their
+    tokens are those the model generated, so that maps of them follow the generation.
     """
     config = loaded.model.config
     model = require_tokenizer(loaded, tokenizer)

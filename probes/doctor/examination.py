@@ -19,8 +19,8 @@ __all__ = ["as_data", "examine", "worst"]
 def examine(device: str = "auto", *, every: bool = False) -> Iterator[Line]:
     """All lines, one after the other as they are found.
 
-    The self-test runs on ``device`` (``star.base.device.parse_device``), or on the CPU and ``every`` CUDA
-    device. Raises ``UserError`` for a device that is not here, and in a folder that is gone (where
+    The self-test runs on ``device`` (``star.base.device.parse_device``), or on the CPU and ``every``
+    CUDA device. Raises ``UserError`` for a device that is not here, and in a folder that is gone (where
     torch may end the process when it is loaded).
     """
     try:

@@ -91,15 +91,15 @@ def tokenize(
     """Write the code stores of all splits of ``source`` to the folder ``out`` and open them.
 
     ``size`` is the side of a view in pixels (default: the source's own, rounded down to a multiple of
-    the tokenizer's stride); ``views`` a name of ``star.images.views`` (default: the source's); ``batch_size``
-    counts views a tokenizer call (default: by device and size); ``workers`` processes decode images
-    (0: threads of this one; default: those beside a CPU that encodes, else processes by the cores);
-    ``device`` and ``precision`` are names of ``star.base.device``.
+    the tokenizer's stride); ``views`` a name of ``star.images.views`` (default: the source's);
+    ``batch_size`` counts views a tokenizer call (default: by device and size); ``workers`` processes
+    decode images (0: threads of this one; default: those beside a CPU that encodes, else processes by
+    the cores); ``device`` and ``precision`` are names of ``star.base.device``.
     ``tokenizer`` (moved to the device) has ``encode(images_BCHW) -> indices_Bgg``, ``name``,
     ``config.codebook_size`` and ``config.stride``; ``tokenizer_hash`` is its identity (default:
-    ``star.tokenizer.file.tokenizer_sha256``). ``on_progress(split, done, total)`` counts images after each
-    batch, ``on_message`` gets a sentence when work is resumed, reused or thrown away, and on what of
-    the source is left out.
+    ``star.tokenizer.file.tokenizer_sha256``). ``on_progress(split, done, total)`` counts images after
+    each batch, ``on_message`` gets a sentence when work is resumed, reused or thrown away, and on what
+    of the source is left out.
 
     If ``out`` holds the stores that this call would write, they are opened and returned. Raises
     ``UserError`` if it holds anything else, for options that do not fit, and (``BadImageError``) at an

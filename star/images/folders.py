@@ -1,7 +1,7 @@
 """An image folder: ``train/<class>/...`` and ``val/<class>/...`` and/or ``test/<class>/...``.
 
-A split's folder may go by any of its words in any case (``star.images.split_names``); links are followed.
-Where no labels are needed, any folder with images in it or below it will do.
+A split's folder may go by any of its words in any case (``star.images.split_names``); links are
+followed. Where no labels are needed, any folder with images in it or below it will do.
 """
 
 import functools

@@ -5,8 +5,8 @@ begins twice, numbers that cannot be, a profile that unpacks to megabytes. A dec
 refuses the image, or warns without a name. So the decoder gets the pixels alone, and the few facts that
 matter are read here: which way is up, how many frames there are, which colour is transparent.
 
-Formats: JPEG (ITU T.81, annex B), PNG and APNG (W3C), TIFF (``star.images.tiff_tags``), AVIF; others go as
-they are.
+Formats: JPEG (ITU T.81, annex B), PNG and APNG (W3C), TIFF (``star.images.tiff_tags``), AVIF; others
+go as they are.
 """
 
 import re

@@ -8,10 +8,11 @@ pixels are read only by ``Split.load``. ``what`` is
 - a ``.tar`` of such a folder, or of a web dataset's x.jpg and x.cls (``star.images.tar``),
 - ``.parquet`` files in Hugging Face's layout, one or a folder of shards (``star.images.parquet``).
 
-Splits go by the words of ``star.images.split_names``: train or training, val, valid, validation or dev, test.
-``test`` is the source's test split, or else its ``val/`` (the custom of ImageNet, ``star.images.source``);
-``val`` is the validation split when there is one beside it, and otherwise it is taken out of train.
-What lies below a source and is not used is counted by reason in ``ImageSource.left_out``.
+Splits go by the words of ``star.images.split_names``: train or training, val, valid, validation or
+dev, test. ``test`` is the source's test split, or else its ``val/`` (the custom of ImageNet,
+``star.images.source``); ``val`` is the validation split when there is one beside it, and otherwise it
+is taken out of train. What lies below a source and is not used is counted by reason in
+``ImageSource.left_out``.
 """
 
 from pathlib import Path

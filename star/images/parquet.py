@@ -1,9 +1,9 @@
 """Parquet shards with an image a row, as Hugging Face's ``datasets`` stores them.
 
 The column of images holds the file's bytes, alone or in a struct {bytes, path}, that of labels a number
-or a name (``star.images.label_columns`` finds both). The names of the classes are the schema's. Rows are read
-by row group, the last few of which are kept; the labels alone are read beforehand. Needs pyarrow, an
-optional dependency.
+or a name (``star.images.label_columns`` finds both). The names of the classes are the schema's. Rows
+are read by row group, the last few of which are kept; the labels alone are read beforehand. Needs
+pyarrow, an optional dependency.
 """
 
 import hashlib

@@ -83,8 +83,8 @@ class ImageSource:
     ``native_size`` is a side in pixels. ``default_views`` names a view set of ``star.images.views``.
     ``notes`` are sentences on how the splits came about, ``left_out`` counts by reason what of the
     source is not used: both for manifests. ``label_column`` is the one that was asked for.
-    Bytes in names that are no UTF-8 are escaped (``star.base.names.shown``); ``UserError`` if that makes two
-    classes one.
+    Bytes in names that are no UTF-8 are escaped (``star.base.names.shown``); ``UserError`` if that
+    makes two classes one.
     """
 
     name: str

@@ -1,10 +1,10 @@
 """Images in uncompressed tars: read where they lie by an index of offsets; nothing is unpacked.
 
-Members are ``train/<class>/.../x.jpg`` (any layout of ``star.images.layout``; leading folders are fine), or
-those of a web dataset: ``x.jpg`` beside ``x.cls`` (a number or a name), where the shard's own name says
-the split (``train-000000.tar``) and a tar by itself is train. Links, devices, sparse members and paths
-that are absolute or climb out of the archive are left out, with a note. A compressed tar is refused: no
-image of it could be read without all before it.
+Members are ``train/<class>/.../x.jpg`` (any layout of ``star.images.layout``; leading folders are
+fine), or those of a web dataset: ``x.jpg`` beside ``x.cls`` (a number or a name), where the shard's
+own name says the split (``train-000000.tar``) and a tar by itself is train. Links, devices, sparse
+members and paths that are absolute or climb out of the archive are left out, with a note. A compressed
+tar is refused: no image of it could be read without all before it.
 """
 
 import io

@@ -2,8 +2,8 @@
 
 The weights are found wherever a trainer put them (``star.model.state_keys``); a moving average is the
 teacher. Width, depth, vocabulary and rows of the class table follow from the shapes; heads and grid do
-not: they come from the file's arguments (``star.model.arguments``), else from the size table, else the caller
-must give them. Whether the last row of the class table is the null class follows from what the
+not: they come from the file's arguments (``star.model.arguments``), else from the size table, else the
+caller must give them. Whether the last row of the class table is the null class follows from what the
 arguments say of the classes; a file that says nothing is taken to have one, as all published ones.
 """
 

@@ -1,8 +1,8 @@
 """Cached autoregressive sampling with classifier-free guidance, as LlamaGen does it.
 
 Each step: guidance ``uncond + s (cond - uncond)``, then temperature, top-k, top-p, then one draw. The
-cache belongs to the call (``star.model.decoder``), and the model is left as it was. The randomness of an
-image depends on its own seed alone, so an image does not change with the batch it is sampled in.
+cache belongs to the call (``star.model.decoder``), and the model is left as it was. The randomness of
+an image depends on its own seed alone, so an image does not change with the batch it is sampled in.
 """
 
 import math

@@ -95,7 +95,8 @@ def load_tokenizer(path: Path | str | None = None, device: torch.device | str = 
     model = _build(weights, config or _infer_config(weights, path), path)
     model.card = card
     model.name = shown(name or path.stem)
-    # A quarter faster on a CPU, a half under bf16, as long as nothing is trained (see star.tokenizer.model).
+    # A quarter faster on a CPU, a half under bf16, as long as nothing is trained (see
+    # star.tokenizer.model).
     return model.to(device, memory_format=torch.channels_last)
 
 

@@ -189,8 +189,8 @@ class Learner:
         """Take over what ``state_dict`` gave, whatever the number of processes was.
 
         ``path`` is the file that it came from, named by a ``UserError`` where a part does not fit.
-        Parts ``without`` (of ``star.training.checkpoint.DISPENSABLE``) start anew: a teacher as a copy of the
-        student.
+        Parts ``without`` (of ``star.training.checkpoint.DISPENSABLE``) start anew: a teacher as a copy
+        of the student.
         """
         for name, module in self.parts().items():
             if name not in without:

@@ -37,8 +37,8 @@ def token_nll(
     """(N, T) negative log-likelihood (nats) of each token of each image's test view, given its class.
 
     ``images`` restricts it to some rows of the store, ``cut`` is the model's. A batch is of
-    ``batch_size`` images, of fewer where a block of them would not fit (``star.training.estimate``). Fewer
-    images if ``should_stop`` said so.
+    ``batch_size`` images, of fewer where a block of them would not fit (``star.training.estimate``).
+    Fewer images if ``should_stop`` said so.
     """
     device = model.output.weight.device
     batch_size = images_at_once(model.config, batch_size, with_logits=False)

@@ -14,7 +14,9 @@ __all__ = ["ar_loss", "mim_loss", "step_loss", "view_loss"]
 
 
 def ar_loss(nll_ST: Tensor) -> Tensor:
-    """L_AR (Eq. 2): mean negative log-likelihood a token, in nats (``star.model.head.next_token_nll``)."""
+    """L_AR (Eq. 2): mean negative log-likelihood a token, in nats
+    (``star.model.head.next_token_nll``).
+    """
     return nll_ST.mean()
 
 

@@ -1,8 +1,8 @@
 """The one way from an opened checkpoint to the data of its run, or to other data named instead.
 
 Whoever takes a run's own data by name goes through here, so that other images under that name are
-refused (``star.training.own_data``), before anything is tokenised wherever the run recorded its images. Data
-that the user names are measured as they are.
+refused (``star.training.own_data``), before anything is tokenised wherever the run recorded its
+images. Data that the user names are measured as they are.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """The training loop: plain AR and ST-AR by the same code, as a function of (config, step).
 
 The loop owns the order of the batches, the metrics file, validation and the checkpoints; one optimiser
-step is ``star.training.learner``. It knows no probe and no picture: callbacks receive each row of metrics.
+step is ``star.training.learner``. It knows no probe and no picture: callbacks receive each row of
+metrics.
 """
 
 import time
