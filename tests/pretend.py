@@ -16,10 +16,11 @@ too).
 
 What it cannot show: which kernels CUDA chooses, whether they exist for a dtype, their rounding, memory,
 time, streams and races (a non-blocking copy is done at once), NCCL and several cards, compiled code
-and CUDA graphs (``compile`` does nothing), torch's own branches on ``is_cuda`` in C++, the numbers of
-CUDA's generator (they are the CPU's), and threads other than the test's (nothing they create is on the
-card). Attention runs the CPU's kernels. Autocast is applied to whole functions, from torch's lists for
-CUDA: what a Python function of torch calls inside is not cast.
+(``compile`` does nothing), torch's own branches on ``is_cuda`` in C++, the numbers of CUDA's generator
+(they are the CPU's), and threads other than the test's (nothing they create is on the card). CUDA
+graphs are captured and replayed (``pretend_graph``), without their pools of memory. Attention runs the
+CPU's kernels. Autocast is applied to whole functions, from torch's lists for CUDA: what a Python
+function of torch calls inside is not cast.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ import torch
 from pretend_calls import attention, autocast
 from pretend_card import BELOW, CPU, CUDA, RealGenerator, below, is_card, patches
 from pretend_events import Counted, Event, events_of, our_line
+from pretend_graph import capturing
 from pretend_rules import flat, mixing
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -227,7 +229,9 @@ def _run(func, args: tuple, kwargs: dict) -> object:
         kwargs = {**kwargs, "device": CPU}
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
-    out = func(*_wrapped(args), **{name: _wrapped(value) for name, value in kwargs.items()})
+    graph = capturing() if here or wanted else None
+    inner = _wrapped(args), {name: _wrapped(value) for name, value in kwargs.items()}
+    out = graph.run(func, *inner) if graph is not None else func(*inner[0], **inner[1])
     if here and torch.Tag.inplace_view in func.tags:
         _reshape(func, args, kwargs)
     known = {id(_wrapped(tensor)): tensor for tensor in given}  # what is written in place stays itself
@@ -276,5 +280,7 @@ def _wrapped(value: object) -> object:
 
 
 def _note(kind: str, what: str) -> None:
+    if capturing() is not None:
+        capturing().refuse(what)
     if _card is not None:
         _card.events.append(Event(kind, what, our_line()))

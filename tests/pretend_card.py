@@ -3,15 +3,15 @@
 Names of the card become ``BELOW`` before torch's C++ sees them (``pretend`` says why).
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import torch
+from pretend_graph import Capture, Graph
 from torch import Tensor, nn
 from torch.utils import _foreach_utils as foreach_utils
 from torch.utils._pytree import tree_map
-
-from star.model import decoder
 
 __all__ = ["BELOW", "CPU", "CUDA", "RealGenerator", "below", "is_card", "patches"]
 
@@ -105,6 +105,9 @@ def patches(
         "manual_seed": None, "manual_seed_all": None, "is_current_stream_capturing": False,
     }.items():  # fmt: skip
         yield torch.cuda, name, lambda *_, value=value, **__: value
+    yield torch.cuda, "device", lambda device: contextlib.nullcontext(is_card(device))
+    yield torch.cuda, "CUDAGraph", Graph
+    yield torch.cuda, "graph", lambda graph, **_: Capture(graph, note)
     yield torch.cuda, "synchronize", lambda *_: note("read", "synchronize")
     for name, value in {
         "is_available": True, "device_count": 1, "current_accelerator": torch.device("cuda"),
@@ -127,7 +130,5 @@ def patches(
     # A function mode is off inside the calls it sees, and would be in what a backward pass recomputes.
     yield torch.autograd, "has_torch_function", lambda *_: False
     yield Tensor, "backward", backward
-    # Nothing to record on: what would be replayed runs instead.
-    yield decoder, "record_graph", lambda step, device: step
     yield torch, "compile", lambda model=None, **_: model if model is not None else lambda m: m
     yield nn.Module, "compile", lambda module, *_, **__: None

@@ -8,6 +8,7 @@ runs of the probes are in ``pretend_probes``.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from probes.bench_attention import bench_attention
 from probes.bench_probe import bench_probe
 from probes.bench_step import bench_step
 from probes.bench_tokenize import bench_tokenize, extract_one_by_one
+from probes.doctor.lines import OK
+from probes.doctor.self_test import self_test
 from probes.in_loop import in_loop_diagnostics
 from probes.llamagen_way import LlamaGenStep
 from star.codes.encode import tokenize
@@ -97,6 +100,12 @@ def _steps_of(settings: dict) -> Run:
 
 
 RUNS |= {f"steps of {name}": _steps_of(settings) for name, settings in OBJECTIVES.items()}
+
+
+@run
+def steps_of_st_ar_with_the_head_in_parts(device, folder):
+    with mock.patch("star.model.head.PART_BYTES", 100_000):  # some thirty positions at a time
+        return _steps_of(OBJECTIVES["st-ar"])(device, folder)
 
 
 @run
@@ -203,3 +212,10 @@ def benches(device, folder):
     attention = bench_attention(SMALL, device, images=2, steps=3, rounds=1)
     tokens = bench_tokenize("small", device, size=8, images=2, workers=0, rounds=1, folder=folder)
     return probe.heads, step.sequences, set(step.memory), set(attention.memory), tokens.equal
+
+
+@run
+def the_doctors_self_test(device, folder):
+    found = list(self_test(device.type, lambda: [folder]))
+    assert {line.status for line in found} == {OK}, found
+    return {line.name for line in found} - {"gloo"}  # between the CPU's processes

@@ -360,6 +360,33 @@ def test_autocast_follows_cudas_lists(card, x):
     assert (HOST @ HOST).dtype == torch.float32, "the host's tensors are not the card's"
 
 
+def test_a_graph_runs_when_it_is_replayed(card):
+    """A running sum of squares: the capture itself does not count, every replay does."""
+    asked, total = torch.zeros(2, device="cuda"), torch.zeros(2, device="cuda")
+
+    def step():
+        squares = asked.double().square()[None].float()
+        total.add_(squares[0])
+        return total * 2 + torch.ones(2, device="cuda")
+
+    graph = torch.cuda.CUDAGraph()
+    asked.fill_(3.0)
+    with card.counted() as counted, torch.cuda.device(card.device), torch.cuda.graph(graph):
+        result = step()
+    assert [event.what for event in counted] == ["capture"]
+    assert total.tolist() == [0, 0] and result.isnan().all()
+    for value, sums in ((1.0, 1), (2.0, 5), (0.0, 5)):
+        asked.fill_(value)
+        with card.counted() as counted:
+            graph.replay()
+        assert not counted and total.tolist() == [sums, sums] and result.tolist() == [2 * sums + 1] * 2
+    for waits in (lambda: asked.sum().item(), lambda: asked[asked > 0], lambda: HOST.to("cuda")):
+        refused = pytest.raises(RuntimeError, match="not permitted when stream is capturing")
+        with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+            waits()
+    assert asked.tolist() == [0, 0], "no capture is left open"
+
+
 def test_what_torch_says_of_the_card_and_that_it_is_gone_afterwards():
     there = torch.cuda.is_available()
     with pytest.raises(ZeroDivisionError), PretendedCuda() as card:

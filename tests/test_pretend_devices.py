@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from helpers import SMALL, fake_store
+from helpers import SMALL, fake_store, small_model
 from pretend import PretendedCuda
 from pretend_runs import OBJECTIVES, stores
 from test_trainer import CPU, tiny
 
 from star.base.randomness import torch_generator
+from star.model.decoder import decoder, in_precision
 from star.model.transformer import build_model
 from star.runs.checkpoint import load_checkpoint
 from star.training.batches import TrainLoader
@@ -53,6 +54,26 @@ def test_half_precision_on_the_card_is_close_to_float32(name, precision):
     for term, value in expected[0].items():
         assert found[0][term] == pytest.approx(value, rel=0.1 if term == "mim" else 0.02), term
     assert found[2]["ar"] < found[0]["ar"] or name != "ar"
+
+
+def test_sampling_in_bfloat16_reads_the_same_logits_from_a_graph():
+    def logits(device):
+        model = in_precision(small_model(device=device), torch.bfloat16)
+        assert model.output.weight.dtype is torch.bfloat16
+        tokens = (torch.arange(2 * 9) % 11).view(2, 9).to(device)
+        decode, found = decoder(model, 2), []
+        with torch.no_grad():
+            for t in range(9):
+                labels = torch.tensor([0, 4], device=device) if t == 0 else None
+                found.append(decode(tokens[:, :t][:, -1:], labels).cpu())
+        return torch.stack(found)
+
+    expected = logits(CPU)
+    with PretendedCuda() as card:
+        found = logits(card.device)
+        assert [event.what for event in card.events].count("capture") == 1
+    # Eight bits of weights and states, by other kernels; the logits' spread is 1.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
 
 
 def test_a_run_goes_on_on_another_device(tmp_path):
