@@ -95,7 +95,7 @@ class RunFolder:
         if path is None:
             raise UserError(f"{self.path} holds no checkpoint ({NEWEST} or step-*.pt) to go on from")
         try:
-            return path, load_checkpoint(path, self.kind, device, without)
+            return path, load_checkpoint(path, device, without, kind=self.kind)
         except UserError as error:
             older = [other.name for other in self.checkpoints() if other != path]
             advice = f"; delete it to go on from {older[-1]}" if older else ""
