@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(star, latin_folder):
     (latin_folder / "train" / "cat" / f"{LATIN}.png").write_bytes(b"no image")
     code, _, err = star("tokenize", latin_folder, "out", "--tokenizer", "cifar10", "--size", "8")
     assert code == 2 and err.startswith("Error: cannot decode ") and err.count("\n") == 1
-    assert r"/train/cat/caf\xe9.png (" in err
+    assert r"cat/caf\xe9.png (" in err
 
 
 def test_stores_tokenizers_and_results_in_folders_of_any_name(latin_folder, tokenizer_file, tmp_path):

@@ -338,7 +338,9 @@ def test_a_file_of_the_card_says_so(card):
     torch.save({"a": torch.ones(2, device="cuda"), "b": torch.ones(2)}, file)
     file.seek(0)
     seen = []
-    torch.load(file, map_location=lambda storage, place: seen.append(place) or storage)
+    torch.load(
+        file, map_location=lambda storage, place: seen.append(place) or storage, weights_only=True
+    )
     assert sorted(seen) == ["cpu", "cuda:0"]
 
 

@@ -134,7 +134,9 @@ def hold_and_cut(rank, folder):
             for weight in (model.output.weight, model.layers[0].feed_forward.w1.weight):
                 assert weight.device_mesh.device_type == "cpu" and weight.to_local().device == CPU
         assert learner.update(loader.batch(0), 0).grad_norm > 0
+    (folder / f"done-{rank}").touch()
 
 
 def test_gradients_are_held_once_and_sharding_stays_on_the_chosen_device(tmp_path):
     in_two(hold_and_cut, tmp_path)
+    assert len(list(tmp_path.glob("done-*"))) == 2
