@@ -18,19 +18,20 @@ What it cannot show: which kernels CUDA chooses, whether they exist for a dtype,
 time, streams and races (a non-blocking copy is done at once), NCCL and several cards, compiled code
 (``compile`` does nothing), torch's own branches on ``is_cuda`` in C++, the numbers of CUDA's generator
 (they are the CPU's), and threads other than the test's (nothing they create is on the card). CUDA
-graphs are captured and replayed (``pretend_graph``), without their pools of memory. Attention runs the
-CPU's kernels. Autocast is applied to whole functions, from torch's lists for CUDA: what a Python
-function of torch calls inside is not cast.
+graphs are captured and replayed (``pretend_graph``), without their pools of memory. Attention and
+group norm run the CPU's kernels. Autocast is applied to whole functions, from torch's lists for CUDA:
+what a Python function of torch calls inside is not cast.
 """
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
 import torch
-from pretend_calls import attention, autocast
+from pretend_calls import attention, autocast, group_norm
 from pretend_card import BELOW, CPU, CUDA, RealGenerator, below, is_card, patches
 from pretend_events import Counted, Event, events_of, our_line
 from pretend_graph import capturing
@@ -66,6 +67,9 @@ class PretendedCuda(contextlib.ExitStack):
             self.enter_context(mock.patch.object(target, name, value))
         _card = self
         self.callback(_take_away)
+        if gc.isenabled():  # it may empty tensors that C++ alone holds, in older releases of torch
+            gc.disable()
+            self.callback(gc.enable)
         self.operations = self.enter_context(_Operations())
         self.enter_context(_Calls())
         return self
@@ -191,6 +195,8 @@ class _Calls(TorchFunctionMode):
             args, kwargs = autocast(name, args, kwargs)
         if name == "scaled_dot_product_attention" and isinstance(args[0], Pretended):
             return attention(*args, **kwargs)
+        if name == "group_norm" and isinstance(args[0], Pretended):
+            return group_norm(*args, **kwargs)
         if name == "one_hot" and isinstance(args[0], Pretended) and (args[1:] or kwargs):
             start = len(_card.events)
             made = func(*args, **kwargs)

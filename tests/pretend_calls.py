@@ -1,7 +1,7 @@
 """What the pretended device does with whole Python functions, where its C++ would be another branch.
 
 Autocast's lists are those of torch's ``autocast_mode.h`` for CUDA, by the names of Python's functions;
-attention is taken apart as ``scaled_dot_product_attention`` does for CPU tensors.
+attention and group norm are taken apart as torch does for CPU tensors.
 """
 
 import math
@@ -9,8 +9,9 @@ import math
 import torch
 from pretend_rules import flat
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
-__all__ = ["attention", "autocast"]
+__all__ = ["attention", "autocast", "group_norm"]
 
 HALF = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "addbmm",
@@ -69,3 +70,13 @@ def attention(
     return torch.ops.aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, None, **options
     )[0]
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight=None, bias=None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Tensor:
+    """``group_norm`` in the memory format of ``x``, which older releases keep for CPU tensors alone."""
+    x = x.contiguous(memory_format=suggest_memory_format(x))
+    batch, channels = x.shape[:2]
+    sizes = batch, channels, x[0, 0].numel(), num_groups
+    return torch.native_group_norm(x, weight, bias, *sizes, eps)[0]
