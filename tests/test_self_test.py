@@ -150,8 +150,8 @@ def test_a_test_that_raises_says_why_and_the_others_run(tmp_path, monkeypatch):
 def test_what_comes_back_from_the_disk_is_compared_bit_for_bit(tmp_path, monkeypatch):
     real = trial.load_checkpoint
 
-    def damaged(path):
-        content = real(path)
+    def damaged(path, **options):
+        content = real(path, **options)
         next(iter(content["optimizer"]["state"].values()))["exp_avg"].view(-1)[0] += 1e-7
         return content
 
