@@ -15,15 +15,15 @@ from probes.features import check_store, parse_layers, parse_steps, scattered_st
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
 from probes.splits import fewer_images, probe_splits
-from star.checkpoint import Loaded
-from star.classes import null_label
-from star.codes import CodeStore
-from star.config import ModelConfig
-from star.device import resolve_precision
-from star.errors import UserError
-from star.files import sha256_file
-from star.names import slug
-from star.transformer import check_layers
+from star.base.device import resolve_precision
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.names import slug
+from star.codes.store import CodeStore
+from star.model.classes import null_label
+from star.model.config import ModelConfig
+from star.model.transformer import check_layers
+from star.training.checkpoint import Loaded
 from viz.ablation import cut_changes, cut_layers, reach_curves
 from viz.style import save
 

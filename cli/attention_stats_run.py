@@ -17,13 +17,13 @@ from probes.attention_stats import SINK, AttentionStats, attention_stats
 from probes.features import parse_layers
 from probes.materials import draw
 from probes.results import Result, provenance, write_result
-from star.checkpoint import Loaded
-from star.classes import null_label
-from star.codes import CodeStore
-from star.device import resolve_precision
-from star.errors import UserError
-from star.files import sha256_file
-from star.names import slug
+from star.base.device import resolve_precision
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.names import slug
+from star.codes.store import CodeStore
+from star.model.classes import null_label
+from star.training.checkpoint import Loaded
 from viz.attention_stats import (
     attention_curves,
     attention_difference,

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from probes.attention import AttentionMaps
 from probes.subject import Subject
-from star.names import slug
+from star.base.names import slug
 from viz.animation import AttentionFrames, save_gif
 from viz.attention import attention_compare, attention_grid, attention_heads
 

@@ -20,14 +20,14 @@ from probes.attention_result import maps_result, write_map_arrays
 from probes.features import parse_layers
 from probes.results import provenance, write_result
 from probes.subject import Subject, find_subjects, sampled_subjects
-from star.checkpoint import Loaded
-from star.classes import one_class
-from star.codes import CodeStore
-from star.config import ModelConfig
-from star.errors import UserError
-from star.files import sha256_file
-from star.images import SUFFIXES, ImageSource
-from star.transformer import check_layers
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.codes.store import CodeStore
+from star.images.open import SUFFIXES, ImageSource
+from star.model.classes import one_class
+from star.model.config import ModelConfig
+from star.model.transformer import check_layers
+from star.training.checkpoint import Loaded
 from viz.animation import check_animation, frame_delay
 from viz.attention import check_legible
 from viz.panel import heat_scale

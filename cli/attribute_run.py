@@ -29,14 +29,14 @@ from probes.splits import probe_splits
 from probes.step_probe import StepProbe, fit_step_probe
 from probes.step_scores import StepScores, check_attribution_step
 from probes.subject import find_subjects, require_tokenizer
-from star.checkpoint import Loaded
-from star.classes import null_label, one_class
-from star.codes import CodeStore
-from star.config import ModelConfig
-from star.errors import UserError
-from star.prepare import PreparedData
-from star.transformer import check_layers
-from star.vq import decode_tokens
+from star.base.errors import UserError
+from star.codes.open import PreparedData
+from star.codes.store import CodeStore
+from star.model.classes import null_label, one_class
+from star.model.config import ModelConfig
+from star.model.transformer import check_layers
+from star.tokenizer.model import decode_tokens
+from star.training.checkpoint import Loaded
 from viz.attribution import MOST_IMAGES, attribution_panels
 from viz.names import labels as class_labels
 from viz.style import save

@@ -7,7 +7,7 @@ import typer
 
 from cli.options import Device
 from cli.threads import computing
-from star.config import SIZES
+from star.model.config import SIZES
 
 bench = typer.Typer(
     no_args_is_help=True, help="Measure speed on this machine: alternating arms, medians and ratios."
@@ -39,8 +39,8 @@ def step(
 
     from cli.screen import Stages
     from probes.bench_step import ARMS, bench_step
-    from star.config import preset
-    from star.device import resolve_device
+    from star.base.device import resolve_device
+    from star.training.config import preset
 
     base = preset(size)
     config = replace(
@@ -91,9 +91,9 @@ def probe(
 
     from cli.screen import Stages
     from probes.bench_probe import ARMS, bench_probe
-    from star.config import preset
-    from star.device import resolve_device
-    from star.errors import UserError
+    from star.base.device import resolve_device
+    from star.base.errors import UserError
+    from star.training.config import preset
 
     if images < 2:
         raise UserError(f"images is {images}; expected at least 2")
@@ -176,7 +176,7 @@ def tokenize(
     """Time star tokenize against one image at a time, the way LlamaGen extracts codes (fp32 both)."""
     from cli.screen import Stages
     from probes.bench_tokenize import ARMS, bench_tokenize
-    from star.device import resolve_device
+    from star.base.device import resolve_device
 
     where = resolve_device(device)
     with Stages() as stages:
@@ -214,9 +214,9 @@ def attention(
     """Time and weigh attention rows of all layers against whole patterns (fresh processes)."""
     from cli.screen import Stages
     from probes.bench_attention import ARMS, bench_attention
-    from star.config import preset
-    from star.device import resolve_device
-    from star.errors import UserError
+    from star.base.device import resolve_device
+    from star.base.errors import UserError
+    from star.training.config import preset
 
     if images < 1:
         raise UserError(f"images is {images}; expected at least 1")
@@ -263,7 +263,7 @@ def contention(
     """
     from cli.screen import Stages
     from probes.bench_contention import ALONE, SETTINGS, arm, bench_contention
-    from star.errors import UserError
+    from star.base.errors import UserError
 
     for name, value in {"jobs": jobs or 0, "alike": alike}.items():
         if not 0 <= value <= MOST_JOBS:
@@ -294,7 +294,7 @@ def _reporter(stages, as_json: bool):
 
 
 def _rounds(rounds: int) -> int:
-    from star.errors import UserError
+    from star.base.errors import UserError
 
     if rounds < 2:
         raise UserError(f"rounds is {rounds}; expected at least 2, for an interval")
@@ -308,7 +308,7 @@ def _show(timings, ratios: dict[str, tuple[str, str]], facts: dict, title: str, 
 
     from cli.screen import print_facts, print_rows
     from probes.results import provenance
-    from star.names import shown_values
+    from star.base.names import shown_values
 
     compared = {name: timings.ratio(*pair) for name, pair in ratios.items()}
     if as_json:

@@ -36,11 +36,11 @@ def codebook(
     from cli.screen import Stages, print_written
     from probes.codebook import codebook_report
     from probes.results import Result, provenance, write_result
-    from star.device import resolve_device
-    from star.errors import UserError
-    from star.names import slug
-    from star.prepare import prepare_data
-    from star.tokenizer import tokenizer_sha256
+    from star.base.device import resolve_device
+    from star.base.errors import UserError
+    from star.base.names import slug
+    from star.codes.open import prepare_data
+    from star.tokenizer.file import tokenizer_sha256
 
     check_out(out)
     if not 1 <= top <= MOST_DRAWN:

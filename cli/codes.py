@@ -25,10 +25,10 @@ def import_(
 ) -> None:
     """Read one file per image into a memory-mapped store; every file is checked, none unpickled."""
     from cli.screen import Stages, print_line
-    from star.files import require_writable
-    from star.imagenet import label_warning
-    from star.llamagen_codes import find_code_files, import_codes
-    from star.tokenizer import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_sha256
+    from star.base.files import require_writable
+    from star.codes.imagenet import label_warning
+    from star.codes.llamagen import find_code_files, import_codes
+    from star.tokenizer.file import TOKENIZER_FILE, load_tokenizer, save_tokenizer, tokenizer_sha256
 
     named = {}
     model = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -67,10 +67,10 @@ def export(
 ) -> None:
     """Write a code store as LlamaGen's files, for its trainer or extraction scripts."""
     from cli.screen import Stages, print_line
-    from star.codes import open_codes, open_splits
-    from star.files import require_writable
-    from star.llamagen_codes import export_codes
-    from star.prepare import is_code_folder
+    from star.base.files import require_writable
+    from star.codes.llamagen import export_codes
+    from star.codes.open import is_code_folder
+    from star.codes.store import open_codes, open_splits
 
     opened = open_splits(store)["train"] if is_code_folder(store) else open_codes(store)
     require_writable(folder.absolute().parent, "choose another DIR")

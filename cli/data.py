@@ -52,9 +52,9 @@ def tokenize(
     star tokenize --verify DIR re-reads every array and compares hashes, shapes and ranges.
     """
     from cli.screen import Stages, console
-    from star.codes import open_splits
-    from star.errors import UserError
-    from star.prepare import keep_tokenizer, tokenize_source
+    from star.base.errors import UserError
+    from star.codes.open import keep_tokenizer, tokenize_source
+    from star.codes.store import open_splits
 
     if verify:
         for name, store in open_splits(source).items():
@@ -84,7 +84,15 @@ def tokenize(
             on_message=stages.message,
         )
     keep_tokenizer(data, out)
-    for name, store in data.stores.items():
+    _print_stores(data.stores)
+    console.print(f"written: {out}", highlight=False)
+
+
+def _print_stores(stores: dict) -> None:
+    """What each store holds, and the images that are not in it or not whole."""
+    from cli.screen import console
+
+    for name, store in stores.items():
         skipped, animated = store.skipped, store.animated
         console.print(
             f"{name}: {len(store)} images x {store.views} views x {store.tokens} tokens, "
@@ -93,4 +101,3 @@ def tokenize(
             + (f", first frame only: {', '.join(animated)}" if animated else ""),
             highlight=False,
         )
-    console.print(f"written: {out}", highlight=False)

@@ -28,7 +28,7 @@ def doctor(
 
     from probes.doctor.examination import as_data, examine
     from probes.doctor.lines import FAIL
-    from star.errors import UserError
+    from star.base.errors import UserError
 
     if every and device != "auto":
         raise UserError(f"--all examines every device, --device {device} one: leave one of them out")

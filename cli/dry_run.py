@@ -1,6 +1,6 @@
 """What ``star train --dry-run`` prints: sizes, memory by part, FLOPs and time, nothing allocated."""
 
-from star.config import TrainConfig
+from star.training.config import TrainConfig
 
 __all__ = ["print_estimate"]
 
@@ -12,9 +12,9 @@ PEAK_TFLOPS = {"cuda": 312.0}  # dense bfloat16 of an A100; --tflops for another
 def print_estimate(config: TrainConfig, processes: int, device: str, tflops: float | None) -> None:
     """Print the estimate of ``config`` on ``processes`` devices called ``device``."""
     from cli.screen import print_line
-    from star.device import parse_device
-    from star.errors import UserError
-    from star.estimate import GIB, estimate
+    from star.base.device import parse_device
+    from star.base.errors import UserError
+    from star.training.estimate import GIB, estimate
 
     if processes < 1 or config.batch_size % processes:
         raise UserError(

@@ -18,8 +18,8 @@ def inspect(
     import json
 
     from cli.screen import print_facts
-    from star.inspect import describe
-    from star.names import shown_values
+    from star.base.names import shown_values
+    from star.training.inspect import describe
 
     facts = describe(path, heads=heads, grid=grid)
     if json_:
@@ -41,7 +41,7 @@ def export(
     """Write the transformer alone (no projector, no optimiser) for other programs."""
     from cli.opening import open_checkpoint
     from cli.screen import console
-    from star.export import ENDINGS, check_ending, export_model
+    from star.training.export import ENDINGS, check_ending, export_model
 
     if out is not None:
         check_ending(out, form)

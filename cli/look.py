@@ -41,13 +41,13 @@ def sample(
     from cli.opening import open_checkpoint, output_folder, tokenizer_path
     from cli.screen import Stages, note_stand_ins, print_line, print_written
     from probes.subject import require_tokenizer
-    from star.classes import class_words, null_label, parse_classes
-    from star.decoder import in_precision
-    from star.device import resolve_precision
-    from star.errors import UserError
-    from star.files import publish_file
-    from star.sampler import generate
-    from star.vq import decode_tokens
+    from star.base.device import resolve_precision
+    from star.base.errors import UserError
+    from star.base.files import publish_file
+    from star.model.classes import class_words, null_label, parse_classes
+    from star.model.decoder import in_precision
+    from star.model.sampler import generate
+    from star.tokenizer.model import decode_tokens
     from viz.samples import sample_grid
     from viz.style import save
 

@@ -34,9 +34,9 @@ from cli import (
     train_tokenizer,
 )
 from cli.threads import prepare_threads
-from star.errors import UserError
-from star.names import shown
-from star.versions import PACKAGE, installed_version
+from star.base.errors import UserError
+from star.base.names import shown
+from star.base.versions import PACKAGE, installed_version
 
 # typer carries its own copy of click or needs the installed one, by release; its public name for a
 # bad value inherits from all mistakes of usage in both.

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from star.errors import UserError
-from star.names import shown
+from star.base.errors import UserError
+from star.base.names import shown
 
 RUNS = Path("runs")
 
@@ -13,8 +13,8 @@ RUNS = Path("runs")
 def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | None, grid: int | None):
     """The checkpoint at ``path``, or of the newest run; says which one it took."""
     from cli.screen import console
-    from star.checkpoint import newest_checkpoint, open_model
-    from star.device import resolve_device
+    from star.base.device import resolve_device
+    from star.training.checkpoint import newest_checkpoint, open_model
 
     chosen = path if path is not None else newest_checkpoint(RUNS)
     loaded = open_model(chosen, weights=weights, device=resolve_device(device), heads=heads, grid=grid)
@@ -66,7 +66,7 @@ def _place(path: Path, others: Sequence[Path]) -> str:
 
 def newest_run() -> Path:
     """The folder of the run whose metrics changed last; ``UserError`` if there is none."""
-    from star.metrics import METRICS
+    from star.runs.metrics import METRICS
 
     found = sorted(RUNS.glob(f"**/{METRICS}"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -76,22 +76,24 @@ def newest_run() -> Path:
 
 def tokenizer_path(run: Path, given: Path | None) -> Path | None:
     """``given``, else the copy in the run folder, else None."""
-    from star.tokenizer import TOKENIZER_FILE
+    from star.tokenizer.file import TOKENIZER_FILE
 
     beside = run / TOKENIZER_FILE
     return given or (beside if beside.exists() else None)
 
 
 def run_data(loaded, data: str | None, tokenizer: Path | None, stages):
-    """Code stores of ``data``, or of the run's own data (``star.run_data``), made if need be."""
-    from star.run_data import prepare_run_data
+    """Code stores of ``data``, or of the run's own data (``star.training.run_data``), made if need
+    be.
+    """
+    from star.training.run_data import prepare_run_data
 
     return prepare_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))
 
 
 def run_images(loaded, data: str | None, tokenizer: Path | None, stages):
     """The images of ``data``, or of the run's own data: a source, or code stores by split."""
-    from star.run_data import open_run_data
+    from star.training.run_data import open_run_data
 
     return open_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))
 
@@ -114,7 +116,7 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
     """
     from cli.screen import Stages
     from probes.features import check_store, check_tokenizer
-    from star.codes import same_images
+    from star.codes.store import same_images
 
     found: dict[str, tuple] = {}
     for name, loaded in opened.items():

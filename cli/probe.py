@@ -7,7 +7,7 @@ import typer
 
 from cli.options import Data, Device, Grid, Heads, RunTokenizer, Weights
 from cli.threads import computing
-from star.config import SIZES
+from star.model.config import SIZES
 
 MAE, MEASURES, DRY = "Protocol mae", "Representation measures", "Dry run"
 PROTOCOLS = Literal["logreg", "mae", "ridge", "knn", "attentive"]

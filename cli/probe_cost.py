@@ -14,8 +14,8 @@ def print_probe_cost(
     """Print the cost of an atlas ``config`` of ``model``; ``tflops``: what one device sustains."""
     from cli.screen import print_line
     from probes.cost import probe_cost
-    from star.device import parse_device
-    from star.errors import UserError
+    from star.base.device import parse_device
+    from star.base.errors import UserError
 
     if tflops is not None and not tflops > 0:
         raise UserError(f"tflops is {tflops}; expected a number > 0")

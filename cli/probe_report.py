@@ -10,9 +10,9 @@ from probes.atlas import Atlas
 from probes.classes import confusion, per_class_accuracy
 from probes.compare import Comparison, compare_hits
 from probes.results import Result, write_result
-from star.errors import UserError
-from star.files import publish_file
-from star.names import slug
+from star.base.errors import UserError
+from star.base.files import publish_file
+from star.base.names import slug
 from viz.classes import class_accuracy
 from viz.confusion import confusion_matrix
 from viz.probe import probe_curves

@@ -16,20 +16,21 @@ from probes.measures import MEASURES, measure_checkpoint
 from probes.protocols import ProtocolConfig
 from probes.results import write_result
 from probes.splits import ProbeSplits, probe_splits
-from star import distributed
-from star.checkpoint import Loaded
-from star.classes import null_label
-from star.codes import CodeStore, same_images
-from star.config import ModelConfig, preset
-from star.device import resolve_precision
-from star.errors import UserError, require_choice
-from star.files import remove_folder
-from star.images import ImageSource, open_source
-from star.names import slug
-from star.prepare import PreparedData
-from star.run_data import open_run_data
-from star.transformer import check_layers
-from star.views import view_set
+from star.base.device import resolve_precision
+from star.base.errors import UserError, require_choice
+from star.base.files import remove_folder
+from star.base.names import slug
+from star.codes.open import PreparedData
+from star.codes.store import CodeStore, same_images
+from star.images.open import ImageSource, open_source
+from star.images.views import view_set
+from star.model.classes import null_label
+from star.model.config import ModelConfig
+from star.model.transformer import check_layers
+from star.parallel import processes as distributed
+from star.training.checkpoint import Loaded
+from star.training.config import preset
+from star.training.run_data import open_run_data
 from viz.measures import measure_figures
 from viz.style import save
 

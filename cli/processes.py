@@ -5,7 +5,7 @@ import os
 import sys
 
 from cli.threads import share_cores
-from star.errors import UserError
+from star.base.errors import UserError
 
 __all__ = ["launch"]
 
@@ -20,7 +20,7 @@ def launch(processes: int, device: str) -> None:
         raise UserError(f"nproc is {processes}; expected at least 1")
     if "RANK" in os.environ:
         raise UserError("--nproc starts torchrun itself; under torchrun leave it out")
-    from star.device import require_devices
+    from star.base.device import require_devices
 
     require_devices(device, processes)
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -31,7 +31,7 @@ def reproduce(
     from cli.screen import Stages, console, print_rows
     from figures.reproduce import plan_for
     from figures.reproduce import reproduce as run
-    from star.device import resolve_device
+    from star.base.device import resolve_device
 
     plan = plan_for(source, seed=seed, max_steps=max_steps, batch_size=batch_size)
     out = out or Path("runs") / f"reproduce-{Path(source).name}"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import typer
 
-from star.config import TrainConfig, config_from_dict
-from star.names import shown
-from star.tokenizer_config import TokenizerConfig
+from star.base.names import shown
+from star.base.settings import config_from_dict
+from star.tokenizer.config import TokenizerConfig
+from star.training.config import TrainConfig
 
 
 def watch(
@@ -25,8 +26,8 @@ def watch(
     from cli.opening import newest_run
     from cli.screen import console, print_line
     from cli.training_view import NEWEST, clock, collapse_warning, overview, row_line, seconds_left
-    from star.errors import UserError
-    from star.metrics import METRICS, read_metrics
+    from star.base.errors import UserError
+    from star.runs.metrics import METRICS, read_metrics
 
     if not every > 0:
         raise UserError(f"every is {every}; expected a number of seconds > 0")
@@ -89,8 +90,8 @@ def plot(
 
     from cli.opening import newest_run
     from cli.screen import console, print_written
-    from star.errors import UserError
-    from star.metrics import METRICS, read_metrics
+    from star.base.errors import UserError
+    from star.runs.metrics import METRICS, read_metrics
     from viz.style import save
     from viz.training import training_curves
 
@@ -129,7 +130,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 def run_settings(folder: Path) -> TrainConfig | TokenizerConfig:
     """The settings of a run of ``star train`` or ``star train-tokenizer``."""
-    from star.settings import read_settings
+    from star.base.settings import read_settings
 
     values = read_settings(folder / "config.json")
-    return config_from_dict(values, TokenizerConfig() if "shape" in values else None)
+    return config_from_dict(values, TokenizerConfig() if "shape" in values else TrainConfig())

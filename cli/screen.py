@@ -21,8 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from probes.intervals import FEWEST
-from star.errors import listed
-from star.names import shown
+from star.base.errors import listed
+from star.base.names import shown
 
 __all__ = [
     "Stages",
@@ -37,7 +37,8 @@ __all__ = [
 
 
 class _Screen(Console):
-    """A console for texts with names in them: they are printed as they are or as ``star.names.shown``.
+    """A console for texts with names in them: they are printed as they are or as
+    ``star.base.names.shown``.
 
     Neither brackets nor colons in them are markup, and no control character steers the terminal.
     """

@@ -12,7 +12,7 @@ import os
 import pwd
 import sys
 
-from star.names import shown
+from star.base.names import shown
 
 __all__ = ["prepare"]
 

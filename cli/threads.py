@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 
 from cli.options import Threads
-from star.errors import UserError
-from star.threads import COUNTS, compute_threads, thread_settings, usable_cores
+from star.base.errors import UserError
+from star.base.threads import COUNTS, compute_threads, thread_settings, usable_cores
 
 __all__ = ["computing", "prepare_threads", "share_cores"]
 

@@ -13,14 +13,14 @@ from probes.invariance_compare import compare_invariance, invariance_sentences
 from probes.pictures import drawn, holds_many, one_image, picture_split, readable
 from probes.results import Result, provenance, write_result
 from probes.tokens import change_result, check_size, default_size, token_change
-from star.device import resolve_device
-from star.errors import UserError, listed
-from star.images import Split
-from star.names import shown, slug
-from star.prepare import open_tokenizer
-from star.tokenizer import tokenizer_sha256
-from star.views import center_crop
-from star.vq import VQModel
+from star.base.device import resolve_device
+from star.base.errors import UserError, listed
+from star.base.names import shown, slug
+from star.codes.open import open_tokenizer
+from star.images.open import Split
+from star.images.views import center_crop
+from star.tokenizer.file import tokenizer_sha256
+from star.tokenizer.model import VQModel
 from viz.invariance import CURVES, invariance_curves, invariance_maps
 from viz.style import save, shorten
 from viz.tokens import token_views

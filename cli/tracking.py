@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from star.config import TrainConfig, config_to_dict
-from star.errors import UserError
-from star.files import publish_file
-from star.names import shown
+from star.base.errors import UserError
+from star.base.files import publish_file
+from star.base.names import shown
+from star.base.settings import config_to_dict
+from star.training.config import TrainConfig
 
 __all__ = ["TRACKERS", "TensorBoard", "Tracker", "WandB"]
 

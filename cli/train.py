@@ -9,7 +9,8 @@ import typer
 
 from cli.options import Device, SourceTokenizer, with_options
 from cli.threads import computing
-from star.config import SIZES, ModelConfig, ObjectiveConfig, TrainConfig, for_cuda, preset
+from star.model.config import SIZES, ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig, for_cuda, preset
 
 SIZE_NAMES = ", ".join(SIZES)
 TINY = preset("tiny")
@@ -72,19 +73,20 @@ def train(
     from cli.dry_run import print_estimate
     from cli.processes import launch
     from cli.tracking import TRACKERS
-    from star.errors import UserError
-    from star.run_folder import RunFolder
+    from star.base.errors import UserError
+    from star.runs.folder import RunFolder
+    from star.training.checkpoint import MODEL_RUN
 
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
     left = _left_behind(resume, without)
-    own = None if resume is None else RunFolder(resume).settings(left)
+    own = None if resume is None else RunFolder(resume, kind=MODEL_RUN).settings(left)
     settings, chosen = (own, None) if own else _settings(objective, size, config, given)
     if dry_run:
         print_estimate(settings, nproc, device, tflops)
         return
     tracker = TRACKERS[track]() if track else None
     folder = resume or run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
-    if resume is None and RunFolder(folder).newest_path() is not None:
+    if resume is None and RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
         launch(nproc, device)
@@ -108,10 +110,10 @@ def _prepared(
     """
     from cli.opening import tokenizer_path
     from cli.screen import Stages, console
-    from star import distributed
-    from star.estimate import require_training_memory
-    from star.prepare import keep_tokenizer, prepare_data
-    from star.trainer import Trainer
+    from star.codes.open import keep_tokenizer, prepare_data
+    from star.parallel import processes as distributed
+    from star.training.estimate import require_training_memory
+    from star.training.trainer import Trainer
 
     where = distributed.join(device)
     if chosen is not None and where.type == "cuda":
@@ -146,10 +148,11 @@ def _prepared(
 
 def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
     """What the run in ``folder`` recorded of its data; ``UserError`` if there are none."""
-    from star.own_data import OwnData
-    from star.run_folder import RunFolder
+    from star.runs.folder import RunFolder
+    from star.training.checkpoint import MODEL_RUN
+    from star.training.own_data import OwnData
 
-    path, content = RunFolder(folder).newest("meta", without)  # reads no weights
+    path, content = RunFolder(folder, kind=MODEL_RUN).newest("meta", without)  # reads no weights
     own = OwnData(
         name=settings.data,
         record=content["data"],
@@ -169,8 +172,8 @@ def _fit(trainer, stop_after: int | None, tracker) -> None:
     from cli.stopping import StopSignals
     from cli.training_view import TrainingView
     from probes.in_loop import in_loop_diagnostics
-    from star import distributed
-    from star.metrics import read_metrics
+    from star.parallel import processes as distributed
+    from star.runs.metrics import read_metrics
 
     folder, learner = trainer.run.path, trainer.learner
     view = TrainingView(
@@ -204,7 +207,7 @@ def _refuse_idle(
     resume: Path | None, of_a_new_run: list, dry_run: bool, tflops: float | None, stop_after: int | None
 ) -> None:
     """Refuse options that would have no effect."""
-    from star.errors import UserError
+    from star.base.errors import UserError
 
     if resume is not None and any(of_a_new_run):
         raise UserError(
@@ -219,8 +222,8 @@ def _refuse_idle(
 
 def _left_behind(resume: Path | None, without: str | None) -> list[str]:
     """The parts of a checkpoint that ``--without`` names."""
-    from star.checkpoint import DISPENSABLE
-    from star.errors import UserError, require_choice
+    from star.base.errors import UserError, require_choice
+    from star.training.checkpoint import DISPENSABLE
 
     if without is not None and resume is None:
         raise UserError("--without has an effect only with --resume")
@@ -234,8 +237,7 @@ def _settings(
     objective: str | None, size: str | None, config: Path | None, given: dict
 ) -> tuple[TrainConfig, set[str]]:
     """Preset, then the file, then the command line; and the names of those not left to the preset."""
-    from star.config import config_from_dict
-    from star.settings import read_settings
+    from star.base.settings import config_from_dict, read_settings
 
     settings = preset(size or "tiny")
     of_file = {} if config is None else read_settings(config)
@@ -250,7 +252,7 @@ def _plain(settings: TrainConfig, given: dict) -> TrainConfig:
     """The AR baseline of ``settings``; refuses options that would have no effect."""
     import dataclasses
 
-    from star.errors import UserError
+    from star.base.errors import UserError
 
     kept = ("views", "ema_decay", "ema_warmup")
     idle = [name for name in given if name not in kept]

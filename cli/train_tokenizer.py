@@ -8,7 +8,7 @@ import typer
 
 from cli.options import Device, with_options
 from cli.threads import computing
-from star.tokenizer_config import TokenizerConfig, tokenizer_preset
+from star.tokenizer.config import TokenizerConfig, tokenizer_preset
 
 SMALL = tokenizer_preset("small")
 RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands take
@@ -62,10 +62,10 @@ def train_tokenizer(
     """
     from cli.screen import Stages
     from probes.inception import inception_pool
-    from star.device import resolve_device
-    from star.errors import UserError
-    from star.run_folder import RunFolder
-    from star.tokenizer_trainer import TOKENIZER_RUN
+    from star.base.device import resolve_device
+    from star.base.errors import UserError
+    from star.runs.folder import RunFolder
+    from star.tokenizer.trainer import TOKENIZER_RUN
 
     own = [source, size, codebook_size, sizes, config, run, *given[TokenizerConfig].values()]
     if resume is not None and any(value is not None for value in own):
@@ -94,11 +94,11 @@ def train_tokenizer(
 def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, where, **options):
     """The trainer of a new run or of the one in ``resume``; says where and how it computes."""
     from cli.screen import print_line
-    from star.errors import UserError
-    from star.images import open_images
-    from star.left_out import left_out_line
-    from star.run_folder import RunFolder
-    from star.tokenizer_trainer import TokenizerTrainer
+    from star.base.errors import UserError
+    from star.images.left_out import left_out_line
+    from star.images.open import open_images
+    from star.runs.folder import RunFolder
+    from star.tokenizer.trainer import TOKENIZER_RUN, TokenizerTrainer
 
     images = open_images(settings.data)
     line = left_out_line(images.name, images.left_out)
@@ -107,7 +107,7 @@ def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, 
     folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{images.name}"
     if resume is not None:
         trainer = TokenizerTrainer.resume(folder, images, where, **options)
-    elif RunFolder(folder).newest_path() is not None:
+    elif RunFolder(folder, kind=TOKENIZER_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     else:
         trainer = TokenizerTrainer(settings, images, folder, where, **options)
@@ -134,9 +134,8 @@ def _settings(
     given: dict,
 ) -> TokenizerConfig:
     """Preset, then the file, then the command line."""
-    from star.config import config_from_dict
-    from star.errors import UserError
-    from star.settings import read_settings
+    from star.base.errors import UserError
+    from star.base.settings import config_from_dict, read_settings
 
     settings = tokenizer_preset(size or "small")
     if config is not None:
@@ -170,8 +169,8 @@ def _fit(trainer, stop_after: int | None) -> None:
     from cli.screen import console, print_line
     from cli.stopping import StopSignals
     from cli.training_view import TrainingView
-    from star.errors import listed
-    from star.metrics import read_metrics
+    from star.base.errors import listed
+    from star.runs.metrics import read_metrics
 
     folder, last = trainer.run.path, trainer.config.max_steps
     rows = read_metrics(folder)[0] if trainer.step else ()
@@ -199,7 +198,7 @@ def _draw(folder: Path, step: int, images, redrawn) -> None:
     """Held-out images above their reconstructions."""
     import numpy as np
 
-    from star.vq import to_uint8
+    from star.tokenizer.model import to_uint8
     from viz.samples import sample_grid
     from viz.style import save
 
@@ -216,8 +215,8 @@ def _measure(trainer, test_images: int, inception, skip_bad: bool, report) -> No
     from cli.screen import print_line, print_written
     from probes.reconstruction import reconstruction_report
     from probes.results import Result, provenance, write_result
-    from star.tokenizer import tokenizer_sha256
-    from star.tokenizer_batches import held_out_images
+    from star.tokenizer.batches import held_out_images
+    from star.tokenizer.file import tokenizer_sha256
 
     source, size = trainer.source, trainer.batches.sizes[0]
     split = next(name for name in ("test", "val", "train") if name in source.splits)

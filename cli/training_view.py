@@ -17,9 +17,9 @@ from rich.text import Text
 
 from cli.curves import braille_curve
 from cli.screen import console, print_line
-from star.config import TrainConfig
-from star.names import shown
-from star.tokenizer_config import TokenizerConfig
+from star.base.names import shown
+from star.tokenizer.config import TokenizerConfig
+from star.training.config import TrainConfig
 
 __all__ = ["TrainingView", "clock", "collapse_warning", "overview", "row_line", "seconds_left"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from probes.intervals import mean_interval
-from star.metrics import read_metrics
+from star.runs.metrics import read_metrics
 
 __all__ = ["Measured", "comparison", "training_seconds", "verdict"]
 

@@ -29,20 +29,20 @@ from probes.protocols import ProtocolConfig
 from probes.results import Result, provenance, write_result
 from probes.splits import probe_splits
 from probes.tokens import encode_images, token_change
-from star.checkpoint import Loaded, open_model
-from star.codes import CodeStore
-from star.config import TrainConfig, preset
-from star.errors import UserError
-from star.files import publish_file, write_json
-from star.images import ImageSource, open_source
-from star.likelihood import image_nll
-from star.metrics import read_metrics
-from star.prepare import PreparedData, is_code_folder, keep_tokenizer, prepare_data
-from star.sampler import generate
-from star.settings import read_settings
-from star.trainer import Trainer
-from star.views import center_crop
-from star.vq import VQModel, decode_tokens
+from star.base.errors import UserError
+from star.base.files import publish_file, write_json
+from star.base.settings import read_settings
+from star.codes.open import PreparedData, is_code_folder, keep_tokenizer, prepare_data
+from star.codes.store import CodeStore
+from star.images.open import ImageSource, open_source
+from star.images.views import center_crop
+from star.model.sampler import generate
+from star.runs.metrics import read_metrics
+from star.tokenizer.model import VQModel, decode_tokens
+from star.training.checkpoint import Loaded, open_model
+from star.training.config import TrainConfig, preset
+from star.training.likelihood import image_nll
+from star.training.trainer import Trainer
 
 __all__ = ["Plan", "Summary", "plan_for", "reproduce"]
 

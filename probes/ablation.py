@@ -18,13 +18,13 @@ from probes.compare import ALPHA, NEITHER, holm
 from probes.cuts import Cut, strict_window
 from probes.features import check_steps, check_store
 from probes.intervals import paired_test
-from star.batches import plain_batches
-from star.codes import CodeStore
-from star.device import autocast
-from star.errors import UserError
-from star.estimate import images_at_once
-from star.likelihood import token_nll
-from star.transformer import Transformer
+from star.base.device import autocast
+from star.base.errors import UserError
+from star.codes.store import CodeStore
+from star.model.transformer import Transformer
+from star.training.batches import plain_batches
+from star.training.estimate import images_at_once
+from star.training.likelihood import token_nll
 
 __all__ = ["STRICT", "Ablation", "Row", "ablate_nll", "compare_ablations", "cut_name", "strict_nll"]
 

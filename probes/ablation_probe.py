@@ -19,8 +19,8 @@ from probes.features import check_steps, check_store
 from probes.protocols import ProtocolConfig, run_protocol
 from probes.sources import ModelSource
 from probes.splits import PARTS, ProbeSplits
-from star.errors import UserError
-from star.transformer import Transformer, check_layers
+from star.base.errors import UserError
+from star.model.transformer import Transformer, check_layers
 
 __all__ = ["READINGS", "ablate_probe"]
 

@@ -33,14 +33,14 @@ from probes.results import PROBE_COLUMNS, Result, provenance
 from probes.sharing import share_broken
 from probes.sources import CodeSource, ModelSource, PixelSource, Source
 from probes.splits import ProbeSplits
-from star.checkpoint import Loaded
-from star.distributed import world_size
-from star.errors import UserError
-from star.files import sha256_file
-from star.images import ImageSource
-from star.randomness import generator, torch_generator
-from star.transformer import build_model, check_layers
-from star.vq import VQModel
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.randomness import generator, torch_generator
+from star.images.open import ImageSource
+from star.model.transformer import build_model, check_layers
+from star.parallel.processes import world_size
+from star.tokenizer.model import VQModel
+from star.training.checkpoint import Loaded
 
 __all__ = ["CONTROLS", "Atlas", "AtlasConfig", "probe_atlas"]
 

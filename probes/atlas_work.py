@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from probes.predictions import Predictions
-from star.distributed import rank
-from star.files import publish_file, write_json
+from star.base.files import publish_file, write_json
+from star.parallel.processes import rank
 
 __all__ = ["AtlasWork"]
 

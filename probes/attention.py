@@ -15,9 +15,9 @@ from torch import Tensor
 
 from probes.features import check_prefix, check_steps
 from probes.rollout import attention_rollout
-from star.config import ModelConfig
-from star.errors import UserError
-from star.transformer import Transformer, check_layers
+from star.base.errors import UserError
+from star.model.config import ModelConfig
+from star.model.transformer import Transformer, check_layers
 
 __all__ = ["AttentionMaps", "attention_at_steps", "attention_maps", "check_head"]
 

@@ -15,7 +15,7 @@ import pandas as pd
 from probes.attention_stats import AttentionStats
 from probes.compare import ALPHA, NEITHER, holm
 from probes.intervals import FEWEST, paired_test
-from star.errors import UserError
+from star.base.errors import UserError
 
 __all__ = ["DIFFERENCE_COLUMNS", "attention_sentences", "compare_attention"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probes.places import euclidean_distance, place_patterns
-from star.transformer import Transformer
+from star.model.transformer import Transformer
 
 __all__ = ["MEASURES", "NORM_MEASURES", "SHARES", "row_measures", "uniform_rows", "value_norms"]
 

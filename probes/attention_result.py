@@ -11,8 +11,8 @@ import pandas as pd
 
 from probes.attention import AttentionMaps
 from probes.results import Result
-from star.files import publish_file, write_json
-from star.names import shown, shown_values
+from star.base.files import publish_file, write_json
+from star.base.names import shown, shown_values
 
 __all__ = ["maps_result", "write_map_arrays"]
 

@@ -29,12 +29,12 @@ from probes.features import check_steps, check_store
 from probes.intervals import Z, mean_interval
 from probes.places import place_cells
 from probes.rollout import attention_rollout
-from star.batches import plain_batches
-from star.classes import null_label
-from star.codes import CodeStore
-from star.device import autocast
-from star.errors import UserError, require_choice
-from star.transformer import Transformer, check_layers
+from star.base.device import autocast
+from star.base.errors import UserError, require_choice
+from star.codes.store import CodeStore
+from star.model.classes import null_label
+from star.model.transformer import Transformer, check_layers
+from star.training.batches import plain_batches
 
 __all__ = ["SINK", "STATS_COLUMNS", "AttentionStats", "attention_stats"]
 

@@ -23,7 +23,7 @@ from probes.mae import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
 from probes.predictions import epoch_batches
 from probes.sharing import add_up
 from probes.sources import Source
-from star.randomness import torch_generator
+from star.base.randomness import torch_generator
 
 __all__ = ["EPOCHS", "RATES", "AttentiveBank", "train_attentive"]
 

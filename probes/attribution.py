@@ -34,7 +34,7 @@ from torch import Tensor
 
 from probes.features import check_prefix
 from probes.step_scores import StepScores
-from star.errors import UserError
+from star.base.errors import UserError
 
 __all__ = [
     "METHODS",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from probes.attribution import Attribution, AttributionConfig, attribute_embedded, one_input
 from probes.step_scores import StepScores
-from star.randomness import torch_generator
+from star.base.randomness import torch_generator
 
 __all__ = ["attention_agreement", "attribution_infidelity", "attribution_sensitivity", "spearman"]
 

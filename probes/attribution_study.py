@@ -27,12 +27,12 @@ from probes.intervals import jackknife_interval, mean_interval
 from probes.places import place_cells
 from probes.results import Result, provenance
 from probes.step_scores import StepScores
-from star.checkpoint import Loaded
-from star.codes import CodeStore, check_rows
-from star.config import ModelConfig
-from star.errors import UserError
-from star.files import sha256_file
-from star.transformer import check_layers
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.codes.store import CodeStore, check_rows
+from star.model.config import ModelConfig
+from star.model.transformer import check_layers
+from star.training.checkpoint import Loaded
 
 __all__ = [
     "MEASURES",

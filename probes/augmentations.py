@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from star.errors import UserError, require_choice
-from star.views import inverse_affine
+from star.base.errors import UserError, require_choice
+from star.images.views import inverse_affine
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "View", "chosen_views", "nudge"]
 

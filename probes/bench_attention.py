@@ -12,10 +12,10 @@ import torch
 
 from probes.features import uniform_steps
 from probes.timing import Timings, alternate
-from star.config import ModelConfig
-from star.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
-from star.randomness import torch_generator
-from star.transformer import Transformer, build_model
+from star.base.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
+from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
+from star.model.transformer import Transformer, build_model
 
 __all__ = ["ARMS", "AttentionBench", "bench_attention"]
 

@@ -1,10 +1,10 @@
 """What other jobs on the same cores cost: one piece of work alone and beside competitors.
 
 Under two settings: "before", the environment in which the libraries decide for themselves how their
-threads wait, and "after", with ``star.threads.thread_settings``. Competitors are "busy", single threads
-that compute without a pause, or "alike", further copies of the same work under the same setting. Every
-process is fresh and has its environment before it imports torch; all live as long as the measurement
-and sleep while it is not their turn.
+threads wait, and "after", with ``star.base.threads.thread_settings``. Competitors are "busy", single
+threads that compute without a pause, or "alike", further copies of the same work under the same
+setting. Every process is fresh and has its environment before it imports torch; all live as long as
+the measurement and sleep while it is not their turn.
 """
 
 import os
@@ -16,8 +16,8 @@ from typing import Self
 
 from probes.contention_work import GO, STOP, serve
 from probes.timing import Timings, alternate
-from star.errors import UserError
-from star.threads import thread_settings, usable_cores, without_settings
+from star.base.errors import UserError
+from star.base.threads import thread_settings, usable_cores, without_settings
 
 __all__ = ["ALONE", "SETTINGS", "ContentionBench", "arm", "bench_contention"]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from probes.timing import Timings, alternate
-from star.batches import TrainLoader
-from star.codes import FORMAT, FORMAT_VERSION, CodeStore, open_codes
-from star.config import ModelConfig, TrainConfig
-from star.errors import UserError
-from star.files import write_json
+from star.base.errors import UserError
+from star.base.files import write_json
+from star.codes.store import FORMAT, FORMAT_VERSION, CodeStore, open_codes
+from star.model.config import ModelConfig
+from star.training.batches import TrainLoader
+from star.training.config import TrainConfig
 
 __all__ = ["ARMS", "LoaderBench", "bench_loader"]
 

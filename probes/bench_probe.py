@@ -18,10 +18,10 @@ from probes.mae import HeadBank, MaeConfig, train_heads
 from probes.sources import ModelSource
 from probes.splits import ProbeSplits, probe_splits
 from probes.timing import Timings, alternate
-from star.config import TrainConfig
-from star.device import resolve_precision
-from star.randomness import torch_generator
-from star.transformer import build_model, check_layers
+from star.base.device import resolve_precision
+from star.base.randomness import torch_generator
+from star.model.transformer import build_model, check_layers
+from star.training.config import TrainConfig
 
 __all__ = ["ARMS", "ProbeBench", "bench_probe"]
 

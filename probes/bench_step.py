@@ -15,11 +15,12 @@ import torch
 
 from probes.llamagen_way import LlamaGenStep
 from probes.timing import Timings, alternate
-from star.batches import TrainLoader
-from star.codes import CodeStore
-from star.config import ModelConfig, TrainConfig
-from star.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
-from star.learner import Learner
+from star.base.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
+from star.codes.store import CodeStore
+from star.model.config import ModelConfig
+from star.training.batches import TrainLoader
+from star.training.config import TrainConfig
+from star.training.learner import Learner
 
 __all__ = ["ARMS", "StepBench", "bench_step", "random_store"]
 

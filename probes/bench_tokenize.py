@@ -19,16 +19,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from probes.timing import Timings, alternate
-from star.codes import open_codes
-from star.errors import UserError
-from star.images import load_image, open_source
-from star.prepare import open_tokenizer
-from star.randomness import generator, torch_generator
-from star.splits import Split
-from star.tokenize import tokenize
-from star.views import center_crop, random_crop
-from star.vq import VQModel
-from star.vq_config import PRESETS
+from star.base.errors import UserError
+from star.base.randomness import generator, torch_generator
+from star.codes.encode import tokenize
+from star.codes.open import open_tokenizer
+from star.codes.store import open_codes
+from star.images.open import load_image, open_source
+from star.images.source import Split
+from star.images.views import center_crop, random_crop
+from star.tokenizer.model import VQModel
+from star.tokenizer.shape import PRESETS
 
 __all__ = ["ARMS", "TokenizeBench", "bench_tokenize"]
 

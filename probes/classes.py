@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from probes.intervals import wilson_interval
-from star.errors import UserError
+from star.base.errors import UserError
 
 __all__ = ["CLASS_COLUMNS", "confusion", "per_class_accuracy"]
 

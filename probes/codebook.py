@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from probes.features import check_decoder
 from probes.intervals import jackknife_interval
-from star.codes import CodeStore
-from star.vq import VQModel, decode_tokens
+from star.codes.store import CodeStore
+from star.tokenizer.model import VQModel, decode_tokens
 
 __all__ = ["Codebook", "code_pictures", "codebook_report", "entropy", "nearest_codes"]
 

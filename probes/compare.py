@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from probes.intervals import bootstrap_interval
-from star.errors import UserError
-from star.randomness import generator
+from star.base.errors import UserError
+from star.base.randomness import generator
 
 __all__ = ["COMPARE_COLUMNS", "Comparison", "compare_hits", "holm", "mcnemar"]
 

@@ -72,10 +72,10 @@ def _training_step() -> Callable[[], object]:
     from itertools import count
 
     from probes.bench_step import random_store
-    from star.batches import TrainLoader
-    from star.config import preset
-    from star.device import resolve_device
-    from star.learner import Learner
+    from star.base.device import resolve_device
+    from star.training.batches import TrainLoader
+    from star.training.config import preset
+    from star.training.learner import Learner
 
     config = replace(preset("tiny"), batch_size=IMAGES)
     loader = TrainLoader(random_store(config, 4 * IMAGES), config)
@@ -88,8 +88,8 @@ def _tokenising() -> Callable[[], object]:
     """Ten crops through the encoder of the tokenizer that comes with the package."""
     import torch
 
-    from star.randomness import torch_generator
-    from star.tokenizer import load_tokenizer
+    from star.base.randomness import torch_generator
+    from star.tokenizer.file import load_tokenizer
 
     tokenizer = load_tokenizer()
     crops_BCHW = torch.rand(CROPS, 3, PIXELS, PIXELS, generator=torch_generator(0, "bench")) * 2 - 1

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from probes.mae import MaeConfig
-from star.config import ModelConfig, TrainConfig
-from star.estimate import forward_flops
+from star.model.config import ModelConfig
+from star.training.config import TrainConfig
+from star.training.estimate import forward_flops
 
 __all__ = ["ProbeCost", "probe_cost"]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from probes.features import check_steps
 from probes.places import cut_beyond, place_patterns, predicted_distance
-from star.config import ModelConfig
-from star.errors import UserError, require_choice
-from star.randomness import torch_generator
-from star.transformer import check_layers
+from star.base.errors import UserError, require_choice
+from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
+from star.model.transformer import check_layers
 
 __all__ = ["CUTS", "Cut", "all_layers", "reach_cuts", "strict_window"]
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from star.device import exact_float32
-from star.errors import UserError
-from star.files import sha256_file
-from star.safe_load import load_safetensors, load_torch_file
-from star.state_keys import without_wrappers
-from star.weights import check_weights
+from star.base.device import exact_float32
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.torch_files import load_safetensors, load_torch_file
+from star.base.weights import check_weights
+from star.model.state_keys import without_wrappers
 
 __all__ = ["Encoder", "encode_pooled", "load_encoder"]
 

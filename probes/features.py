@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.batches import plain_batches
-from star.checkpoint import Loaded
-from star.classes import class_numbers, null_label
-from star.codes import CodeStore
-from star.config import ModelConfig
-from star.device import autocast
-from star.errors import UserError
-from star.estimate import images_at_once
-from star.tokenizer import tokenizer_sha256
-from star.transformer import Transformer, check_layers
-from star.vq import VQModel
+from star.base.device import autocast
+from star.base.errors import UserError
+from star.codes.store import CodeStore
+from star.model.classes import class_numbers, null_label
+from star.model.config import ModelConfig
+from star.model.transformer import Transformer, check_layers
+from star.tokenizer.file import tokenizer_sha256
+from star.tokenizer.model import VQModel
+from star.training.batches import plain_batches
+from star.training.checkpoint import Loaded
+from star.training.estimate import images_at_once
 
 __all__ = [
     "StepFeatures",

@@ -10,12 +10,12 @@ from itertools import combinations, combinations_with_replacement
 import torch
 from torch import Tensor
 
-from star.config import ObjectiveConfig
-from star.device import autocast
-from star.objective import TrainBatch, compute_losses
-from star.sharding import is_sharded
-from star.student import Student
-from star.teacher import Teacher
+from star.base.device import autocast
+from star.parallel.sharding import is_sharded
+from star.training.config import ObjectiveConfig
+from star.training.objective import TrainBatch, compute_losses
+from star.training.student import Student
+from star.training.teacher import Teacher
 
 __all__ = ["gradient_cosines"]
 

@@ -22,13 +22,13 @@ from probes.features import StepFeatures, step_features, uniform_steps
 from probes.gradients import gradient_cosines
 from probes.knn import NEIGHBOURS, knn_predict, voters
 from probes.representation import effective_rank, image_cosine, is_collapsed, row_cosine
-from star.batches import TrainLoader
-from star.codes import CodeStore
-from star.config import TrainConfig
-from star.objective import TrainBatch
-from star.randomness import generator
-from star.student import Student
-from star.teacher import Teacher
+from star.base.randomness import generator
+from star.codes.store import CodeStore
+from star.training.batches import TrainLoader
+from star.training.config import TrainConfig
+from star.training.objective import TrainBatch
+from star.training.student import Student
+from star.training.teacher import Teacher
 
 __all__ = ["ImageSample", "draw_images", "in_loop_diagnostics"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from star.device import exact_float32
-from star.errors import UserError
-from star.files import sha256_file
-from star.safe_load import load_torch_file
+from star.base.device import exact_float32
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.torch_files import load_torch_file
 
 __all__ = ["inception_pool"]
 

@@ -37,11 +37,11 @@ import torch.nn.functional as F
 from probes.augmentations import View
 from probes.intervals import mean_interval
 from probes.tokens import check_size, encode_images
-from star.errors import UserError
-from star.images import Split
-from star.randomness import generator
-from star.views import center_crop
-from star.vq import VQModel, decode_tokens
+from star.base.errors import UserError
+from star.base.randomness import generator
+from star.images.open import Split
+from star.images.views import center_crop
+from star.tokenizer.model import VQModel, decode_tokens
 
 __all__ = ["MEASURES", "PSNR_CAP", "Invariance", "measure_invariance", "psnr"]
 

@@ -14,7 +14,7 @@ import pandas as pd
 from probes.compare import ALPHA, NEITHER, holm
 from probes.intervals import paired_test
 from probes.invariance import Invariance
-from star.errors import UserError
+from star.base.errors import UserError
 
 __all__ = ["COMPARED", "compare_invariance", "invariance_sentences"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from star.errors import UserError
+from star.base.errors import UserError
 
 __all__ = ["NEIGHBOURS", "TEMPERATURE", "knn_predict", "voters"]
 

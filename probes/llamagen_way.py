@@ -1,7 +1,7 @@
 """A plain AR training step computed the way LlamaGen's public trainer computes it, as a yardstick.
 
-The same function as ``star.transformer`` (parameters have the same names, so weights load either way)
-by other means: fused attention with ``is_causal``, rotary sums written out in float32, the norm as
+The same function as ``star.model.transformer`` (parameters have the same names, so weights load either
+way) by other means: fused attention with ``is_causal``, rotary sums written out in float32, the norm as
 separate operations, ``nn.Dropout``, an EMA updated tensor by tensor. Autocast, AdamW and clipping are
 alike. It exists for ``star bench step`` and nothing else.
 """
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star.config import ModelConfig, TrainConfig
-from star.device import autocast, resolve_precision
-from star.objective import TrainBatch
-from star.randomness import torch_generator
-from star.rotary import rotary_table
-from star.transformer import build_model
+from star.base.device import autocast, resolve_precision
+from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
+from star.model.rotary import rotary_table
+from star.model.transformer import build_model
+from star.training.config import TrainConfig
+from star.training.objective import TrainBatch
 
 __all__ = ["LlamaGenStep", "LlamaGenTransformer"]
 

@@ -23,9 +23,9 @@ from probes.lars import lars_step, linprobe_lr
 from probes.predictions import epoch_batches
 from probes.sharing import add_up
 from probes.sources import Source
-from star.distributed import world_size
-from star.errors import UserError
-from star.randomness import torch_generator
+from star.base.errors import UserError
+from star.base.randomness import torch_generator
+from star.parallel.processes import world_size
 
 __all__ = ["DEPARTURES", "HeadBank", "MaeConfig", "train_heads"]
 

@@ -21,12 +21,12 @@ from probes.features import StepFeatures, check_finite, step_features
 from probes.in_loop import ImageSample
 from probes.knn import voters
 from probes.similarity import is_constant
-from star.codes import CodeStore
-from star.device import require_memory
-from star.errors import UserError, require_choice
-from star.randomness import generator
-from star.transformer import Transformer, check_layers
-from star.vq import VQModel, decode_tokens
+from star.base.device import require_memory
+from star.base.errors import UserError, require_choice
+from star.base.randomness import generator
+from star.codes.store import CodeStore
+from star.model.transformer import Transformer, check_layers
+from star.tokenizer.model import VQModel, decode_tokens
 
 __all__ = ["GROUPS", "Materials", "Missing", "by_cell", "draw"]
 

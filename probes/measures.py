@@ -1,7 +1,8 @@
 """Representation measures of a model in one table: one sample of images, layers x steps, null class.
 
 ``MEASURES`` names them. ``measure`` takes values and is what a notebook calls; ``measure_checkpoint``
-takes what ``star.checkpoint.open_model`` and ``star.codes.open_splits`` give and adds their provenance.
+takes what ``star.training.checkpoint.open_model`` and ``star.codes.store.open_splits`` give and adds
+their provenance.
 
 The table is long, one row a number, columns ``MEASURE_COLUMNS``:
 
@@ -57,12 +58,12 @@ from probes.similarity import (
     nearest,
 )
 from probes.spatial import FAR, layer_lds
-from star.checkpoint import Loaded
-from star.codes import CodeStore
-from star.errors import require_choice
-from star.files import sha256_file
-from star.transformer import Transformer
-from star.vq import VQModel
+from star.base.errors import require_choice
+from star.base.files import sha256_file
+from star.codes.store import CodeStore
+from star.model.transformer import Transformer
+from star.tokenizer.model import VQModel
+from star.training.checkpoint import Loaded
 
 __all__ = ["MEASURES", "MEASURE_COLUMNS", "measure", "measure_checkpoint"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from star.decoding import MAX_MEGAPIXELS, BadImageError, require_megapixels
-from star.errors import UserError
-from star.folders import flat_split
-from star.images import Split, is_flat_folder, load_image, open_source
-from star.left_out import LeftOut, left_out_line
-from star.prepare import is_code_folder
-from star.randomness import generator
+from star.base.errors import UserError
+from star.base.randomness import generator
+from star.codes.open import is_code_folder
+from star.images.decode import MAX_MEGAPIXELS, BadImageError, require_megapixels
+from star.images.folders import flat_split
+from star.images.left_out import LeftOut, left_out_line
+from star.images.open import Split, is_flat_folder, load_image, open_source
 
 __all__ = ["drawn", "holds_many", "one_image", "picture_split", "readable"]
 
@@ -74,7 +74,7 @@ def _limited(split: Split, max_megapixels: float) -> Split:
 
 
 def one_image(name: str, max_megapixels: float = MAX_MEGAPIXELS) -> Split:
-    """The image called ``name`` (``star.images.load_image``) as a split of one, read at once."""
+    """The image called ``name`` (``star.images.open.load_image``) as a split of one, read at once."""
     found = Split(
         names=(name,),
         labels=np.zeros(1, dtype=np.int64),

@@ -16,12 +16,12 @@ from PIL import Image
 
 from probes.features import check_decoder
 from probes.splits import PARTS, ProbeSplits
-from star.codes import CodeStore
-from star.device import exact_float32, require_memory
-from star.errors import UserError
-from star.images import ImageSource, Split
-from star.views import ViewSet, view_set
-from star.vq import VQModel, to_uint8
+from star.base.device import exact_float32, require_memory
+from star.base.errors import UserError
+from star.codes.store import CodeStore
+from star.images.open import ImageSource, Split
+from star.images.views import ViewSet, view_set
+from star.tokenizer.model import VQModel, to_uint8
 
 __all__ = ["small_pictures"]
 

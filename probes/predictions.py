@@ -14,8 +14,8 @@ from torch import Tensor
 from probes.sharing import add_up, mine
 from probes.sources import Source
 from probes.splits import ProbeSplits
-from star.distributed import wait_for_all
-from star.randomness import generator
+from star.base.randomness import generator
+from star.parallel.processes import wait_for_all
 
 __all__ = [
     "Predictions",

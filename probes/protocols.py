@@ -23,7 +23,7 @@ from probes.ridge import Moments, fit_ridge
 from probes.saving import BankFile
 from probes.sources import Source
 from probes.splits import ProbeSplits
-from star.errors import require_choice
+from star.base.errors import require_choice
 
 __all__ = ["PROTOCOLS", "ProtocolConfig", "describe_protocol", "run_protocol"]
 

@@ -17,8 +17,8 @@ import torch
 
 from probes.frechet import Moments, frechet_distance
 from probes.intervals import mean_interval
-from star.tokenizer_quality import Quality, joined, redraw, scaled
-from star.vq import VQModel, to_uint8
+from star.tokenizer.model import VQModel, to_uint8
+from star.tokenizer.quality import Quality, joined, redraw, scaled
 
 __all__ = ["PATCH", "Reconstruction", "patches", "reconstruction_report"]
 

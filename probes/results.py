@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from star.errors import UserError
-from star.files import publish_file, write_json
-from star.names import shown, shown_values
-from star.versions import PACKAGE, installed_version
+from star.base.errors import UserError
+from star.base.files import publish_file, write_json
+from star.base.names import shown, shown_values
+from star.base.versions import PACKAGE, installed_version
 
 __all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
 
@@ -50,7 +50,7 @@ def provenance(**facts: object) -> dict:
 def write_result(result: Result, path: Path | str) -> list[Path]:
     """Write ``path`` (``.csv``) and its ``.json``; both appear whole. Returns their paths.
 
-    Names in ``info`` are written as ``star.names.shown``; those in the table have to be given so.
+    Names in ``info`` are written as ``star.base.names.shown``; those in the table have to be given so.
     """
     path = Path(path).with_suffix(".csv")
     write_json(path.with_suffix(".json"), shown_values(result.info))

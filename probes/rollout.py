@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from probes.features import check_steps
-from star.transformer import Transformer, check_layers
+from star.model.transformer import Transformer, check_layers
 
 __all__ = ["attention_rollout", "rollout"]
 

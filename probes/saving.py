@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from probes.mae import HeadBank
-from star.distributed import rank
-from star.errors import UserError
-from star.files import publish_file
-from star.safe_load import load_torch_file
+from star.base.errors import UserError
+from star.base.files import publish_file
+from star.base.torch_files import load_torch_file
+from star.parallel.processes import rank
 
 __all__ = ["BankFile"]
 

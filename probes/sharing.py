@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from star.distributed import rank, world_size
+from star.parallel.processes import rank, world_size
 
 __all__ = ["add_up", "mine", "share_broken"]
 

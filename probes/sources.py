@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.splits import PARTS, ProbeSplits
-from star.batches import check_rows
-from star.classes import null_label
-from star.device import autocast
-from star.estimate import images_at_once
-from star.transformer import Transformer
+from star.base.device import autocast
+from star.model.classes import null_label
+from star.model.transformer import Transformer
+from star.training.batches import check_rows
+from star.training.estimate import images_at_once
 
 __all__ = ["CodeSource", "ModelSource", "PixelSource", "Source"]
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.features import check_store
-from star.batches import plain_batches
-from star.classes import null_label
-from star.codes import CodeStore
-from star.device import autocast
-from star.errors import UserError
-from star.transformer import Transformer, check_layers
+from star.base.device import autocast
+from star.base.errors import UserError
+from star.codes.store import CodeStore
+from star.model.classes import null_label
+from star.model.transformer import Transformer, check_layers
+from star.training.batches import plain_batches
 
 __all__ = ["FAR", "layer_lds", "lds", "pair_weights"]
 

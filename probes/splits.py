@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star.codes import CodeStore
-from star.errors import UserError
-from star.randomness import generator
+from star.base.errors import UserError
+from star.base.randomness import generator
+from star.codes.store import CodeStore
 
 __all__ = ["PARTS", "ProbeSplits", "fewer_images", "probe_splits"]
 

@@ -22,8 +22,8 @@ from probes.protocols import PENALTIES
 from probes.ridge import Moments, fit_ridge
 from probes.sources import ModelSource
 from probes.splits import PARTS, ProbeSplits, fewer_images
-from star.errors import UserError
-from star.transformer import Transformer, check_layers
+from star.base.errors import UserError
+from star.model.transformer import Transformer, check_layers
 
 __all__ = ["StepProbe", "fit_step_probe"]
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from probes.step_probe import StepProbe
-from star.classes import null_label
-from star.errors import UserError, require_choice
-from star.transformer import Transformer
+from star.base.errors import UserError, require_choice
+from star.model.classes import null_label
+from star.model.transformer import Transformer
 
 __all__ = ["TARGETS", "StepScores", "check_attribution_step"]
 

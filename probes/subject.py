@@ -10,16 +10,16 @@ from torch import Tensor
 
 from probes.features import check_store, check_tokenizer
 from probes.tokens import encode_images
-from star.checkpoint import Loaded
-from star.classes import class_words, null_label
-from star.codes import CodeStore
-from star.errors import UserError
-from star.images import ImageSource, load_image
-from star.names import shown, slug
-from star.sampler import generate
-from star.tokenizer import load_tokenizer, tokenizer_sha256
-from star.views import center_crop
-from star.vq import VQModel, decode_tokens
+from star.base.errors import UserError
+from star.base.names import shown, slug
+from star.codes.store import CodeStore
+from star.images.open import ImageSource, load_image
+from star.images.views import center_crop
+from star.model.classes import class_words, null_label
+from star.model.sampler import generate
+from star.tokenizer.file import load_tokenizer, tokenizer_sha256
+from star.tokenizer.model import VQModel, decode_tokens
+from star.training.checkpoint import Loaded
 
 __all__ = ["Subject", "find_subjects", "require_tokenizer", "sampled_subjects"]
 
@@ -31,7 +31,7 @@ _SLUG = 80  # letters of a file name's part; the end of a long path tells images
 class Subject:
     """``tokens`` (T,), ``label`` (the null class if unknown), ``image`` (H, W, 3) uint8.
 
-    ``name`` and ``description`` are texts (``star.names.shown``).
+    ``name`` and ``description`` are texts (``star.base.names.shown``).
     """
 
     name: str
@@ -124,8 +124,8 @@ def sampled_subjects(
 ) -> list[Subject]:
     """``count`` images that the model samples under ``label`` (None: the null class).
 
-    Image i uses ``seed`` + i; ``cfg_scale`` is the guidance (``star.sampler.generate``). Their tokens
-    are those the model generated, so that maps of them follow the generation.
+    Image i uses ``seed`` + i; ``cfg_scale`` is the guidance (``star.model.sampler.generate``). Their
+    tokens are those the model generated, so that maps of them follow the generation.
     """
     config = loaded.model.config
     model = require_tokenizer(loaded, tokenizer)

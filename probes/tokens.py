@@ -12,10 +12,10 @@ from PIL import Image
 
 from probes.augmentations import nudge
 from probes.results import Result, provenance
-from star.errors import UserError
-from star.tokenizer import tokenizer_sha256
-from star.views import center_crop, to_model_range
-from star.vq import VQModel
+from star.base.errors import UserError
+from star.images.views import center_crop, to_model_range
+from star.tokenizer.file import tokenizer_sha256
+from star.tokenizer.model import VQModel
 
 __all__ = ["ViewChange", "change_result", "check_size", "default_size", "encode_images", "token_change"]
 

@@ -6,13 +6,13 @@
 import importlib
 
 _EXPORTS = {
-    "load_model": "star.checkpoint",
-    "load_tokenizer": "star.tokenizer",
-    "generate": "star.sampler",
-    "open_source": "star.images",
-    "open_codes": "star.codes",
-    "UserError": "star.errors",
-    "preset": "star.config",
+    "load_model": "star.training.checkpoint",
+    "load_tokenizer": "star.tokenizer.file",
+    "generate": "star.model.sampler",
+    "open_source": "star.images.open",
+    "open_codes": "star.codes.store",
+    "UserError": "star.base.errors",
+    "preset": "star.training.config",
 }
 
 __all__ = list(_EXPORTS)

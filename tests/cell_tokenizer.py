@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from star.images import Split
-from star.vq import VQModel
-from star.vq_config import VQConfig
+from star.images.open import Split
+from star.tokenizer.model import VQModel
+from star.tokenizer.shape import VQConfig
 
 
 class CellTokenizer(VQModel):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from star.threads import thread_settings
+from star.base.threads import thread_settings
 
 os.environ.update(thread_settings())  # before torch is imported: tests run beside other jobs
 
@@ -17,7 +17,7 @@ from cli.main import main
 @pytest.fixture(scope="session")
 def digit_folder(tmp_path_factory):
     """train/ and test/ with two classes of real scans: 48 + 16 PNG files of 32 x 32 pixels."""
-    from star.images import open_source
+    from star.images.open import open_source
 
     root = tmp_path_factory.mktemp("images")
     source = open_source("digits")
@@ -37,10 +37,10 @@ def tokenizer_file(tmp_path_factory):
     """A tokenizer of the small shape with random weights: real code, no training time."""
     import torch
 
-    from star.randomness import torch_generator
-    from star.tokenizer import save_tokenizer
-    from star.vq import VQModel
-    from star.vq_config import vq_preset
+    from star.base.randomness import torch_generator
+    from star.tokenizer.file import save_tokenizer
+    from star.tokenizer.model import VQModel
+    from star.tokenizer.shape import vq_preset
 
     model = VQModel(vq_preset("small"))
     generator = torch_generator(0, "test tokenizer")
@@ -93,9 +93,9 @@ def trained(tmp_path_factory, digit_folder, tokenizer_file):
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory, digit_folder, tokenizer_file):
     """Code stores of the small folder: train/, val/, test/; no test changes them."""
-    from star.images import open_source
-    from star.tokenize import tokenize
-    from star.tokenizer import load_tokenizer
+    from star.codes.encode import tokenize
+    from star.images.open import open_source
+    from star.tokenizer.file import load_tokenizer
 
     out = tmp_path_factory.mktemp("stores") / "codes"
     tokenize(open_source(digit_folder), load_tokenizer(tokenizer_file), out)

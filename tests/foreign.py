@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from helpers import SMALL, small_model
 
-from star.config import ModelConfig
+from star.model.config import ModelConfig
 
 ARGUMENTS = {
     "gpt_model": "GPT-custom", "n_head": SMALL.heads, "num_classes": SMALL.num_classes,

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from star.config import ModelConfig
-from star.randomness import torch_generator
-from star.transformer import Transformer, build_model
-from star.vq_config import VQConfig
+from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
+from star.model.transformer import Transformer, build_model
+from star.tokenizer.shape import VQConfig
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from helpers import GOLDEN, fake_store
 
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig, preset
-from star.trainer import Trainer
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig, preset
+from star.training.trainer import Trainer
 
 TERMS = ("loss", "ar", "mim", "step_contrast", "view_contrast", "grad_norm")
 

@@ -9,7 +9,7 @@ import torch
 
 from probes.doctor import trial
 from probes.doctor.self_test import FILE
-from star.tokenizer import load_tokenizer
+from star.tokenizer.file import load_tokenizer
 
 
 def kept() -> dict:

@@ -34,10 +34,10 @@ from probes.sources import ModelSource
 from probes.splits import probe_splits
 from probes.step_probe import fit_step_probe
 from probes.step_scores import StepScores
-from star.checkpoint import Loaded
-from star.tokenize import tokenize
-from star.tokenizer import tokenizer_sha256
-from star.vq import VQModel
+from star.codes.encode import tokenize
+from star.tokenizer.file import tokenizer_sha256
+from star.tokenizer.model import VQModel
+from star.training.checkpoint import Loaded
 
 CELLS = {"layers": [1, 3], "steps": [1, 4, 9]}
 MAE = MaeConfig(base_lrs=(0.5, 5.0), epochs=3, warmup_epochs=1, batch_size=15)

@@ -25,22 +25,23 @@ from probes.doctor.lines import OK
 from probes.doctor.self_test import self_test
 from probes.in_loop import in_loop_diagnostics
 from probes.llamagen_way import LlamaGenStep
-from star.batches import TrainLoader
-from star.checkpoint import load_checkpoint, load_model, open_model
-from star.config import ObjectiveConfig
-from star.export import export_model
-from star.images import ImageSource
-from star.learner import Learner
-from star.likelihood import image_nll
-from star.sampler import generate
-from star.tokenize import tokenize
-from star.tokenizer import load_tokenizer, save_tokenizer
-from star.tokenizer_config import TokenizerConfig
-from star.tokenizer_learner import TokenizerLearner
-from star.tokenizer_quality import scaled
-from star.tokenizer_trainer import TokenizerTrainer
-from star.trainer import Trainer
-from star.vq import VQModel, decode_tokens
+from star.codes.encode import tokenize
+from star.images.open import ImageSource
+from star.model.sampler import generate
+from star.runs.checkpoint import load_checkpoint
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.file import load_tokenizer, save_tokenizer
+from star.tokenizer.learner import TokenizerLearner
+from star.tokenizer.model import VQModel, decode_tokens
+from star.tokenizer.quality import scaled
+from star.tokenizer.trainer import TokenizerTrainer
+from star.training.batches import TrainLoader
+from star.training.checkpoint import MODEL_RUN, load_model, open_model
+from star.training.config import ObjectiveConfig
+from star.training.export import export_model
+from star.training.learner import Learner
+from star.training.likelihood import image_nll
+from star.training.trainer import Trainer
 
 __all__ = ["GAN", "OBJECTIVES", "RUNS", "run"]
 
@@ -103,7 +104,7 @@ RUNS |= {f"steps of {name}": _steps_of(settings) for name, settings in OBJECTIVE
 
 @run
 def steps_of_st_ar_with_the_head_in_parts(device, folder):
-    with mock.patch("star.head.PART_BYTES", 100_000):  # some thirty positions at a time
+    with mock.patch("star.model.head.PART_BYTES", 100_000):  # some thirty positions at a time
         return _steps_of(OBJECTIVES["st-ar"])(device, folder)
 
 
@@ -118,7 +119,7 @@ def training_with_validation_diagnostics_and_resume(device, folder):
     Trainer(config, stores(), folder, device).fit(stop_after=4, diagnose=diagnose)
     resumed = Trainer.resume(folder, stores(), device)
     assert resumed.step == 4 and resumed.fit(diagnose=diagnose).finished
-    content = load_checkpoint(folder / "ckpt.pt", device)
+    content = load_checkpoint(folder / "ckpt.pt", device, kind=MODEL_RUN)
     teacher = load_model(folder, device=device)
     return (
         [timeless(row) for row in rows(folder)],

@@ -14,7 +14,7 @@ from probes.intervals import mean_interval
 from probes.protocols import ProtocolConfig, run_protocol
 from probes.sources import ModelSource
 from probes.splits import fewer_images, probe_splits
-from star.errors import UserError
+from star.base.errors import UserError
 
 GRID, LAYERS = 3, (1, 2, 3)
 

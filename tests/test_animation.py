@@ -6,7 +6,7 @@ from PIL import Image
 from test_viz import GRID, _frames, _image, _maps
 from test_viz_limits import boxes, overlapping
 
-from star.errors import UserError
+from star.base.errors import UserError
 from viz import style
 from viz.animation import AttentionFrames, frame_delay, save_gif
 

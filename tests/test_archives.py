@@ -11,8 +11,8 @@ import pytest
 from helpers import refused
 from PIL import Image
 
-from star.errors import UserError
-from star.images import open_source
+from star.base.errors import UserError
+from star.images.open import open_source
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is optional: pip install .[parquet]")
 import pyarrow.parquet as pq  # noqa: E402

@@ -19,16 +19,16 @@ from probes.mae import MaeConfig
 from probes.protocols import PROTOCOLS, ProtocolConfig
 from probes.results import PROBE_COLUMNS, read_result, write_result
 from probes.splits import probe_splits
-from star.checkpoint import Loaded
-from star.codes import open_splits
-from star.config import ModelConfig
-from star.errors import UserError
-from star.images import open_source
-from star.randomness import torch_generator
-from star.tokenizer import tokenizer_sha256
-from star.transformer import build_model
-from star.vq import VQModel
-from star.vq_config import VQConfig
+from star.base.errors import UserError
+from star.base.randomness import torch_generator
+from star.codes.store import open_splits
+from star.images.open import open_source
+from star.model.config import ModelConfig
+from star.model.transformer import build_model
+from star.tokenizer.file import tokenizer_sha256
+from star.tokenizer.model import VQModel
+from star.tokenizer.shape import VQConfig
+from star.training.checkpoint import Loaded
 
 LAYERS, STEPS = (1, 3), (1, 4, 9)
 MAE = MaeConfig(base_lrs=(0.5, 5.0), epochs=6, warmup_epochs=1, batch_size=15)

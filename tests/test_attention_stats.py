@@ -16,8 +16,8 @@ from probes.attention_stats import attention_stats
 from probes.intervals import mean_interval, paired_test
 from probes.places import cut_beyond, euclidean_distance, place_patterns
 from probes.rollout import attention_rollout, rollout
-from star.config import ModelConfig
-from star.errors import UserError
+from star.base.errors import UserError
+from star.model.config import ModelConfig
 from viz.attention_stats import (
     attention_curves,
     attention_difference,

@@ -11,8 +11,8 @@ from helpers import GOLDEN, refused
 from PIL import Image
 
 from cli.attn_maps_run import split_names
-from star.checkpoint import load_model
-from star.errors import UserError
+from star.base.errors import UserError
+from star.training.checkpoint import load_model
 from viz import style
 
 

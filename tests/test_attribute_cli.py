@@ -8,7 +8,7 @@ import pytest
 from helpers import GOLDEN, refused
 from PIL import Image
 
-from star.errors import UserError
+from star.base.errors import UserError
 from viz import style
 from viz.attribution import SIGNED_MAP, attribution_panels, signed_scale
 

@@ -32,9 +32,9 @@ from probes.intervals import mean_interval, wilson_interval
 from probes.splits import probe_splits
 from probes.step_probe import StepProbe, fit_step_probe
 from probes.step_scores import StepScores
-from star.checkpoint import Loaded
-from star.errors import UserError
-from star.randomness import torch_generator
+from star.base.errors import UserError
+from star.base.randomness import torch_generator
+from star.training.checkpoint import Loaded
 
 STEP, LABEL = 7, 2
 TOKENS = torch.tensor([3, 0, 7, 7, 10, 1, 5, 2, 4])

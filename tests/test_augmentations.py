@@ -9,8 +9,8 @@ from PIL import Image
 
 from probes.augmentations import AUGMENTATIONS, chosen_views, nudge
 from probes.pictures import drawn, holds_many, one_image, picture_split
-from star.errors import UserError
-from star.randomness import generator
+from star.base.errors import UserError
+from star.base.randomness import generator
 
 
 def applied(text, image):

@@ -16,9 +16,9 @@ from probes import bench_tokenize as tokens_bench
 from probes.bench_loader import ARMS, bench_loader
 from probes.llamagen_way import LlamaGenStep, LlamaGenTransformer
 from probes.timing import Timings, alternate
-from star.batches import TrainLoader
-from star.errors import UserError
-from star.learner import Learner
+from star.base.errors import UserError
+from star.training.batches import TrainLoader
+from star.training.learner import Learner
 
 
 def test_arms_alternate_and_the_warm_up_is_not_counted():

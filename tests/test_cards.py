@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import TINY, refused
 
-from star.device import parse_device, require_devices, resolve_device
-from star.errors import UserError
+from star.base.device import parse_device, require_devices, resolve_device
+from star.base.errors import UserError
 
 OTHERS = TINY[: TINY.index("--device")]
 
@@ -155,5 +155,5 @@ def test_a_card_that_fills_up_says_so_in_one_line(star, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError(f"{said}\nSee documentation for Memory Management")
 
-    monkeypatch.setattr("star.device.resolve_device", full)
+    monkeypatch.setattr("star.base.device.resolve_device", full)
     assert refused(star("reproduce", "digits"), said)

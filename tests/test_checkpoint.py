@@ -8,10 +8,13 @@ import pytest
 import torch
 from helpers import GOLDEN, SMALL, small_model
 
-from star.checkpoint import load_checkpoint, load_model, newest_checkpoint, open_model, save_checkpoint
-from star.config import ModelConfig, config_to_dict, preset
-from star.errors import UserError
-from star.transformer import build_model
+from star.base.errors import UserError
+from star.base.settings import config_to_dict
+from star.model.config import ModelConfig
+from star.model.transformer import build_model
+from star.runs.checkpoint import load_checkpoint, save_checkpoint
+from star.training.checkpoint import MODEL_RUN, load_model, newest_checkpoint, open_model
+from star.training.config import preset
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ def test_files_that_are_no_checkpoint(tmp_path, published):
     with pytest.raises(UserError, match=r"neither a checkpoint of star train nor a LlamaGen one"):
         load_model(tmp_path / "other.pt")
     with pytest.raises(UserError, match="cannot be resumed"):
-        load_checkpoint(GOLDEN / "llamagen_gpt_tiny.pt")
+        load_checkpoint(GOLDEN / "llamagen_gpt_tiny.pt", kind=MODEL_RUN)
 
 
 def ours(step=3):
@@ -166,7 +169,7 @@ def ours(step=3):
 
 def test_our_checkpoint_round_trip(tmp_path):
     content = ours()
-    save_checkpoint(tmp_path / "ckpt.pt", content)
+    save_checkpoint(tmp_path / "ckpt.pt", content, kind=MODEL_RUN)
     for weights in ("teacher", "student"):
         loaded = open_model(tmp_path, weights=weights)
         assert same(loaded.model, content[weights])
@@ -180,12 +183,12 @@ def test_our_checkpoint_round_trip(tmp_path):
 def test_a_newer_format_version_is_refused(tmp_path):
     torch.save({"format": "star", "version": 99}, tmp_path / "new.pt")
     with pytest.raises(UserError, match="version 99"):
-        load_checkpoint(tmp_path / "new.pt")
+        load_checkpoint(tmp_path / "new.pt", kind=MODEL_RUN)
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "ckpt.pt"
-    save_checkpoint(path, ours(step=1))
+    save_checkpoint(path, ours(step=1), kind=MODEL_RUN)
     before = path.read_bytes()
 
     def fail(content, target):
@@ -194,7 +197,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkey
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, ours(step=2))
+        save_checkpoint(path, ours(step=2), kind=MODEL_RUN)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["ckpt.pt"]
 

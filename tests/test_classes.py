@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import refused
 
-from star.classes import class_words, one_class, parse_classes
-from star.errors import UserError
+from star.base.errors import UserError
+from star.model.classes import class_words, one_class, parse_classes
 
 NUMBERED = tuple(sorted(map(str, range(1, 13))))  # 1, 10, 11, 12, 2, .., 9
 ANIMALS = ("ant", "crane, bird", "crane", "bird", "caf\u00e9", "zebra")

@@ -28,7 +28,7 @@ def test_help_names_every_command(star):
 def test_train_help_has_an_option_for_every_field_of_the_objective(star, monkeypatch):
     from dataclasses import fields
 
-    from star.config import ObjectiveConfig
+    from star.training.config import ObjectiveConfig
 
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = star("train", "--help")

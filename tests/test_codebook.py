@@ -10,10 +10,10 @@ import torch
 from helpers import refused
 
 from probes.codebook import code_pictures, codebook_report, entropy, nearest_codes
-from star.codes import open_splits
-from star.errors import UserError
-from star.tokenizer import load_tokenizer
-from star.vq import decode_tokens
+from star.base.errors import UserError
+from star.codes.store import open_splits
+from star.tokenizer.file import load_tokenizer
+from star.tokenizer.model import decode_tokens
 from viz.codebook import codebook_pictures, codebook_usage
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from star.codes import StoreWriter, open_codes, open_splits
-from star.errors import UserError
-from star.files import sha256_file
-from star.images import BadImageError, open_source
-from star.tokenize import tokenize
-from star.views import to_model_range, view_set
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.codes.encode import tokenize
+from star.codes.store import StoreWriter, open_codes, open_splits
+from star.images.open import BadImageError, open_source
+from star.images.views import to_model_range, view_set
 
 
 class MeanTokenizer:
@@ -146,7 +146,7 @@ KILLED_RUN = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_codes
-from star.images import open_source
+from star.images.open import open_source
 
 def kill(split, done, total):
     if (split, done) == ("train", 12):
@@ -283,15 +283,15 @@ def test_a_place_that_cannot_hold_it(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot write to .*00.png/out.partial: Not a directory"):
         _write(source, tmp_path / "set" / "train" / "ant" / "00.png" / "out")
     usage = SimpleNamespace(free=100)
-    monkeypatch.setattr("star.codes.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("star.codes.store.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"GB, 0.00 GB are free; make room"):
         _write(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
 def test_the_real_tokenizer_fits_in(tmp_path):
-    from star.vq import VQModel
-    from star.vq_config import vq_preset
+    from star.tokenizer.model import VQModel
+    from star.tokenizer.shape import vq_preset
 
     model = VQModel(vq_preset("small")).eval()
     stores = tokenize(open_source("photos"), model, tmp_path / "out", size=32)

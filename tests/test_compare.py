@@ -8,8 +8,8 @@ import pytest
 from probes.classes import confusion, per_class_accuracy
 from probes.compare import COMPARE_COLUMNS, compare_hits, holm, mcnemar
 from probes.intervals import bootstrap_interval, wilson_interval
-from star.errors import UserError
-from star.randomness import generator
+from star.base.errors import UserError
+from star.base.randomness import generator
 
 LAYERS, STEPS, NAMES = (1, 2, 3), (8, 16, 24, 32), ("AR", "ST-AR")
 

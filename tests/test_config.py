@@ -4,23 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from star.config import (
-    SIZES,
-    ModelConfig,
-    TrainConfig,
-    config_from_dict,
-    config_to_dict,
-    for_cuda,
-    preset,
-)
-from star.errors import UserError
-from star.settings import read_settings
+from star.base.errors import UserError
+from star.base.settings import config_from_dict, config_to_dict, read_settings
+from star.model.config import SIZES, ModelConfig
+from star.training.config import TrainConfig, for_cuda, preset
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_presets_survive_a_round_trip(name):
     config = preset(name.lower())
-    assert config_from_dict(config_to_dict(config)) == config
+    assert config_from_dict(config_to_dict(config), TrainConfig()) == config
     assert config.model.size_name == name
 
 
@@ -76,7 +69,7 @@ def test_settings_files(tmp_path):
 )
 def test_bad_settings_are_named(values, message):
     with pytest.raises(UserError, match=message):
-        config_from_dict(values)
+        config_from_dict(values, TrainConfig())
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import SMALL, small_model
 
-from star.config import ModelConfig
-from star.decoder import _Recorded, decoder, in_precision
-from star.kv_cache import KVCache, StaticCache, cache_bytes
-from star.sampler import generate
+from star.model.config import ModelConfig
+from star.model.decoder import _Recorded, decoder, in_precision
+from star.model.kv_cache import KVCache, StaticCache, cache_bytes
+from star.model.sampler import generate
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,10 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from star.decoding import SUFFIXES, BadImageError, read_image
-from star.images import load_image
-from star.metadata import orientation_of, pixels_of
-from star.tiff_tags import first_value
+from star.images.decode import SUFFIXES, BadImageError, read_image
+from star.images.metadata import orientation_of, pixels_of
+from star.images.open import load_image
+from star.images.tiff_tags import first_value
 
 WIDE = (40, 20)
 
@@ -344,7 +344,7 @@ def test_reading_images_starts_no_program(tmp_path):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from star.images import BadImageError, load_image\n"
+        "from star.images.open import BadImageError, load_image\n"
         "started = []\n"
         "watched = ('subprocess.Popen', 'os.system', 'os.exec', 'os.posix_spawn', 'os.fork')\n"
         "sys.addaudithook(lambda event, args: started.append(event) if event in watched else None)\n"

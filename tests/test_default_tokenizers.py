@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-import star.digits_tokenizer as digits
-from star.errors import UserError
-from star.images import load_image, open_source
-from star.inspect import describe
-from star.prepare import open_tokenizer, tokenize_source
-from star.tokenizer import load_tokenizer, save_tokenizer, shipped_tokenizer_path, tokenizer_sha256
-from star.tokenizer_quality import image_psnr
-from star.views import center_crop, to_model_range
+import star.tokenizer.digits as digits
+from star.base.errors import UserError
+from star.codes.open import open_tokenizer, tokenize_source
+from star.images.open import load_image, open_source
+from star.images.views import center_crop, to_model_range
+from star.tokenizer.file import load_tokenizer, save_tokenizer, shipped_tokenizer_path, tokenizer_sha256
+from star.tokenizer.quality import image_psnr
+from star.training.inspect import describe
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from reference.fill import fill_
 from probes.encoders import Encoder, encode_pooled
 from probes.inception import inception_pool
 from probes.tokens import encode_images
-from star.device import exact_float32
-from star.images import open_source
-from star.tokenize import tokenize
-from star.vq import VQModel
+from star.base.device import exact_float32
+from star.codes.encode import tokenize
+from star.images.open import open_source
+from star.tokenizer.model import VQModel
 
 BACKENDS = torch.backends
 SETTINGS = {

@@ -15,15 +15,15 @@ from probes.gradients import gradient_cosines
 from probes.in_loop import draw_images, in_loop_diagnostics
 from probes.knn import knn_predict
 from probes.representation import effective_rank, image_cosine, is_collapsed, row_cosine
-from star import distributed
-from star.batches import TrainLoader
-from star.config import ObjectiveConfig
-from star.errors import UserError
-from star.objective import compute_losses
-from star.randomness import torch_generator
-from star.student import Student
-from star.teacher import Teacher
-from star.trainer import Trainer
+from star.base.errors import UserError
+from star.base.randomness import torch_generator
+from star.parallel import processes as distributed
+from star.training.batches import TrainLoader
+from star.training.config import ObjectiveConfig
+from star.training.objective import compute_losses
+from star.training.student import Student
+from star.training.teacher import Teacher
+from star.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -16,16 +16,17 @@ from helpers import TINY, cli, fake_store, small_model
 from test_reliability import stores
 from test_trainer import CPU, rows, tiny
 
-from star import distributed
-from star.batches import TrainLoader
-from star.checkpoint import load_checkpoint
-from star.config import ObjectiveConfig, TrainConfig
-from star.learner import Learner
-from star.objective import compute_losses
-from star.randomness import torch_generator
-from star.student import Student
-from star.teacher import Teacher
-from star.trainer import Trainer
+from star.base.randomness import torch_generator
+from star.parallel import processes as distributed
+from star.runs.checkpoint import load_checkpoint
+from star.training.batches import TrainLoader
+from star.training.checkpoint import MODEL_RUN
+from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.learner import Learner
+from star.training.objective import compute_losses
+from star.training.student import Student
+from star.training.teacher import Teacher
+from star.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,7 +123,9 @@ def test_training_in_two_processes_equals_one_also_when_their_number_changes(tmp
                 # The same float32 sums in another order; 2e-5 was seen (in L_MIM, a small difference).
                 assert a[name] == pytest.approx(b[name], rel=2e-4, abs=1e-6), (run, a["step"], name)
         assert found[-1]["val_nll"] == pytest.approx(expected[-1]["val_nll"], rel=1e-5)
-        one, other = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("one", run))
+        one, other = (
+            load_checkpoint(tmp_path / name / "ckpt.pt", kind=MODEL_RUN) for name in ("one", run)
+        )
         assert other["step"] == 12 and other["teacher_updates"] == 12
         for key, value in one["teacher"].items():
             assert (other["teacher"][key] - value).abs().max() < 1e-5, (run, key)
@@ -139,14 +142,14 @@ def test_sharded_training_equals_copied_training_and_either_resumes_the_other(tm
     in_one(tmp_path, "mixed", sharded, 4)  # one process: nothing to cut
     in_two(tmp_path, "mixed", sharded)
     expected = rows(tmp_path / "copied")
-    copied = load_checkpoint(tmp_path / "copied" / "ckpt.pt")
+    copied = load_checkpoint(tmp_path / "copied" / "ckpt.pt", kind=MODEL_RUN)
     found = rows(tmp_path / "sharded")
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for a, b in zip(found, expected, strict=True):
         for name in ("loss", "ar", "mim", "step_contrast", "view_contrast", "grad_norm", "val_nll"):
             # The same sums by other collectives.
             assert a.get(name) == pytest.approx(b.get(name), rel=1e-5), (a["step"], name)
-    other = load_checkpoint(tmp_path / "sharded" / "ckpt.pt")
+    other = load_checkpoint(tmp_path / "sharded" / "ckpt.pt", kind=MODEL_RUN)
     for part in ("student", "teacher", "projector"):
         for key, value in copied[part].items():
             assert type(other[part][key]) is torch.Tensor
@@ -170,7 +173,7 @@ def test_sharded_blocks_gather_half_the_bytes_in_bfloat16_and_learn_the_same(tmp
         for name in ("loss", "ar", "mim", "step_contrast", "view_contrast"):
             # Norms are rounded to bfloat16 with the block that they belong to.
             assert a[name] == pytest.approx(b[name], rel=2e-2), (a["step"], name)
-    kept = load_checkpoint(tmp_path / "sharded" / "ckpt.pt")["student"]
+    kept = load_checkpoint(tmp_path / "sharded" / "ckpt.pt", kind=MODEL_RUN)["student"]
     assert {value.dtype for value in kept.values()} == {torch.float32}, "what is kept is not rounded"
 
 
@@ -219,8 +222,8 @@ DIES = """
 import os, sys
 from pathlib import Path
 import torch.distributed as dist
-from star import distributed
-from star.trainer import Trainer
+from star.parallel import processes as distributed
+from star.training.trainer import Trainer
 from test_trainer import tiny
 from test_distributed import stores
 

@@ -10,24 +10,25 @@ from helpers import fake_store, small_model
 from live_memory import LiveMemory
 from torch.utils.flop_counter import FlopCounterMode
 
-from star import estimate as sizes
-from star.batches import TrainLoader
-from star.config import ModelConfig, ObjectiveConfig, preset
-from star.device import autocast
-from star.dropout import Dropout
-from star.estimate import (
+from star.base.device import autocast
+from star.base.randomness import torch_generator
+from star.model.config import ModelConfig
+from star.model.dropout import Dropout
+from star.model.head import head_bytes, next_token_nll
+from star.model.transformer import build_model
+from star.training import estimate as sizes
+from star.training.batches import TrainLoader
+from star.training.config import ObjectiveConfig, preset
+from star.training.estimate import (
     estimate,
     forward_flops,
     images_at_once,
     kept_bytes,
 )
-from star.head import head_bytes, next_token_nll
-from star.likelihood import token_nll
-from star.objective import compute_losses
-from star.randomness import torch_generator
-from star.student import Student
-from star.teacher import Teacher
-from star.transformer import build_model
+from star.training.likelihood import token_nll
+from star.training.objective import compute_losses
+from star.training.student import Student
+from star.training.teacher import Teacher
 
 SEQUENCES = 8
 CPU = torch.device("cpu")
@@ -81,7 +82,7 @@ def saved_bytes(student, run) -> int:
 @pytest.fixture
 def fused(monkeypatch):
     """Attention as on a GPU, also in half precision."""
-    monkeypatch.setattr("star.transformer.choose_kernel", lambda *_: "fused")
+    monkeypatch.setattr("star.model.transformer.choose_kernel", lambda *_: "fused")
 
 
 def _log_softmax(cfg) -> int:
@@ -240,7 +241,7 @@ def test_the_likelihood_of_many_images_stays_within_its_bytes(monkeypatch, preci
     model = small_model(ModelConfig(layers=1, heads=2, width=16, grid=3, vocab_size=512, num_classes=4))
     at_once = token_nll(model, store, precision=precision)
     most = 7 * 16 * 512 * 9
-    monkeypatch.setattr("star.head.PART_BYTES", most)
+    monkeypatch.setattr("star.model.head.PART_BYTES", most)
     monkeypatch.setattr(sizes, "MOST_BYTES", most)
     with LiveMemory(at_least=512 * 9) as memory:
         in_parts = token_nll(model, store, precision=precision)

@@ -15,9 +15,10 @@ from probes.knn import voters
 from probes.measures import measure
 from probes.protocols import describe_protocol
 from probes.results import Result
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig
-from star.student import Student
-from star.teacher import Teacher
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.student import Student
+from star.training.teacher import Teacher
 from viz.measures import measure_figures
 from viz.training import training_curves
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from probes.results import Result, provenance, read_result, write_result
-from star.errors import UserError
-from star.files import publish_file, publish_folder, sha256_file, write_json
+from star.base.errors import UserError
+from star.base.files import publish_file, publish_folder, sha256_file, write_json
 
 
 def test_publish_replaces_only_on_success(tmp_path):

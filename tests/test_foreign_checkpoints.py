@@ -9,11 +9,11 @@ import torch
 from foreign import ARGUMENTS, CLASS_TABLE, arguments, in_blocks, in_front, weights, write
 from helpers import GOLDEN, SMALL, TINY_VQ
 
-from star.checkpoint import open_model
-from star.errors import UserError
-from star.state_keys import TRANSFORMER, find_states
-from star.tokenizer import load_tokenizer
-from star.vq import VQModel
+from star.base.errors import UserError
+from star.model.state_keys import TRANSFORMER, find_states
+from star.tokenizer.file import load_tokenizer
+from star.tokenizer.model import VQModel
+from star.training.checkpoint import open_model
 
 OTHER = {"criterion.weight": torch.ones(3), "step": torch.tensor(4)}
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from helpers import fake_store, small_model
 from test_trainer import CPU, tiny
 
-from star.batches import TrainLoader
-from star.head import BYTES_A_LOGIT, PART_BYTES, head_bytes, next_token_nll
-from star.learner import Learner
-from star.objective import compute_losses
+from star.model.head import BYTES_A_LOGIT, PART_BYTES, head_bytes, next_token_nll
+from star.training.batches import TrainLoader
+from star.training.learner import Learner
+from star.training.objective import compute_losses
 
 
 def problem(rows=(3, 7), width=5, vocab=11):
@@ -34,7 +34,7 @@ def test_parts_give_the_same_likelihood_and_gradients(monkeypatch, part):
     expected = -(hidden @ weight.T).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     torch.testing.assert_close(next_token_nll(hidden, weight, tokens), expected)
     whole = gradients(hidden, weight, tokens)
-    monkeypatch.setattr("star.head.PART_BYTES", part * BYTES_A_LOGIT * len(weight))
+    monkeypatch.setattr("star.model.head.PART_BYTES", part * BYTES_A_LOGIT * len(weight))
     torch.testing.assert_close(next_token_nll(hidden, weight, tokens), expected)
     for found, wanted in zip(gradients(hidden, weight, tokens), whole, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -47,7 +47,7 @@ def test_parts_follow_autocast_forwards_and_backwards(monkeypatch):
     exact = gradients(hidden, weight, tokens)
     with torch.autocast("cpu", torch.bfloat16):
         whole = gradients(hidden, weight, tokens)
-        monkeypatch.setattr("star.head.PART_BYTES", 4 * BYTES_A_LOGIT * len(weight))
+        monkeypatch.setattr("star.model.head.PART_BYTES", 4 * BYTES_A_LOGIT * len(weight))
         parts = gradients(hidden, weight, tokens)
     for found, wanted, of_float32 in zip(parts, whole, exact, strict=True):
         assert not torch.allclose(wanted, of_float32, rtol=1e-5, atol=1e-5), (
@@ -73,7 +73,7 @@ def test_no_logits_are_kept_in_parts(monkeypatch):
     hidden, weight, tokens = problem(rows=(8, 64), width=4, vocab=500)
     logits = 4 * tokens.numel() * len(weight)
     assert saved_bytes(lambda: next_token_nll(hidden, weight, tokens)) >= logits
-    monkeypatch.setattr("star.head.PART_BYTES", 16 * BYTES_A_LOGIT * len(weight))
+    monkeypatch.setattr("star.model.head.PART_BYTES", 16 * BYTES_A_LOGIT * len(weight))
     few = saved_bytes(lambda: next_token_nll(hidden, weight, tokens))
     assert few <= hidden.nbytes + weight.nbytes + tokens.nbytes < logits / 10
 
@@ -105,7 +105,7 @@ def test_a_step_uses_the_output_layer_once_and_keeps_no_logits(monkeypatch, stud
         calls.append(arguments)
         return next_token_nll(*arguments)
 
-    monkeypatch.setattr("star.transformer.next_token_nll", counted)
+    monkeypatch.setattr("star.model.transformer.next_token_nll", counted)
     model = learner.student.model
     monkeypatch.setattr(model.output, "forward", lambda x: pytest.fail("logits were made"))
     compute_losses(learner.student, learner.teacher, batch, config.objective)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from star.errors import UserError
-from star.images import BadImageError, load_image, open_source
+from star.base.errors import UserError
+from star.images.open import BadImageError, load_image, open_source
 
 
 def _picture(path, color=(10, 200, 30), size=(12, 8), **options):

@@ -16,6 +16,17 @@ MAY_IMPORT = {
     "figures": {"star", "probes", "viz"},
     "cli": {"star", "probes", "viz", "figures"},
 }
+# The rooms of star: each may import those before it in a line that leads to it.
+ROOMS = {
+    "base": set(),
+    "parallel": {"base"},
+    "runs": {"base", "parallel"},
+    "images": {"base", "parallel"},
+    "model": {"base", "parallel"},
+    "tokenizer": {"base", "parallel", "runs", "images", "model"},
+    "codes": {"base", "parallel", "runs", "images", "model", "tokenizer"},
+    "training": {"base", "parallel", "runs", "images", "model", "tokenizer", "codes"},
+}
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
@@ -39,7 +50,26 @@ def test_no_backward_import(path):
             assert top not in ("torch", "torchvision"), f"viz imports {module}"
             assert top != "probes" or module == "probes.results", f"viz imports {module}"
         if package == "probes":
-            assert module != "star.trainer", "probes import the trainer"
+            assert module != "star.training.trainer", "probes import the trainer"
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module such as star.model.transformer; None outside of star's rooms."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "star" and len(parts) > 2 else None
+
+
+def test_rooms_import_in_one_direction_and_none_is_crowded():
+    found = {path.name for path in (ROOT / "star").iterdir() if (path / "__init__.py").is_file()}
+    assert found == set(ROOMS)
+    for room, before in ROOMS.items():
+        files = list((ROOT / "star" / room).glob("*.py"))
+        assert 2 < len(files) <= 21, (room, len(files))
+        for path in files:
+            others = {room_of(module) for module in imported(path)} - {None, room}
+            assert others <= before, f"{path.relative_to(ROOT)} imports {others - before}"
+    alone = [path.name for path in (ROOT / "star").glob("*.py")]
+    assert alone == ["__init__.py"]
 
 
 def modules_after(code):
@@ -73,10 +103,10 @@ def test_the_command_line_starts_without_torch():
 
 
 OPENED = """
-import cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.trainer
-from star.config import preset
-from star.tokenizer import load_tokenizer
-from star.transformer import build_model
+import cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.training.trainer
+from star.training.config import preset
+from star.tokenizer.file import load_tokenizer
+from star.model.transformer import build_model
 
 load_tokenizer()
 build_model(preset("tiny").model)

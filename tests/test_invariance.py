@@ -11,8 +11,8 @@ from probes.augmentations import AUGMENTATIONS, chosen_views
 from probes.intervals import mean_interval
 from probes.invariance import MEASURES, PSNR_CAP, measure_invariance, psnr
 from probes.invariance_compare import compare_invariance, invariance_sentences
-from star.errors import UserError
-from star.randomness import generator
+from star.base.errors import UserError
+from star.base.randomness import generator
 
 STRIDE, SIZE = 4, 16
 

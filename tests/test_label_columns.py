@@ -5,8 +5,8 @@ import pytest
 from helpers import refused
 from layouts import counts, in_folder, parquet, split_of
 
-from star.errors import UserError
-from star.images import open_images, open_source
+from star.base.errors import UserError
+from star.images.open import open_images, open_source
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is optional: pip install .[parquet]")
 
@@ -145,7 +145,7 @@ def test_the_column_goes_from_the_command_to_the_manifest(star, tmp_path, tokeni
     assert code == 0, err
     from cli.probe_run import _given_images
     from probes.splits import probe_splits
-    from star.codes import open_splits
+    from star.codes.store import open_splits
 
     stores = open_splits("out")
     assert stores["train"].class_names == ("one", "two")

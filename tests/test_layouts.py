@@ -9,9 +9,9 @@ import pytest
 from layouts import KINDS, counts, in_folder, in_tar, pictures, split_of
 from PIL import Image
 
-from star.errors import UserError
-from star.images import open_images, open_source
-from star.left_out import LeftOut, left_out_line
+from star.base.errors import UserError
+from star.images.left_out import LeftOut, left_out_line
+from star.images.open import open_images, open_source
 
 THREE = split_of("train", each=4) | split_of("val") | split_of("test")
 SYNSETS = ("n01", "n02", "n03")

@@ -8,10 +8,10 @@ import torch
 from helpers import fake_store
 from test_trainer import CPU, tiny
 
-from star.batches import TrainLoader
-from star.errors import UserError
-from star.learner import Learner
-from star.loss_scale import GROWTH_STEPS, LossScale
+from star.base.errors import UserError
+from star.base.loss_scale import GROWTH_STEPS, LossScale
+from star.training.batches import TrainLoader
+from star.training.learner import Learner
 
 
 def updates(count: int = 3, scale: float | None = None, **settings):
@@ -118,7 +118,7 @@ def test_float16_that_overflows_at_scale_one_has_diverged():
 
 
 def test_the_loss_scale_follows_torchs_schedule(monkeypatch):
-    monkeypatch.setattr("star.loss_scale.GROWTH_STEPS", 5)
+    monkeypatch.setattr("star.base.loss_scale.GROWTH_STEPS", 5)
     ours = LossScale(enabled=True)
     torchs = torch.amp.GradScaler("cpu", growth_interval=5)
     weight = torch.zeros(3, requires_grad=True)

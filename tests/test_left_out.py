@@ -8,10 +8,10 @@ from layouts import in_folder, pictures, split_of
 from cli.train_tokenizer import _prepared
 from probes.pictures import picture_split
 from probes.splits import probe_splits
-from star.codes import same_images
-from star.images import open_source
-from star.prepare import tokenize_source
-from star.tokenizer_config import TokenizerConfig
+from star.codes.open import tokenize_source
+from star.codes.store import same_images
+from star.images.open import open_source
+from star.tokenizer.config import TokenizerConfig
 
 SAID = "left out of set: images of test/ without labels: 2, hidden: 1, not an image (.txt): 1"
 

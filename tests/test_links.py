@@ -5,10 +5,10 @@ import os
 import pytest
 from layouts import counts, in_folder, pictures, split_of
 
-from star.errors import UserError
-from star.images import open_images, open_source
-from star.left_out import LeftOut
-from star.tree import list_tree
+from star.base.errors import UserError
+from star.images.left_out import LeftOut
+from star.images.open import open_images, open_source
+from star.images.tree import list_tree
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers import refused
 
-from star.codes import open_codes
-from star.imagenet import imagenet_warning, label_warning
+from star.codes.imagenet import imagenet_warning, label_warning
+from star.codes.store import open_codes
 
 
 def write(root, *, images=6, views=10, tokens=16, seed=0, name="imagenet64"):

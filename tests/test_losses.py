@@ -7,8 +7,8 @@ import pytest
 import torch
 from reference import losses as reference
 
-from star.head import next_token_nll
-from star.losses import _pairs, ar_loss, mim_loss, step_loss, view_loss
+from star.model.head import next_token_nll
+from star.training.losses import _pairs, ar_loss, mim_loss, step_loss, view_loss
 
 # float32 sums of a few hundred terms of order 1, against float64 loops
 TOLERANCE = {"rtol": 2e-5, "atol": 1e-6}

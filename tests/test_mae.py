@@ -14,7 +14,7 @@ from probes.protocols import ProtocolConfig, run_protocol
 from probes.saving import BankFile
 from probes.sources import ModelSource
 from probes.splits import probe_splits
-from star.errors import UserError
+from star.base.errors import UserError
 
 GROUPS = [(1, 4), (1, 9), (3, 4), (3, 9)]
 # Batches of 16: rates of 1.25 and of 6.4, MAE's own, at which 15 steps move the weights a lot.

@@ -9,14 +9,15 @@ from helpers import TINY_VQ, fake_store, small_pictures
 from reference.fill import fill_
 from test_trainer import CPU, tiny
 
-from star.checkpoint import load_checkpoint, save_checkpoint
-from star.safe_load import load_torch_file
-from star.tokenizer import load_tokenizer, tokenizer_sha256
-from star.tokenizer_config import TokenizerConfig
-from star.tokenizer_learner import TokenizerLearner
-from star.tokenizer_quality import scaled
-from star.trainer import Trainer
-from star.vq import VQModel
+from star.base.torch_files import load_torch_file
+from star.runs.checkpoint import load_checkpoint, save_checkpoint
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.file import load_tokenizer, tokenizer_sha256
+from star.tokenizer.learner import TokenizerLearner
+from star.tokenizer.model import VQModel
+from star.tokenizer.quality import scaled
+from star.training.checkpoint import MODEL_RUN
+from star.training.trainer import Trainer
 
 MAPS = Path("/proc/self/maps")
 pytestmark = pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's list of mapped files")
@@ -45,10 +46,15 @@ def test_a_file_that_is_replaced_or_removed_changes_nothing_that_was_read(tmp_pa
     named = ("config", "student", "teacher", "optimizer", "tokenizer", "data")
     parts = {name: {} for name in named} | {"step": 1, "teacher_updates": 1}
     parts |= {"projector": None, "class_names": []}
-    save_checkpoint(path, parts | {"student": {"w": torch.ones(5000)}})
-    old = load_checkpoint(path)
-    save_checkpoint(path, parts | {"student": {"w": torch.zeros(5000)}})  # published by a rename
-    assert old["student"]["w"].sum() == 5000 and load_checkpoint(path)["student"]["w"].sum() == 0
+    save_checkpoint(path, parts | {"student": {"w": torch.ones(5000)}}, kind=MODEL_RUN)
+    old = load_checkpoint(path, kind=MODEL_RUN)
+    save_checkpoint(
+        path, parts | {"student": {"w": torch.zeros(5000)}}, kind=MODEL_RUN
+    )  # published by a rename
+    assert (
+        old["student"]["w"].sum() == 5000
+        and load_checkpoint(path, kind=MODEL_RUN)["student"]["w"].sum() == 0
+    )
     path.unlink()
     assert old["student"]["w"].sum() == 5000
 
@@ -73,7 +79,7 @@ def test_a_resumed_run_holds_no_part_of_its_checkpoint(tmp_path):
     resumed = Trainer.resume(run, stores, CPU)
     files = sorted(run.glob("*.pt"))
     assert len(files) == 2 and not any(mapped(path) for path in files)
-    content = load_checkpoint(run / "ckpt.pt")
+    content = load_checkpoint(run / "ckpt.pt", kind=MODEL_RUN)
     moments = resumed.learner.optimizer.state_dict()["state"]
     assert len(moments) == len(content["optimizer"]["state"]) > 0
     for index, values in content["optimizer"]["state"].items():

@@ -23,10 +23,10 @@ from probes.representation import effective_rank, pair_consistency, uniformity
 from probes.results import read_result, write_result
 from probes.similarity import cka, cknna, mutual_knn, nearest
 from probes.spatial import layer_lds
-from star.config import ModelConfig
-from star.errors import UserError
-from star.vq import VQModel
-from star.vq_config import vq_preset
+from star.base.errors import UserError
+from star.model.config import ModelConfig
+from star.tokenizer.model import VQModel
+from star.tokenizer.shape import vq_preset
 from viz.measures import measure_curves, measure_figures, measure_heatmap
 from viz.style import save
 
@@ -242,8 +242,8 @@ def test_the_first_step_has_no_likeness():
 
 
 def test_a_checkpoint_with_provenance(trained, stores):
-    from star.checkpoint import open_model
-    from star.codes import open_splits
+    from star.codes.store import open_splits
+    from star.training.checkpoint import open_model
 
     loaded, splits = open_model(trained), open_splits(stores)
     steps = [4, loaded.model.config.tokens]

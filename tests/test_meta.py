@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from star.config import preset
-from star.meta import embedding, give_memory
-from star.transformer import Transformer, build_model
-from star.vq import VQModel
-from star.vq_config import vq_preset
+from star.base.meta import embedding, give_memory
+from star.model.transformer import Transformer, build_model
+from star.tokenizer.model import VQModel
+from star.tokenizer.shape import vq_preset
+from star.training.config import preset
 
 
 def test_an_embedding_is_drawn_as_torch_draws_it_and_on_the_meta_device_not_at_all():

@@ -9,12 +9,12 @@ import torch
 from foreign import ARGUMENTS, weights
 from helpers import GOLDEN, SMALL, TINY_VQ, refused
 
-from star.checkpoint import open_model
-from star.errors import UserError
-from star.export import export_model
-from star.inspect import describe
-from star.tokenizer import load_tokenizer, save_tokenizer
-from star.vq import VQModel
+from star.base.errors import UserError
+from star.tokenizer.file import load_tokenizer, save_tokenizer
+from star.tokenizer.model import VQModel
+from star.training.checkpoint import open_model
+from star.training.export import export_model
+from star.training.inspect import describe
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from probes.attention_stats import attention_stats
 from probes.features import step_features
 from probes.spatial import layer_lds
 from probes.step_scores import StepScores
-from star.checkpoint import open_model
-from star.config import ModelConfig, TrainConfig
-from star.errors import UserError
-from star.sampler import generate
+from star.base.errors import UserError
+from star.model.config import ModelConfig
+from star.model.sampler import generate
+from star.training.checkpoint import open_model
+from star.training.config import TrainConfig
 
 # Fits the code stores and the tokenizer of the fixtures.
 CONFIG = ModelConfig(

@@ -10,13 +10,14 @@ import safetensors.torch
 import torch
 from helpers import TINY, refused, small_model
 
-from star.codes import StoreWriter
-from star.config import ModelConfig, preset
-from star.errors import UserError
-from star.estimate import require_training_memory
-from star.sampler import generate
-from star.tokenizer import load_tokenizer, save_tokenizer
-from star.transformer import build_model
+from star.base.errors import UserError
+from star.codes.store import StoreWriter
+from star.model.config import ModelConfig
+from star.model.sampler import generate
+from star.model.transformer import build_model
+from star.tokenizer.file import load_tokenizer, save_tokenizer
+from star.training.config import preset
+from star.training.estimate import require_training_memory
 
 
 def edited(trained, tmp_path, **changes):
@@ -153,7 +154,7 @@ def test_an_allocation_that_fails_is_one_line(star, monkeypatch):
     def full(*arguments, **options):
         raise MemoryError("Unable to allocate 7.28 TiB for an array")
 
-    monkeypatch.setattr("star.inspect.describe", full)
+    monkeypatch.setattr("star.training.inspect.describe", full)
     assert refused(star("inspect", "x"), "out of memory (Unable to allocate 7.28 TiB")
 
 

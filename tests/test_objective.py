@@ -8,12 +8,13 @@ import torch
 from helpers import SMALL, small_model
 from reference import losses as reference
 
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig
-from star.errors import UserError
-from star.masks import draw_token_masks
-from star.objective import TrainBatch, compute_losses
-from star.student import GlobalBatchNorm, Projector, Student
-from star.teacher import Teacher
+from star.base.errors import UserError
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.masks import draw_token_masks
+from star.training.objective import TrainBatch, compute_losses
+from star.training.student import GlobalBatchNorm, Projector, Student
+from star.training.teacher import Teacher
 
 B, M, T, K = 4, 2, 9, 3
 

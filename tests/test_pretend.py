@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from star.likelihood import image_nll
+from star.training.likelihood import image_nll
 
 HOST, ROWS, ONE = torch.arange(6.0), torch.arange(12.0).view(3, 4), torch.tensor(2.0)
 PLACES, MASK = torch.tensor([0, 2]), torch.tensor([True, False, True, False, True, False])
@@ -283,7 +283,7 @@ def test_an_event_names_the_line_of_our_code(card):
         torch.ones(2, device="cuda").sum().item()
         image_nll(small_model(device=card.device), fake_store(images=4), batch_size=4)
     places = {event.where.partition(":")[0] for event in counted}
-    assert places == {"elsewhere", "star/batches.py", "star/likelihood.py"}
+    assert places == {"elsewhere", "star/training/batches.py", "star/training/likelihood.py"}
     (line,) = [line for line in str(counted).splitlines() if "likelihood" in line]
     assert line.split()[:3] == ["1", "read", "cpu"]
 
@@ -338,7 +338,9 @@ def test_a_file_of_the_card_says_so(card):
     torch.save({"a": torch.ones(2, device="cuda"), "b": torch.ones(2)}, file)
     file.seek(0)
     seen = []
-    torch.load(file, map_location=lambda storage, place: seen.append(place) or storage)
+    torch.load(
+        file, map_location=lambda storage, place: seen.append(place) or storage, weights_only=True
+    )
     assert sorted(seen) == ["cpu", "cuda:0"]
 
 

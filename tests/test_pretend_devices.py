@@ -9,20 +9,21 @@ from pretend import PretendedCuda
 from pretend_runs import OBJECTIVES, stores
 from test_trainer import CPU, tiny
 
-from star.batches import TrainLoader
-from star.checkpoint import load_checkpoint, load_model
-from star.decoder import decoder, in_precision
-from star.learner import Learner
-from star.randomness import torch_generator
-from star.trainer import Trainer
-from star.transformer import build_model
+from star.base.randomness import torch_generator
+from star.model.decoder import decoder, in_precision
+from star.model.transformer import build_model
+from star.runs.checkpoint import load_checkpoint
+from star.training.batches import TrainLoader
+from star.training.checkpoint import MODEL_RUN, load_model
+from star.training.learner import Learner
+from star.training.trainer import Trainer
 
 
 def test_a_seed_gives_the_same_model_on_every_device(monkeypatch):
     expected = build_model(SMALL, torch_generator(3, "init"))
     asked = []
     monkeypatch.setattr(
-        "star.transformer.require_memory", lambda what, size, place: asked.append(place)
+        "star.model.transformer.require_memory", lambda what, size, place: asked.append(place)
     )
     with PretendedCuda() as card:
         found = build_model(SMALL, torch_generator(3, "init"), card.device)
@@ -84,7 +85,9 @@ def test_a_run_goes_on_on_another_device(tmp_path):
     with PretendedCuda() as card:
         Trainer.resume(tmp_path / "both", stores(), card.device).fit()
     assert not next(load_model(tmp_path / "both").parameters()).is_cuda
-    expected, found = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("cpu", "both"))
+    expected, found = (
+        load_checkpoint(tmp_path / name / "ckpt.pt", kind=MODEL_RUN) for name in ("cpu", "both")
+    )
     for part in ("student", "teacher", "projector"):
         for key, value in expected[part].items():
             assert torch.equal(found[part][key], value), (part, key)

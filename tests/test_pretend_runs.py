@@ -35,7 +35,7 @@ SETTINGS = {
     "probes.bench_step.get_context": lambda method: ThisProcess(),
     "probes.bench_attention.get_context": lambda method: ThisProcess(),
     # Batches of one size: sums in another order may turn the nearest of two codes around.
-    "star.tokenize._CALL_BYTES": {"cpu": 8 << 20, "cuda": 8 << 20},
+    "star.codes.encode._CALL_BYTES": {"cpu": 8 << 20, "cuda": 8 << 20},
     # Operations cost more with the card's tensors: as many as show the path.
     "probes.pixels.SIDE": 3,  # one pixel a cell of the fake stores
     "probes.protocols.STRENGTHS": (0.1, 1.0),

@@ -12,10 +12,10 @@ from pretend import PretendedCuda
 from pretend_runs import OBJECTIVES
 from test_trainer import tiny
 
-from star.batches import TrainLoader
-from star.learner import Learner
-from star.likelihood import token_nll
-from star.sampler import generate
+from star.model.sampler import generate
+from star.training.batches import TrainLoader
+from star.training.learner import Learner
+from star.training.likelihood import token_nll
 
 TRAINING_STEP = {  # name in OBJECTIVES: (reads, copies) at most
     "ar": (1, 0),

@@ -19,7 +19,7 @@ from probes.features import (
 )
 from probes.intervals import mean_interval, wilson_interval
 from probes.rollout import attention_rollout
-from star.errors import UserError
+from star.base.errors import UserError
 
 
 def test_uniform_and_scattered_steps():

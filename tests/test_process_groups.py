@@ -12,10 +12,10 @@ from test_distributed import one_of_two
 from test_trainer import CPU, tiny
 
 from probes.predictions import streamed
-from star import distributed
-from star.batches import TrainLoader
-from star.learner import Learner
-from star.trainer import Trainer
+from star.parallel import processes as distributed
+from star.training.batches import TrainLoader
+from star.training.learner import Learner
+from star.training.trainer import Trainer
 
 SHORT = timedelta(seconds=3)
 
@@ -82,7 +82,9 @@ def test_all_leave_together_however_long_one_still_draws(barriers):
 def test_all_wait_for_a_checkpoint_and_for_the_slowest_share_of_a_pass(tmp_path, monkeypatch):
     seen = []
     run = tmp_path / "run"
-    monkeypatch.setattr("star.trainer.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists()))
+    monkeypatch.setattr(
+        "star.training.trainer.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists())
+    )
     Trainer(tiny(max_steps=2, save_every=2), {"train": fake_store()}, run, CPU).fit()
     assert seen == [True]
     monkeypatch.setattr("probes.predictions.wait_for_all", lambda: seen.append("pass"))
@@ -132,7 +134,9 @@ def hold_and_cut(rank, folder):
             for weight in (model.output.weight, model.layers[0].feed_forward.w1.weight):
                 assert weight.device_mesh.device_type == "cpu" and weight.to_local().device == CPU
         assert learner.update(loader.batch(0), 0).grad_norm > 0
+    (folder / f"done-{rank}").touch()
 
 
 def test_gradients_are_held_once_and_sharding_stays_on_the_chosen_device(tmp_path):
     in_two(hold_and_cut, tmp_path)
+    assert len(list(tmp_path.glob("done-*"))) == 2

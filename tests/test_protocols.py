@@ -19,7 +19,7 @@ from probes.mae import MaeConfig
 from probes.predictions import choose, pieces
 from probes.protocols import PENALTIES, PROTOCOLS, STRENGTHS, ProtocolConfig, run_protocol
 from probes.ridge import Moments, fit_ridge
-from star.errors import UserError
+from star.base.errors import UserError
 
 GROUPS = [(1, 4), (1, 9), (2, 4), (2, 9)]
 MAE = MaeConfig(base_lrs=(0.5, 20.0), epochs=6, warmup_epochs=1, batch_size=16)

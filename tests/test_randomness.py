@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from star.dropout import Dropout
-from star.randomness import generator, torch_generator
+from star.base.randomness import generator, torch_generator
+from star.model.dropout import Dropout
 
 
 def test_streams_are_functions_of_seed_purpose_and_counters():

@@ -13,8 +13,8 @@ import torch
 from helpers import GOLDEN, ROOT, TINY, cli, refused, small_model
 from PIL import Image
 
-from star.errors import UserError
-from star.sampler import generate
+from star.base.errors import UserError
+from star.model.sampler import generate
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_wish_to_stop_is_one_line_everywhere(star, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("star.inspect.describe", interrupt)
+    monkeypatch.setattr("star.training.inspect.describe", interrupt)
     assert star("inspect", "x") == (130, "", "Interrupted.\n")
 
 

@@ -16,12 +16,13 @@ from helpers import GOLDEN, fake_store, small_model
 from make_golden_run import TERMS, run_rows, small_trainer
 from test_trainer import CPU, rows, timeless, tiny
 
-from star.checkpoint import load_checkpoint, load_model, open_model
-from star.errors import UserError
-from star.export import export_model
-from star.inspect import describe
-from star.run_folder import RunFolder
-from star.trainer import Trainer
+from star.base.errors import UserError
+from star.runs.checkpoint import load_checkpoint
+from star.runs.folder import RunFolder
+from star.training.checkpoint import MODEL_RUN, load_model, open_model
+from star.training.export import export_model
+from star.training.inspect import describe
+from star.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +33,7 @@ from pathlib import Path
 import torch
 from helpers import fake_store
 from test_trainer import CPU, tiny
-from star.trainer import Trainer
+from star.training.trainer import Trainer
 
 stage, run = sys.argv[1], Path(sys.argv[2])
 saves = 0
@@ -95,23 +96,25 @@ def test_a_kill_at_any_stage_of_a_save_loses_at_most_the_steps_since_the_last(
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     for path in [*tmp_path.glob("step-*.pt"), tmp_path / "ckpt.pt"]:
-        assert load_checkpoint(path)["step"] % 3 == 0, "every visible checkpoint is whole"
+        assert load_checkpoint(path, kind=MODEL_RUN)["step"] % 3 == 0, (
+            "every visible checkpoint is whole"
+        )
     trainer = Trainer.resume(tmp_path, stores(), CPU)
     assert trainer.step == STAGES[stage]
     trainer.fit()
     assert not list(tmp_path.glob(".*")), "what the killed save left is gone"
     assert [timeless(row) for row in rows(tmp_path)] == [timeless(row) for row in rows(straight)]
-    a, b = (load_checkpoint(run / "ckpt.pt") for run in (tmp_path, straight))
+    a, b = (load_checkpoint(run / "ckpt.pt", kind=MODEL_RUN) for run in (tmp_path, straight))
     for part in ("student", "teacher", "projector"):
         assert all(torch.equal(a[part][key], value) for key, value in b[part].items())
 
 
 def test_the_newest_checkpoints_are_kept_and_ckpt_is_the_newest(straight):
-    assert [path.name for path in RunFolder(straight).checkpoints()] == [
+    assert [path.name for path in RunFolder(straight, kind=MODEL_RUN).checkpoints()] == [
         "step-000000009.pt",
         "step-000000012.pt",
     ]
-    assert load_checkpoint(straight / "ckpt.pt")["step"] == 12
+    assert load_checkpoint(straight / "ckpt.pt", kind=MODEL_RUN)["step"] == 12
     with pytest.raises(UserError, match="keep is 1; expected at least 2"):
         tiny(keep=1)
 
@@ -136,14 +139,14 @@ def test_a_file_system_without_hard_links_is_copied_to(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     small_trainer(tmp_path).fit(stop_after=1)
-    assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 1
+    assert load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 1
 
 
 FULL = """
 import resource, signal, sys
 from pathlib import Path
 from make_golden_run import small_trainer
-from star.errors import UserError
+from star.base.errors import UserError
 
 trainer = small_trainer(Path(sys.argv[1]))
 trainer.fit(stop_after=2)
@@ -166,7 +169,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_one_clear_error(tmp_path):
     assert "cannot save the checkpoint of step 4" in done.stdout and "earlier ones" in done.stdout
     assert done.stdout.count("\n") == 1
     assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["ckpt.pt", "step-000000002.pt"]
-    assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 2
+    assert load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 2
     assert not list(tmp_path.glob(".*"))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 5000, "only the child was limited"
 
@@ -175,7 +178,7 @@ def test_resume_is_exact_with_loader_workers_and_between_their_numbers(tmp_path,
     Trainer(tiny(save_every=3, workers=2), stores(), tmp_path, CPU).fit(stop_after=5)
     Trainer.resume(tmp_path, stores(), CPU).fit()
     assert [timeless(row) for row in rows(tmp_path)] == [timeless(row) for row in rows(straight)]
-    a, b = (load_checkpoint(run / "ckpt.pt") for run in (tmp_path, straight))
+    a, b = (load_checkpoint(run / "ckpt.pt", kind=MODEL_RUN) for run in (tmp_path, straight))
     for part in ("student", "teacher"):
         assert all(torch.equal(a[part][key], value) for key, value in b[part].items())
     for index, state in b["optimizer"]["state"].items():
@@ -191,7 +194,7 @@ def test_a_request_to_stop_during_validation_is_heard(tmp_path):
 
     many = {**stores(), "val": fake_store(images=600, views=1, seed=5)}  # three batches
     result = Trainer(tiny(), many, tmp_path, CPU).fit(should_stop=stop)
-    assert result.step == 6 and load_checkpoint(tmp_path / "ckpt.pt")["step"] == 6
+    assert result.step == 6 and load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 6
     assert "val_nll" not in rows(tmp_path)[-1]
 
 
@@ -220,7 +223,7 @@ def test_checkpoints_of_every_format_version_stay_loadable(tmp_path, version):
 
 def test_unreadable_state_is_an_error_that_names_it(tmp_path):
     small_trainer(tmp_path).fit(stop_after=2)
-    path = RunFolder(tmp_path).checkpoints()[-1]
+    path = RunFolder(tmp_path, kind=MODEL_RUN).checkpoints()[-1]
     for missing in ("optimizer", "teacher", "data", "step"):
         content = torch.load(path, weights_only=True)
         del content[missing]

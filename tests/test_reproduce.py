@@ -10,8 +10,9 @@ import torch
 
 from figures.compare import Measured, comparison, training_seconds, verdict
 from figures.reproduce import Plan, plan_for, reproduce
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig
-from star.errors import UserError
+from star.base.errors import UserError
+from star.model.config import ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig
 
 
 def tiny_plan(folder):

@@ -10,14 +10,14 @@ import pytest
 import torch
 from helpers import fake_store, refused
 
-from star.checkpoint import open_model
-from star.codes import open_splits
-from star.errors import UserError
-from star.images import open_source
-from star.own_data import OwnData, data_record
-from star.run_data import open_run_data, prepare_run_data
-from star.tokenize import tokenize
-from star.tokenizer import load_tokenizer
+from star.base.errors import UserError
+from star.codes.encode import tokenize
+from star.codes.store import open_splits
+from star.images.open import open_source
+from star.tokenizer.file import load_tokenizer
+from star.training.checkpoint import open_model
+from star.training.own_data import OwnData, data_record
+from star.training.run_data import open_run_data, prepare_run_data
 
 CLASSES = ("one", "zero")
 
@@ -67,7 +67,7 @@ def no_codes(monkeypatch):
     def fail(*given, **options):
         raise AssertionError("tokenised before the data were compared")
 
-    monkeypatch.setattr("star.prepare.tokenize", fail)
+    monkeypatch.setattr("star.codes.open.tokenize", fail)
 
 
 def test_a_run_records_its_images_and_its_codes(trained, digit_folder):

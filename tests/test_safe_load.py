@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from star.errors import UserError
-from star.safe_load import load_safetensors, load_torch_file
+from star.base.errors import UserError
+from star.base.torch_files import load_safetensors, load_torch_file
 
 
 def saved(path: Path, value) -> Path:

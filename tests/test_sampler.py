@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import GOLDEN, small_model
 
-from star.checkpoint import load_model
-from star.errors import UserError
-from star.sampler import _draw, filter_logits, generate, guide
+from star.base.errors import UserError
+from star.model.sampler import _draw, filter_logits, generate, guide
+from star.training.checkpoint import load_model
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -23,7 +23,7 @@ def test_golden_greedy_tokens(scale):
 
 def uncached(model, labels, seeds, cfg_scale, interval=-1):
     """The same sampling with a full forward pass for every token."""
-    from star.randomness import generator
+    from star.base.randomness import generator
 
     null = torch.full_like(labels, model.config.num_classes)
     tokens = torch.empty(len(labels), 0, dtype=torch.long)

@@ -15,9 +15,9 @@ from make_self_test import kept
 from probes.doctor import examination, self_test, trial
 from probes.doctor.lines import FAIL, NOTE, OK, Line
 from probes.llamagen_way import LlamaGenTransformer
-from star.checkpoint import load_model
-from star.sampler import guide
-from star.tokenizer import load_tokenizer
+from star.model.sampler import guide
+from star.tokenizer.file import load_tokenizer
+from star.training.checkpoint import load_model
 
 KEPT = self_test.read_kept()
 
@@ -150,8 +150,8 @@ def test_a_test_that_raises_says_why_and_the_others_run(tmp_path, monkeypatch):
 def test_what_comes_back_from_the_disk_is_compared_bit_for_bit(tmp_path, monkeypatch):
     real = trial.load_checkpoint
 
-    def damaged(path):
-        content = real(path)
+    def damaged(path, **options):
+        content = real(path, **options)
         next(iter(content["optimizer"]["state"].values()))["exp_avg"].view(-1)[0] += 1e-7
         return content
 
@@ -174,9 +174,9 @@ def test_the_checkpoint_goes_where_files_can_be_written(tmp_path):
     [(torch.float16, "float16: largest"), (torch.float32, "not tested: this card has no units for it")],
 )
 def test_a_card_without_bfloat16_is_tested_in_what_it_has(dtype, value, monkeypatch):
-    monkeypatch.setattr("star.device.resolve_precision", lambda name, device: dtype)
+    monkeypatch.setattr("star.base.device.resolve_precision", lambda name, device: dtype)
     monkeypatch.setattr(trial, "trial_model", lambda device, real=trial.trial_model: real("cpu"))
-    monkeypatch.setattr("star.device.autocast", lambda device, dtype: torch.autocast("cpu", dtype))
+    monkeypatch.setattr("star.base.device.autocast", lambda device, dtype: torch.autocast("cpu", dtype))
     right, found = self_test._half("cuda:0", KEPT)
     assert right and found.startswith(value)
 

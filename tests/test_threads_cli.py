@@ -14,7 +14,7 @@ from cli import threads as cli_threads
 from probes import bench_contention as contention
 from probes import contention_work
 from probes.timing import Timings, alternate
-from star.errors import UserError
+from star.base.errors import UserError
 
 LINES = {
     "train": "Training a model",

@@ -15,11 +15,11 @@ from PIL import Image
 
 from probes.augmentations import AUGMENTATIONS, chosen_views
 from probes.invariance import measure_invariance
-from star.errors import UserError
-from star.randomness import torch_generator
-from star.tokenizer import save_tokenizer
-from star.vq import VQModel
-from star.vq_config import VQConfig
+from star.base.errors import UserError
+from star.base.randomness import torch_generator
+from star.tokenizer.file import save_tokenizer
+from star.tokenizer.model import VQModel
+from star.tokenizer.shape import VQConfig
 from viz.invariance import CURVES, invariance_curves, invariance_maps
 from viz.style import save
 

@@ -11,12 +11,12 @@ import pytest
 from helpers import ROOT, refused
 from PIL import Image
 
-from star.codes import open_codes
-from star.errors import UserError
-from star.files import sha256_file
-from star.images import load_image, open_source
-from star.view_batches import view_batches
-from star.views import view_set
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.codes.store import open_codes
+from star.codes.view_batches import view_batches
+from star.images.open import load_image, open_source
+from star.images.views import view_set
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(folder, monkeypatch):
     def die(self, index, max_megapixels):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("star.splits.Split.load", die)  # the workers are forked after this
+    monkeypatch.setattr("star.images.source.Split.load", die)  # the workers are forked after this
     with pytest.raises(UserError, match=r"a process that decodes images ended by itself \(pid \d+"):
         list(batches(folder))
 
@@ -97,7 +97,7 @@ def test_a_bad_image_ends_workers_with_the_same_words(folder):
 
 SLOW = """
 import sys, time
-from star.splits import Split
+from star.images.source import Split
 real = Split.load
 def load(self, *arguments):
     time.sleep(0.15)

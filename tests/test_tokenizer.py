@@ -12,9 +12,9 @@ import torch
 from helpers import TINY_VQ as TINY
 from reference.fill import fill_
 
-from star.errors import UserError
-from star.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
-from star.vq import VQModel
+from star.base.errors import UserError
+from star.tokenizer.file import load_tokenizer, save_tokenizer, tokenizer_sha256
+from star.tokenizer.model import VQModel
 
 CARD = {"data": "nothing", "steps": 0, "psnr": 12.5}
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from helpers import TINY_VQ, small_pictures
 
-from star.device import resolve_precision
-from star.discriminator import adaptive_weight
-from star.errors import UserError
-from star.loss_scale import FIRST, LossScale
-from star.tokenizer_config import TokenizerConfig
-from star.tokenizer_learner import TokenizerLearner
-from star.tokenizer_quality import scaled
+from star.base.device import resolve_precision
+from star.base.errors import UserError
+from star.base.loss_scale import FIRST, LossScale
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.discriminator import adaptive_weight
+from star.tokenizer.learner import TokenizerLearner
+from star.tokenizer.quality import scaled
 
 SMALL_VQ = dataclasses.replace(TINY_VQ, decoder_blocks=1)
 # The weights stand for large images: each of a megapixel's elements gets as little gradient.
@@ -194,7 +194,7 @@ def test_auto_takes_float16_on_a_card_without_bfloat16_and_the_tokenizer_scales_
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert resolve_precision("auto", torch.device("cuda")) is torch.float16
     monkeypatch.setattr(
-        "star.tokenizer_learner.resolve_precision",
+        "star.tokenizer.learner.resolve_precision",
         lambda name, device: resolve_precision(name, torch.device("cuda")),
     )
     learner = TokenizerLearner(dataclasses.replace(GAN, precision="auto"))

@@ -9,22 +9,22 @@ import torch
 from helpers import TINY_VQ, small_pictures
 from reference.fill import fill_
 
-from star.discriminator import (
+from star.base.errors import UserError
+from star.base.randomness import torch_generator
+from star.tokenizer.config import TokenizerConfig, tokenizer_preset
+from star.tokenizer.discriminator import (
     PatchDiscriminator,
     adaptive_weight,
     hinge_discriminator,
     hinge_generator,
 )
-from star.errors import UserError
-from star.perceptual import load_lpips
-from star.randomness import torch_generator
-from star.revival import revive_codes
-from star.tokenizer import tokenizer_sha256
-from star.tokenizer_config import TokenizerConfig, tokenizer_preset
-from star.tokenizer_learner import TokenizerLearner, learning_rate_factor, new_tokenizer
-from star.tokenizer_losses import reconstruct
-from star.tokenizer_quality import evaluate_tokenizer, scaled
-from star.vq import VQModel
+from star.tokenizer.file import tokenizer_sha256
+from star.tokenizer.learner import TokenizerLearner, learning_rate_factor, new_tokenizer
+from star.tokenizer.losses import reconstruct
+from star.tokenizer.model import VQModel
+from star.tokenizer.perceptual import load_lpips
+from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.revival import revive_codes
 
 QUICK = TokenizerConfig(
     max_steps=40, batch_size=16, warmup_steps=5, revive_every=5, precision="fp32", shape=TINY_VQ

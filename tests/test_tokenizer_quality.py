@@ -12,9 +12,9 @@ from reference.fill import fill_
 from probes.frechet import Moments, frechet_distance
 from probes.inception import inception_pool
 from probes.reconstruction import patches, reconstruction_report
-from star.errors import UserError
-from star.tokenizer_quality import evaluate_tokenizer, image_psnr, image_ssim, scaled
-from star.vq import VQModel, to_uint8
+from star.base.errors import UserError
+from star.tokenizer.model import VQModel, to_uint8
+from star.tokenizer.quality import evaluate_tokenizer, image_psnr, image_ssim, scaled
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,16 @@ import torch
 from helpers import ROOT, TINY_VQ, refused
 from PIL import Image
 
-from star.errors import UserError
-from star.files import sha256_file
-from star.images import open_images, open_source
-from star.randomness import generator
-from star.tokenizer import load_tokenizer, tokenizer_sha256
-from star.tokenizer_batches import TokenizerBatches, held_out_images
-from star.tokenizer_config import TokenizerConfig
-from star.tokenizer_quality import evaluate_tokenizer
-from star.tokenizer_trainer import TokenizerTrainer
-from star.views import random_crop
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.randomness import generator
+from star.images.open import open_images, open_source
+from star.images.views import random_crop
+from star.tokenizer.batches import TokenizerBatches, held_out_images
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.file import load_tokenizer, tokenizer_sha256
+from star.tokenizer.quality import evaluate_tokenizer
+from star.tokenizer.trainer import TokenizerTrainer
 
 QUICK = TokenizerConfig(
     max_steps=12, batch_size=8, warmup_steps=2, revive_every=4, precision="fp32", shape=TINY_VQ,

@@ -10,15 +10,17 @@ import pytest
 import torch
 from helpers import fake_store
 
-from star.attention import choose_kernel
-from star.batches import TrainLoader, plain_batches
-from star.checkpoint import DISPENSABLE, load_checkpoint
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig
-from star.device import deterministic
-from star.errors import UserError
-from star.learner import Learner, learning_rate
-from star.likelihood import image_nll
-from star.trainer import Trainer
+from star.base.device import deterministic
+from star.base.errors import UserError
+from star.model.attention import choose_kernel
+from star.model.config import ModelConfig
+from star.runs.checkpoint import load_checkpoint
+from star.training.batches import TrainLoader, plain_batches
+from star.training.checkpoint import DISPENSABLE, MODEL_RUN
+from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.learner import Learner, learning_rate
+from star.training.likelihood import image_nll
+from star.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -87,10 +89,12 @@ def test_resume_is_exact(stores, tmp_path):
     config = tiny()
     Trainer(config, stores, tmp_path / "straight", CPU).fit()
     Trainer(config, stores, tmp_path / "parts", CPU).fit(stop_after=7)
-    assert load_checkpoint(tmp_path / "parts" / "ckpt.pt")["step"] == 7
+    assert load_checkpoint(tmp_path / "parts" / "ckpt.pt", kind=MODEL_RUN)["step"] == 7
     result = Trainer.resume(tmp_path / "parts", stores, CPU).fit()
     assert result.finished and result.step == 12
-    straight, parts = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("straight", "parts"))
+    straight, parts = (
+        load_checkpoint(tmp_path / name / "ckpt.pt", kind=MODEL_RUN) for name in ("straight", "parts")
+    )
     for part in ("student", "teacher", "projector"):
         for key, value in straight[part].items():
             assert torch.equal(value, parts[part][key]), (part, key)
@@ -251,7 +255,7 @@ def test_a_request_to_stop_saves_and_leaves(stores, tmp_path):
     trainer = Trainer(tiny(), stores, tmp_path, CPU)
     result = trainer.fit(should_stop=lambda: trainer.step >= 3)
     assert not result.finished and result.step == 3
-    assert load_checkpoint(tmp_path / "ckpt.pt")["step"] == 3
+    assert load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 3
 
 
 def test_validation_nll_against_a_loop(stores):
@@ -280,7 +284,7 @@ def test_accumulated_parts_equal_the_whole_batch(stores, tmp_path, mim):
     parts = dataclasses.replace(whole, accumulate=4)
     for name, config in (("whole", whole), ("parts", parts)):
         Trainer(config, stores, tmp_path / name, CPU).fit()
-    a, b = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("whole", "parts"))
+    a, b = (load_checkpoint(tmp_path / name / "ckpt.pt", kind=MODEL_RUN) for name in ("whole", "parts"))
     for key, value in a["student"].items():
         # The same float32 sums in another order, twelve steps of AdamW at 1e-3.
         assert (b["student"][key] - value).abs().max() < 2e-5, key

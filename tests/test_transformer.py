@@ -5,13 +5,14 @@ import pytest
 import torch
 from helpers import GOLDEN, SMALL, small_model
 
-from star.attention import attend, attention_rows, missing_channels, visibility
-from star.checkpoint import load_model
-from star.config import SIZES, ModelConfig, preset
-from star.errors import UserError
-from star.kv_cache import KVCache
-from star.rotary import apply_rotary, rotary_table
-from star.transformer import ATTENTION_SITES, Transformer, capture_names
+from star.base.errors import UserError
+from star.model.attention import attend, attention_rows, missing_channels, visibility
+from star.model.config import SIZES, ModelConfig
+from star.model.kv_cache import KVCache
+from star.model.rotary import apply_rotary, rotary_table
+from star.model.transformer import ATTENTION_SITES, Transformer, capture_names
+from star.training.checkpoint import load_model
+from star.training.config import preset
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_chosen_positions_are_captured_under_any_kernel(kv_heads, precision, mon
     tokens, labels, at = torch.randint(0, 11, (2, 8)), torch.tensor([1, 4]), torch.tensor([0, 3, 7])
     names = ["embeddings", "layers.2", "norm", *(f"layers.3.{site}" for site in ATTENTION_SITES)]
     for kernel in ("explicit", "fused"):
-        monkeypatch.setattr("star.transformer.choose_kernel", lambda *_, kernel=kernel: kernel)
+        monkeypatch.setattr("star.model.transformer.choose_kernel", lambda *_, kernel=kernel: kernel)
         with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
             whole = model(tokens, labels, capture=names)
             few = model(tokens, labels, capture=names, capture_at=at)
@@ -230,7 +231,7 @@ def test_padded_heads_attend_as_those_without_padding(monkeypatch, dtype):
     visible = visibility(7, masked_BS, False, torch.device("cpu"))
     found = []
     for more in (0, 4):
-        monkeypatch.setattr("star.attention.missing_channels", lambda *_, more=more: more)
+        monkeypatch.setattr("star.model.attention.missing_channels", lambda *_, more=more: more)
         rng.manual_seed(0)
         q, k, v = (
             torch.randn(2, 3, 7, 100, generator=rng).to(dtype).requires_grad_() for _ in range(3)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from star.errors import UserError
-from star.images import load_image
-from star.views import affine_coefficients, center_crop, random_crop, to_model_range, view_set
+from star.base.errors import UserError
+from star.images.open import load_image
+from star.images.views import affine_coefficients, center_crop, random_crop, to_model_range, view_set
 
 
 def _noise(width, height, seed=0):
@@ -140,7 +140,7 @@ def test_affine_moves_pixels_as_its_numbers_say():
     spot = np.zeros((64, 64, 3), dtype=np.uint8)
     spot[20:25, 38:43] = 255  # centre at x = 40.5, y = 22.5
     views = view_set("affine-9", 64, seed=1)
-    from star.randomness import generator
+    from star.base.randomness import generator
 
     draws = generator(1, "views", 5).uniform(-1, 1, size=(8, 4))
     for draw, view in zip(draws, views(Image.fromarray(spot), 5)[1:], strict=True):
@@ -249,7 +249,7 @@ def test_random_crops_are_a_function_of_seed_index_and_view():
     found = views(image, 9)
     assert found.shape == (6, 32, 32, 3) and len(view_set("random-crop", 32)) == 10
     assert np.array_equal(found[0], np.asarray(center_crop(image, 32)))
-    from star.randomness import generator
+    from star.base.randomness import generator
 
     mirrored = 0
     for view in range(1, 6):  # each by itself, as its three numbers say

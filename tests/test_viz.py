@@ -13,7 +13,7 @@ from matplotlib.patches import Polygon, Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
-from star.errors import UserError
+from star.base.errors import UserError
 from viz import style
 from viz.animation import AttentionFrames
 from viz.attention import attention_compare, attention_grid, attention_heads, attention_row

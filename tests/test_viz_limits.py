@@ -10,7 +10,7 @@ from test_viz import _by_class, _controls, _counts, _image, _maps, _samples, _ta
 
 from figures.recipes import Material, _attention_figures
 from probes.attention import AttentionMaps
-from star.errors import UserError
+from star.base.errors import UserError
 from viz.attention import attention_compare, attention_grid
 from viz.classes import class_accuracy
 from viz.confusion import confusion_matrix

@@ -9,10 +9,10 @@ import pytest
 import torch
 from reference.fill import fill_
 
-import star.vq
-from star.errors import UserError
-from star.vq import VQModel, to_uint8
-from star.vq_config import VQConfig, vq_preset
+import star.tokenizer.model
+from star.base.errors import UserError
+from star.tokenizer.model import VQModel, to_uint8
+from star.tokenizer.shape import VQConfig, vq_preset
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = VQConfig(
@@ -66,7 +66,9 @@ def _nearest_by_hand(vector: list[float], codes: list[list[float]]) -> int:
 
 @pytest.mark.parametrize("elements", [2**24, 100])
 def test_nearest_code_is_the_brute_force_one(tiny, monkeypatch, elements):
-    monkeypatch.setattr(star.vq, "SIMILARITY_ELEMENTS", elements)  # 100: four vectors at a time
+    monkeypatch.setattr(
+        star.tokenizer.model, "SIMILARITY_ELEMENTS", elements
+    )  # 100: four vectors at a time
     rng = np.random.default_rng(0)
     # vectors of very different lengths: only the direction may count
     z = rng.normal(size=(2, 4, 3, 5)) * rng.uniform(0.01, 100, size=(2, 1, 3, 5))

@@ -19,10 +19,11 @@ from rich.console import Console
 from cli import tracking, training_view
 from cli.curves import braille_curve
 from cli.training_view import TrainingView, clock, collapse_warning, overview, row_line, seconds_left
-from star.config import config_to_dict, preset
-from star.errors import UserError
-from star.metrics import read_metrics
-from star.tokenizer_config import TokenizerConfig
+from star.base.errors import UserError
+from star.base.settings import config_to_dict
+from star.runs.metrics import read_metrics
+from star.tokenizer.config import TokenizerConfig
+from star.training.config import preset
 
 ROOT = Path(__file__).parent.parent
 

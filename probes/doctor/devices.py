@@ -172,7 +172,7 @@ def _card_lines(index: int, build: Build) -> Iterator[Line]:
 
 
 def _precision(device, capability: tuple[int, int] | None) -> Line:
-    from star.device import resolve_precision
+    from star.base.device import resolve_precision
 
     dtype = str(resolve_precision("auto", device)).removeprefix("torch.")
     return precision_line(str(device), dtype, capability)

@@ -9,9 +9,9 @@ from probes.doctor import folders, machine, threads, tools, versions
 from probes.doctor.devices import device_lines
 from probes.doctor.lines import FAIL, NOTE, OK, Line, checked, one
 from probes.doctor.self_test import self_test
-from star.errors import UserError
-from star.threads import cpu_quota, usable_cores
-from star.versions import installed_version
+from star.base.errors import UserError
+from star.base.threads import cpu_quota, usable_cores
+from star.base.versions import installed_version
 
 __all__ = ["as_data", "examine", "worst"]
 
@@ -19,8 +19,8 @@ __all__ = ["as_data", "examine", "worst"]
 def examine(device: str = "auto", *, every: bool = False) -> Iterator[Line]:
     """All lines, one after the other as they are found.
 
-    The self-test runs on ``device`` (``star.device.parse_device``), or on the CPU and ``every`` CUDA
-    device. Raises ``UserError`` for a device that is not here, and in a folder that is gone (where
+    The self-test runs on ``device`` (``star.base.device.parse_device``), or on the CPU and ``every``
+    CUDA device. Raises ``UserError`` for a device that is not here, and in a folder that is gone (where
     torch may end the process when it is loaded).
     """
     try:
@@ -111,7 +111,7 @@ def _cards() -> int:
 
 def _devices(device: str, every: bool) -> list[str]:
     try:
-        from star.device import resolve_device
+        from star.base.device import resolve_device
 
         if every:
             return ["cpu", *(f"cuda:{index}" for index in range(_cards()))]

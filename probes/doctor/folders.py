@@ -65,8 +65,8 @@ def contents_line() -> Line:
 
 
 def cache_folder() -> Path:
-    """``star.tokenizer.cache_folder``, imported when it is asked for: torch comes with it."""
-    from star.tokenizer import cache_folder
+    """``star.tokenizer.file.cache_folder``, imported when it is asked for: torch comes with it."""
+    from star.tokenizer.file import cache_folder
 
     return cache_folder()
 

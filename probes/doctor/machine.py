@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from probes.doctor.lines import NOTE, OK, Line, size
-from star.threads import Read, cgroups
+from star.base.threads import Read, cgroups
 
 __all__ = [
     "kernel_line",

@@ -104,7 +104,7 @@ def _logits(device: str, kept: Mapping, precision: str) -> Result:
     import torch
 
     from probes.doctor.trial import logits, trial_model
-    from star.device import autocast
+    from star.base.device import autocast
 
     model = trial_model(device)
     with autocast(torch.device(device), getattr(torch, precision)):
@@ -116,7 +116,7 @@ def _half(device: str, kept: Mapping) -> Result:
     """In bfloat16, or in what ``auto`` takes on a card without it."""
     import torch
 
-    from star.device import resolve_precision
+    from star.base.device import resolve_precision
 
     precision = "bfloat16"
     if device != "cpu":
@@ -161,7 +161,7 @@ def _checkpoint(device: str, folders: Iterable[Path]) -> Result:
 
 def _tokenizer(device: str, kept: Mapping) -> Result:
     from probes.doctor.trial import image
-    from star.tokenizer import load_tokenizer
+    from star.tokenizer.file import load_tokenizer
 
     found = load_tokenizer(device=device).encode(image().to(device)).flatten().tolist()
     return _equal("indices", found, kept["indices"])

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from probes.doctor.lines import NOTE, OK, Line
 from probes.doctor.machine import read_file
-from star.threads import Read
+from star.base.threads import Read
 
 __all__ = ["SHOWN", "core_line", "environment_lines", "given_environment", "thread_line"]
 

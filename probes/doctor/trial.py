@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.checkpoint import load_checkpoint, save_checkpoint
-from star.config import ModelConfig, ObjectiveConfig, TrainConfig, config_to_dict
-from star.learner import Learner
-from star.masks import draw_steps, draw_token_masks
-from star.objective import TrainBatch
-from star.randomness import generator, torch_generator
-from star.sampler import generate
-from star.transformer import Transformer, build_model
+from star.base.randomness import generator, torch_generator
+from star.base.settings import config_to_dict
+from star.model.config import ModelConfig
+from star.model.sampler import generate
+from star.model.transformer import Transformer, build_model
+from star.runs.checkpoint import load_checkpoint, save_checkpoint
+from star.training.checkpoint import MODEL_RUN
+from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.learner import Learner
+from star.training.masks import draw_steps, draw_token_masks
+from star.training.objective import TrainBatch
 
 __all__ = [
     "CONFIG",
@@ -130,8 +133,8 @@ def saved_and_loaded(device: torch.device, path: Path) -> bool:
         "class_names": [str(c) for c in range(CONFIG.model.num_classes)],
         "data": {},
     }
-    save_checkpoint(path, content)
-    found = load_checkpoint(path)
+    save_checkpoint(path, content, kind=MODEL_RUN)
+    found = load_checkpoint(path, kind=MODEL_RUN)
     return _same(content, {key: found[key] for key in content})
 
 

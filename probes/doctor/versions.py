@@ -15,7 +15,7 @@ from types import ModuleType
 
 import star
 from probes.doctor.lines import FAIL, NOTE, OK, Line, reason
-from star.versions import PACKAGE, installed_version
+from star.base.versions import PACKAGE, installed_version
 
 __all__ = ["PACKAGES", "Package", "minimums", "package_line", "program_lines"]
 

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, randomness, the device, settings; nothing of the field."""

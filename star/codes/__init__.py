@@ -1,0 +1,1 @@
+"""Code stores: images tokenised once, read many times."""

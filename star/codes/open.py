@@ -1,0 +1,181 @@
+"""From a ``data`` setting to code stores and the tokenizer that made them.
+
+A folder of code stores is opened as it is. A source (digits, photos, an image folder) is tokenised
+once into the cache folder; the same source, tokenizer and views find it there again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from star.base.errors import UserError
+from star.codes.encode import tokenize
+from star.codes.store import CodeStore, open_splits
+from star.images.open import ImageSource, open_source
+from star.tokenizer.digits import digits_tokenizer, digits_tokenizer_path
+from star.tokenizer.file import (
+    SHIPPED,
+    TOKENIZER_FILE,
+    cache_folder,
+    find_tokenizer,
+    load_tokenizer,
+    require_cache,
+    save_tokenizer,
+    tokenizer_sha256,
+)
+from star.tokenizer.model import VQModel
+
+__all__ = [
+    "DIGITS",
+    "PreparedData",
+    "is_code_folder",
+    "keep_tokenizer",
+    "open_tokenizer",
+    "prepare_data",
+    "tokenize_source",
+]
+
+SHIPPED_SIZE = 32  # pixels; a larger source would give more tokens than a small model can learn
+_NAME = 50  # letters of a source's name in the name of its stores
+DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their source
+
+Progress = Callable[[str, int, int], None]
+Message = Callable[[str], None]
+OnSource = Callable[[ImageSource], None]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Code stores by split, the tokenizer (None if stores came without one) and the image source."""
+
+    stores: dict[str, CodeStore]
+    tokenizer: VQModel | None
+    source: ImageSource | None
+
+
+def keep_tokenizer(data: PreparedData, run: Path) -> None:
+    """Put a copy of the tokenizer into a folder of runs or stores, so that they can be looked at."""
+    if data.tokenizer is not None and not (run / TOKENIZER_FILE).exists():
+        save_tokenizer(data.tokenizer, run / TOKENIZER_FILE, data.tokenizer.card)
+
+
+def is_code_folder(data: str | Path) -> bool:
+    """Whether ``data`` is a folder of code stores."""
+    return (Path(data) / "train" / "manifest.json").is_file()
+
+
+def open_tokenizer(
+    given: Path | str | None = None,
+    *,
+    on_progress: Progress | None = None,
+    on_message: Message | None = None,
+) -> VQModel:
+    """The tokenizer of a file, or by name: ``cifar10``, which ships with the package and is what None
+    means, or ``digits``, which is trained if it is not cached yet. A file of that name goes first.
+    """
+    path = find_tokenizer(given)
+    if str(path) != DIGITS or path.is_file():
+        return load_tokenizer(path)
+
+    def report(step: int, steps: int, terms: dict[str, float]) -> None:
+        if on_progress is not None:
+            on_progress("tokenizer", step, steps)
+
+    if on_message is not None and not digits_tokenizer_path().exists():
+        on_message("the digits' tokenizer is trained first, once, in about a minute on two cores")
+    tokenizer, file = digits_tokenizer(on_step=report)
+    if on_message is not None:
+        on_message(f"tokenizer: {tokenizer.name} ({file})")
+    return tokenizer
+
+
+def prepare_data(
+    data: str | Path,
+    *,
+    tokenizer: Path | str | None = None,
+    skip_bad: bool = False,
+    device: str = "cpu",
+    on_source: OnSource | None = None,
+    on_progress: Progress | None = None,
+    on_message: Message | None = None,
+) -> PreparedData:
+    """Open or make the code stores of ``data``; ``UserError`` where neither is possible.
+
+    ``on_source`` gets a source of images before anything is made of it, and may refuse it.
+    """
+    if not is_code_folder(data):
+        return tokenize_source(
+            data,
+            tokenizer=tokenizer,
+            skip_bad=skip_bad,
+            device=device,
+            on_source=on_source,
+            on_progress=on_progress,
+            on_message=on_message,
+        )
+    stores = open_splits(data)
+    beside = Path(data) / TOKENIZER_FILE
+    path = tokenizer or (beside if beside.exists() else None)
+    model = open_tokenizer(path) if path else None
+    expected = stores["train"].tokenizer_sha256
+    if model is not None and expected not in ("", tokenizer_sha256(model)):  # "": unknown
+        raise UserError(
+            f"{path} is not the tokenizer that made the codes in {data} (sha256 {expected[:12]})"
+        )
+    return PreparedData(stores, model, None)
+
+
+def tokenize_source(
+    data: str | Path,
+    out: Path | None = None,
+    *,
+    tokenizer: Path | str | None = None,
+    label_column: str | None = None,
+    on_source: OnSource | None = None,
+    on_progress: Progress | None = None,
+    on_message: Message | None = None,
+    **options: object,
+) -> PreparedData:
+    """Tokenise the images of ``data`` into the folder ``out``, once; ``options`` are ``tokenize``'s.
+
+    Without ``out`` the stores lie in the cache folder, where the same source, tokenizer and views find
+    them again. ``label_column`` names the column of parquet's labels.
+    """
+    source = open_source(data, label_column)
+    if on_source is not None:
+        on_source(source)
+    if tokenizer is None:
+        tokenizer, options = _default_tokenizer(source, options, on_message)
+    model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)
+    if out is None:
+        parts = [tokenizer_sha256(model), str(options.get("views")), str(options.get("size"))]
+        parts += [split.fingerprint() for split in source.splits.values()]
+        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        out = cache_folder() / "codes" / f"{source.name[:_NAME]}-{key}"
+        if not out.exists():
+            require_cache()
+
+    def report_split(split: str, done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(f"tokenise {split}", done, total)
+
+    stores = tokenize(source, model, out, on_progress=report_split, on_message=on_message, **options)
+    return PreparedData(stores, model, source)
+
+
+def _default_tokenizer(
+    source: ImageSource, options: dict, on_message: Message | None
+) -> tuple[str, dict]:
+    """Which tokenizer a source gets if none was named, at which size; says so where it is a choice."""
+    if source.name == DIGITS:
+        return DIGITS, options
+    if options.get("size") is None and source.native_size > SHIPPED_SIZE:
+        options = {**options, "size": SHIPPED_SIZE}
+    if on_message is not None:
+        size = options.get("size") or source.native_size
+        on_message(
+            f"no --tokenizer given: {source.name} is tokenised at {size} pixels with the one that "
+            f"comes with the package ({SHIPPED}, trained at {SHIPPED_SIZE})"
+        )
+    return SHIPPED, options

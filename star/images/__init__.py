@@ -1,0 +1,1 @@
+"""From files to labelled RGB images: sources, splits, decoding, views."""

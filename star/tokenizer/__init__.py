@@ -1,0 +1,1 @@
+"""The VQ tokenizer: images to code indices and back, its files and its training."""

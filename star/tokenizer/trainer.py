@@ -1,0 +1,237 @@
+"""The training loop of a tokenizer, with the promises of ``star.training.trainer``.
+
+Everything random is a function of (seed, step), so a run that was stopped, killed or resumed gives the
+same tokenizer. The run folder holds ``config.json``, ``metrics.jsonl``, ``step-N.pt`` with ``ckpt.pt``
+and, beside every checkpoint, ``tokenizer.safetensors``: the tokenizer as it stands, ready for use. The
+loop knows no measurement beyond PSNR, SSIM and code usage, and no picture: callbacks receive them.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from star.base.device import peak_memory_bytes
+from star.base.errors import UserError
+from star.base.files import write_json
+from star.base.settings import config_to_dict
+from star.images.open import BadImageError, ImageSource
+from star.runs.checkpoint import CheckpointKind
+from star.runs.folder import RunFolder
+from star.tokenizer.batches import TokenizerBatches, held_out_images
+from star.tokenizer.config import TokenizerConfig
+from star.tokenizer.discriminator import PatchDiscriminator
+from star.tokenizer.file import TOKENIZER_FILE, save_tokenizer
+from star.tokenizer.learner import TokenizerLearner
+from star.tokenizer.quality import evaluate_tokenizer, scaled
+
+__all__ = ["TOKENIZER_RUN", "TokenizerResult", "TokenizerTrainer"]
+
+TOKENIZER_RUN = CheckpointKind(
+    format="star-tokenizer-run",
+    command="star train-tokenizer",
+    parts={
+        "step": int, "config": dict, "model": dict, "optimizer": dict, "chosen": torch.Tensor,
+        "critic": dict | None, "critic_optimizer": dict | None, "data": dict,
+        "facts": dict, "skipped": list,
+    },
+    settings=TokenizerConfig(),
+)  # fmt: skip
+
+
+@dataclass
+class TokenizerResult:
+    """Where a run ended: its folder, steps done, whether it finished, and the last row of metrics."""
+
+    run: Path
+    step: int
+    finished: bool
+    last_row: dict = field(default_factory=dict)
+
+
+class TokenizerTrainer:
+    """One run in one folder. ``TokenizerTrainer(...)`` starts afresh, ``.resume(...)`` goes on."""
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        source: ImageSource,
+        run: Path,
+        device: torch.device | str = "cpu",
+        *,
+        lpips_vgg: str | None = None,
+        skip_bad: bool = False,
+        facts: dict | None = None,
+    ) -> None:
+        """``facts`` (a command line, say) go into the tokenizer's card; a resumed run keeps its own."""
+        self.config, self.source = config, source
+        self.batches = TokenizerBatches(source=source, config=config, skip_bad=skip_bad)
+        self.run = RunFolder(run, config.keep, kind=TOKENIZER_RUN)
+        self.facts = facts or {}
+        size, smallest = self.batches.sizes[0], PatchDiscriminator.smallest(config.disc_layers)
+        if config.adversarial and min(self.batches.sizes) < smallest:
+            raise UserError(
+                f"views of {min(self.batches.sizes)} pixels are too small for a discriminator of "
+                f"{config.disc_layers} layers, which needs {smallest}: lower --disc-layers "
+                "or raise --sizes"
+            )
+        held_out = source.splits.get("val") or source.split("train")
+        self.val_NCHW = held_out_images(held_out, size, config.val_images, config.seed, skip_bad)
+        self.learner = TokenizerLearner(config, device, lpips_vgg)
+        self.step = 0
+        self.saved_step = -1  # of the checkpoint in the run folder; -1: none
+        self._validated: tuple[int, dict] = -1, {}  # the step and its numbers
+
+    @classmethod
+    def resume(
+        cls, run: Path, source: ImageSource, device: torch.device | str = "cpu", **options: object
+    ) -> "TokenizerTrainer":
+        """Go on from the newest checkpoint; ``options`` as for a new run.
+
+        Raises ``UserError`` if there is none, it cannot be read, or it saw other images.
+        """
+        folder = RunFolder(run, kind=TOKENIZER_RUN)
+        trainer = cls(folder.settings(), source, run, device, **options)
+        path, content = trainer.run.newest()
+        for split, fingerprint in trainer._data().items():
+            if content["data"].get(split) != fingerprint:
+                raise UserError(
+                    f"{path} was trained on other {split} images than {source.name} has now"
+                )
+        trainer.learner.load_state_dict(content)
+        trainer.facts = content["facts"]
+        trainer.batches.skipped.update(content["skipped"])
+        trainer.step = trainer.saved_step = content["step"]
+        with trainer.run.locked():
+            trainer.run.clean()
+            trainer.run.cut_metrics(trainer.step)
+        return trainer
+
+    def fit(
+        self,
+        *,
+        stop_after: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        callbacks: Sequence[Callable[[dict], None]] = (),
+        draw: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> TokenizerResult:
+        """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
+
+        ``callbacks`` get each row of metrics; ``draw(step, images, redrawn)`` gets held-out images and
+        their reconstructions, both (n, 3, H, W) in [-1, 1].
+        Raises ``UserError`` before the update if the loss or its gradient is not finite.
+        """
+        if stop_after is not None and not max(1, self.step) <= stop_after:
+            raise UserError(f"stop_after is {stop_after}; the run is at step {self.step}")
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        with self.run.locked():
+            if self.step == 0:  # rows of a run that died before its first checkpoint
+                self.run.cut_metrics(0)
+            write_json(self.run.path / "config.json", config_to_dict(self.config))
+            try:
+                return self._loop(stop_after, should_stop, callbacks, draw)
+            except BadImageError as error:
+                if self.step == max(0, self.saved_step):
+                    raise
+                self.save()
+                raise BadImageError(
+                    f"{error}; saved at step {self.step}: --resume {self.run.path} goes on, with "
+                    "--skip-bad without this image"
+                ) from error
+
+    def _loop(self, stop_after, should_stop, callbacks, draw) -> TokenizerResult:
+        config = self.config
+        end = min(config.max_steps, stop_after or config.max_steps)
+        row: dict = {}
+        tick, ticked_step = time.perf_counter(), self.step
+        for images_BCHW in self.batches.stream(self.step, end):
+            if should_stop():
+                break
+            terms = self.learner.update(scaled(images_BCHW), self.step)
+            self.step += 1
+            validate = self._due(config.validate_every)
+            if self._due(config.log_every) or validate or self.step == 1:
+                seconds = time.perf_counter() - tick
+                row = {"step": self.step, **terms}
+                row["steps_per_second"] = round((self.step - ticked_step) / seconds, 4)
+                row["peak_memory_bytes"] = peak_memory_bytes(self.learner.device)
+                if validate:
+                    row |= {f"val_{name}": value for name, value in self.validate().items()}
+                self.run.append(row)
+                for callback in callbacks:
+                    callback(row)
+                tick, ticked_step = time.perf_counter(), self.step
+            if draw is not None and self._due(config.draw_every):
+                draw(self.step, *self.redrawn())
+            if self._due(config.save_every):
+                self.save()
+        if self.saved_step != self.step:
+            self.save()
+        return TokenizerResult(self.run.path, self.step, self.step >= config.max_steps, row)
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
+
+    def validate(self) -> dict:
+        """PSNR, SSIM and code usage on the held-out images; measured once a step."""
+        if self._validated[0] != self.step:
+            self._validated = self.step, evaluate_tokenizer(self.learner.model, self.val_NCHW)
+        return self._validated[1]
+
+    @torch.no_grad()
+    def redrawn(self, count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some held-out images and their reconstructions, (n, 3, H, W) in [-1, 1]."""
+        every = max(1, len(self.val_NCHW) // count)  # they are in the order of their classes
+        images_BCHW = scaled(self.val_NCHW[::every][:count]).to(self.learner.device)
+        return images_BCHW.cpu(), self.learner.model(images_BCHW).clamp(-1, 1).cpu()
+
+    def save(self) -> None:
+        """Publish the checkpoint and the tokenizer as it stands."""
+        self.run.save(
+            {
+                "step": self.step,
+                "config": config_to_dict(self.config),
+                **self.learner.state_dict(),
+                "data": self._data(),
+                "facts": self.facts,
+                "skipped": sorted(self.batches.skipped),
+            }
+        )
+        self.publish()
+        self.saved_step = self.step
+
+    def publish(self, measured: dict | None = None) -> Path:
+        """Write the tokenizer's file; ``measured`` replaces the validation's numbers in its card."""
+        path = self.run.path / TOKENIZER_FILE
+        save_tokenizer(self.learner.model, path, self.card(measured))
+        return path
+
+    def card(self, measured: dict | None = None) -> dict:
+        """What the tokenizer's file says of it: data, settings, quality."""
+        config, name = self.config, self.source.name
+        settings = asdict(config) | {"sizes": list(self.batches.sizes)}
+        for key in ("data", "name", "shape", "keep", "log_every", "draw_every", "save_every"):
+            settings.pop(key)
+        if measured is None:
+            held_out = "val" if "val" in self.source.splits else "train"
+            measured = {
+                "measured_on": f"{name}, {held_out}, {len(self.val_NCHW)} images",
+                **self.validate(),
+            }
+        return {
+            "name": config.name or f"{name}-{self.batches.sizes[0]}",
+            "data": f"{name}, train, {len(self.batches.split)} images",
+            "steps": self.step,
+            **settings,
+            "precision": str(self.learner.precision).removeprefix("torch."),
+            **measured,
+            **({"skipped": sorted(self.batches.skipped)} if self.batches.skipped else {}),
+            **self.facts,
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        }
+
+    def _data(self) -> dict[str, str]:
+        return {name: split.fingerprint() for name, split in self.source.splits.items()}

@@ -1,0 +1,141 @@
+"""Training batches as a function of (seed, step): data order, views, label drops, masks, steps.
+
+Everything is drawn for the global batch and then sliced by rank, so it does not depend on the number
+of processes, and resuming at step n needs only n. An epoch is one permutation of the images; what does
+not fill a batch at its end is dropped, so that no image meets itself among its negatives.
+"""
+
+import mmap
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from star.base.errors import UserError
+from star.base.randomness import generator
+from star.codes.store import CodeStore, check_rows
+from star.training.config import TrainConfig
+from star.training.masks import draw_steps, draw_token_masks
+from star.training.objective import TrainBatch
+
+__all__ = ["TrainLoader", "plain_batches"]
+
+
+@dataclass
+class TrainLoader:
+    """Serves step n's batch of this process; steps count from 0."""
+
+    store: CodeStore
+    config: TrainConfig
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        config, store = self.config, self.store
+        if store.views < config.objective.views:
+            raise UserError(
+                f"the code store has {store.views} views an image; {config.objective.views} distinct "
+                "ones are needed (tokenise with more views, or lower --views)"
+            )
+        if len(store) < config.batch_size:
+            raise UserError(
+                f"batch_size is {config.batch_size}; the training split has only {len(store)} images"
+            )
+        if config.batch_size % (self.world * config.accumulate):
+            parts = f" x {config.accumulate} parts" if config.accumulate > 1 else ""
+            raise UserError(
+                f"batch_size {config.batch_size} is not a multiple of the {self.world} processes{parts}"
+            )
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def image_indices(self, step: int) -> np.ndarray:
+        """(B,) images of the global batch at ``step``."""
+        batch = self.config.batch_size
+        epoch, position = divmod(step, len(self.store) // batch)
+        if epoch != self._epoch:
+            self._order = generator(self.config.seed, "epoch", epoch).permutation(len(self.store))
+            self._epoch = epoch
+        return self._order[position * batch : (position + 1) * batch]
+
+    def batch(self, step: int) -> TrainBatch:
+        """Everything drawn for ``step``, sliced to this process, on the CPU."""
+        config, objective, store = self.config, self.config.objective, self.store
+        images, views = config.batch_size, objective.views
+        seed = config.seed
+        # The first M of a random order of the views: distinct views of each image.
+        order = generator(seed, "views", step).random((images, store.views)).argsort(axis=1)
+        dropped = generator(seed, "label-drop", step).random((images, views)) < config.class_dropout
+        masked = draw_token_masks(
+            images * views, store.tokens, objective.mask_ratio, generator(seed, "mask", step)
+        ).reshape(images, views, store.tokens - 1)
+        steps = np.empty(0, dtype=np.int64)
+        if objective.contrast_weight:
+            rng = generator(seed, "steps", step)
+            steps = draw_steps(store.tokens, objective.contrast_steps, objective.min_step, rng)
+
+        share = images // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        chosen = self.image_indices(step)[mine]
+        _expect_random_access(store.codes)
+        codes = store.codes[chosen[:, None], order[mine, :views]]
+        check_rows(store, codes, store.labels[chosen])
+        return TrainBatch(
+            tokens_BMT=torch.from_numpy(codes.astype(np.int64)),
+            labels_B=torch.from_numpy(np.asarray(store.labels[chosen], dtype=np.int64)),
+            dropped_BM=torch.from_numpy(dropped[mine]),
+            masked_BMn=torch.from_numpy(masked[mine]),
+            steps_K=torch.from_numpy(steps),
+        )
+
+    def batches(self, first: int, last: int, *, pin: bool = False) -> Iterator[TrainBatch]:
+        """Batches of steps ``first`` to ``last`` - 1, made ahead by ``config.workers`` processes.
+
+        ``pin``: in page-locked memory, from which a GPU copies while it computes.
+        """
+        yield from DataLoader(
+            _Steps(self),
+            sampler=range(first, last),
+            batch_size=None,
+            num_workers=self.config.workers,
+            pin_memory=pin,
+            worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # else it draws from the global state
+        )
+
+
+def _expect_random_access(codes: np.ndarray) -> None:
+    """Tell the system not to read ahead in a mapped file: 100 times faster until it is in memory."""
+    if isinstance(codes.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        codes.base.madvise(mmap.MADV_RANDOM)
+
+
+class _Steps(Dataset):
+    """Step number to batch, in the form torch's DataLoader wants."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, step: int) -> TrainBatch:
+        return self.loader.batch(step)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the training loop decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def plain_batches(
+    store: CodeStore, batch_size: int, device: torch.device | str, images: range | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(tokens_BT, labels_B) of the test view of ``images`` (default: all), in order."""
+    chosen = range(len(store)) if images is None else images
+    for start in range(chosen.start, chosen.stop, batch_size):
+        rows = slice(start, min(start + batch_size, chosen.stop))
+        codes = np.asarray(store.codes[rows, store.test_view], dtype=np.int64)
+        labels = np.asarray(store.labels[rows], dtype=np.int64)
+        check_rows(store, codes, labels)
+        yield torch.from_numpy(codes).to(device), torch.from_numpy(labels).to(device)

@@ -1,0 +1,54 @@
+"""Negative log-likelihood of held-out images, the number two training runs are compared by."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from star.base.device import autocast
+from star.codes.store import CodeStore
+from star.model.transformer import Transformer
+from star.training.batches import plain_batches
+from star.training.estimate import images_at_once
+
+__all__ = ["image_nll", "token_nll"]
+
+
+def image_nll(model: Transformer, store: CodeStore, **options) -> np.ndarray:
+    """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class.
+
+    ``options`` are those of ``token_nll``.
+    """
+    return token_nll(model, store, **options).mean(1)
+
+
+@torch.no_grad()
+def token_nll(
+    model: Transformer,
+    store: CodeStore,
+    *,
+    images: range | None = None,
+    batch_size: int = 256,
+    precision: torch.dtype = torch.float32,
+    cut: Mapping[int, Tensor] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """(N, T) negative log-likelihood (nats) of each token of each image's test view, given its class.
+
+    ``images`` restricts it to some rows of the store, ``cut`` is the model's. A batch is of
+    ``batch_size`` images, of fewer where a block of them would not fit (``star.training.estimate``).
+    Fewer images if ``should_stop`` said so.
+    """
+    device = model.output.weight.device
+    batch_size = images_at_once(model.config, batch_size, with_logits=False)
+    values = [np.empty((0, model.config.tokens), dtype=np.float32)]
+    for tokens_BT, labels_B in plain_batches(store, batch_size, device, images):
+        with autocast(device, precision):
+            nll_BT = model(
+                tokens_BT[:, :-1], labels_B, cut=cut, with_logits=False, targets_BN=tokens_BT
+            ).nll
+        values.append(nll_BT.cpu().numpy())
+        if should_stop():
+            break
+    return np.concatenate(values)
