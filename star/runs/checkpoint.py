@@ -1,4 +1,4 @@
-"""Checkpoints of any kind of run: one ``.pt``, loaded with ``weights_only=True``, published atomically."""
+"""Checkpoints of any run: one ``.pt`` that loads with ``weights_only=True``, published atomically."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from star.runs.checkpoint import CheckpointKind, load_checkpoint, save_checkpoint
-from star.base.settings import config_from_dict, config_to_dict
 from star.base.errors import UserError
 from star.base.files import publish_file
+from star.base.settings import config_from_dict, config_to_dict, read_settings
+from star.runs.checkpoint import CheckpointKind, load_checkpoint, save_checkpoint
 from star.runs.metrics import METRICS, read_metrics
-from star.base.settings import read_settings
 
 __all__ = ["NEWEST", "RunFolder"]
 
