@@ -408,3 +408,11 @@ def test_a_missing_file_is_the_disks_fault(tmp_path):
     with pytest.raises(Exception, match=r"cannot read .*: No such file") as caught:
         read_image(Path(tmp_path / "gone.png"), "gone.png", 100.0)
     assert not isinstance(caught.value, BadImageError)
+
+
+def test_cut_words_on_colours_cost_no_pixels(read):
+    png = saved(picture(), "PNG")
+    assert np.array_equal(np.asarray(read(with_chunk(png, b"tRNS", b"\1"))), np.asarray(picture()))
+    jpeg = saved(picture(), "JPEG")
+    cut = jpeg[:2] + b"\xff\xee\0\7Adobe" + jpeg[2:]
+    assert np.array_equal(np.asarray(read(cut)), np.asarray(read(jpeg)))

@@ -24,6 +24,7 @@ _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _EXIF_ITEM = re.compile(rb"(infe.{4}(?:.{2}|.{4}).{2})Exif", re.DOTALL)  # its number: 2 or 4 bytes
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a length
 _COLOURS = (0xE0, 0xEE)  # JFIF's and Adobe's: they say how the colours are stored
+_ADOBE_BYTES = 12  # of Adobe's segment; a shorter one says nothing
 _PICTURES = 0xB001  # of a multi-picture file (CIPA DC-007): how many it holds
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MOST_TEXT = 1 << 20
@@ -117,7 +118,8 @@ def _jpeg(content: bytes) -> Pixels:
             xmp.append(body)
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
             pictures = first_value(body[4:], _PICTURES) or 1
-        if marker in _COLOURS or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        cut = marker == 0xEE and len(body) < _ADOBE_BYTES
+        if (marker in _COLOURS and not cut) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(b"\xff" + content[place - length - 1 : place])
     rest = content[start:]
     said = [orientation_of(block) for block in exif] + [orientation_of(None, text) for text in xmp]
@@ -133,15 +135,16 @@ def _jpeg(content: bytes) -> Pixels:
 def _png(content: bytes) -> Pixels:
     """Without the chunks that are not needed to draw the (first) image."""
     kept, exif, text, frames = [_PNG_START], b"", b"", 1
-    transparent, bits, grey = None, 8, False
+    transparent, bits, colour_type = None, 8, 0
     place, animated = len(_PNG_START), 0
     while place + 12 <= len(content):
         length, kind = struct.unpack_from(">L4s", content, place)
         body, end = content[place + 8 : place + 8 + length], place + 12 + length
-        if kind in _PNG_PIXELS:
+        usable = kind != b"tRNS" or length >= {0: 2, 2: 6}.get(colour_type, 1)
+        if kind in _PNG_PIXELS and usable:
             kept.append(content[place:end])
         if kind == b"IHDR" and length >= 10:
-            bits, grey = body[8], body[9] == 0
+            bits, colour_type = body[8], body[9]
         elif kind == b"tRNS":
             if len(body) in (2, 6):
                 transparent = struct.unpack(f">{len(body) // 2}H", body)
@@ -160,7 +163,9 @@ def _png(content: bytes) -> Pixels:
         content=b"".join(kept),
         orientation=orientation_of(exif, text),
         frames=max(1, frames + animated) if animated else 1,
-        transparent=transparent if transparent is None or (len(transparent) == 1) == grey else None,
+        transparent=transparent
+        if transparent is None or (len(transparent) == 1) == (colour_type == 0)
+        else None,
         bits=bits,
     )
 
