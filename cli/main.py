@@ -13,7 +13,8 @@ import time
 
 import typer
 
-from cli import (
+from cli import shell
+from cli.commands import (
     ablate,
     attention_stats,
     attn_maps,
@@ -28,7 +29,6 @@ from cli import (
     probe,
     reproduce,
     runs,
-    shell,
     token_invariance,
     train,
     train_tokenizer,

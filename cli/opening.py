@@ -12,7 +12,7 @@ RUNS = Path("runs")
 
 def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | None, grid: int | None):
     """The checkpoint at ``path``, or of the newest run; says which one it took."""
-    from cli.screen import console
+    from cli.terminal.screen import console
     from star.base.device import resolve_device
     from star.training.checkpoint import newest_checkpoint, open_model
 
@@ -114,8 +114,8 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
     The codes are made if need be. ``UserError`` if codes do not fit their checkpoint, or if the
     checkpoints' images are not the same: before anything is measured.
     """
-    from cli.screen import Stages
-    from probes.features import check_store, check_tokenizer
+    from cli.terminal.screen import Stages
+    from probes.reading.features import check_store, check_tokenizer
     from star.codes.store import same_images
 
     found: dict[str, tuple] = {}
@@ -138,7 +138,7 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
 
 def chosen_steps(at: str | None, count: int | None, tokens: int) -> list[int]:
     """The steps named by --at, else --steps (8) of them, spread over the image and its columns."""
-    from probes.features import parse_steps, scattered_steps
+    from probes.reading.features import parse_steps, scattered_steps
 
     if at is not None and count is not None:
         raise UserError(f"--at {at} and --steps {count} both name the steps; give one of them")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from probes.intervals import mean_interval
+from probes.stats.intervals import mean_interval
 from star.runs.metrics import read_metrics
 
 __all__ = ["Measured", "comparison", "training_seconds", "verdict"]
@@ -20,7 +20,7 @@ class Measured:
     """What is known about one trained model.
 
     ``correct`` (K, N) bool: probe hits at ``layer`` by step and test image; ``nll`` (N_val,) nats a
-    token; ``attention``: the table of ``probes.attention_stats``.
+    token; ``attention``: the table of ``probes.attention.stats``.
     """
 
     name: str

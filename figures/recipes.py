@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from probes.attention import AttentionMaps
-from probes.tokens import ViewChange
-from viz.attention import attention_grid, attention_row
+from probes.attention.maps import AttentionMaps
+from probes.tokens.change import ViewChange
+from viz.attention.maps import attention_grid, attention_row
+from viz.base.panel import heat_scale
+from viz.base.style import save
+from viz.linear.curves import probe_curves
+from viz.linear.maps import probe_heatmap
 from viz.overview import overview
-from viz.panel import heat_scale
-from viz.probe import probe_curves
-from viz.probe_maps import probe_heatmap
 from viz.samples import sample_compare
-from viz.style import save
-from viz.tokens import token_views
+from viz.tokens.change import token_views
 
 __all__ = ["Material", "draw_all"]
 
@@ -31,7 +31,7 @@ __all__ = ["Material", "draw_all"]
 class Material:
     """Everything measured on two models, plain AR first, that the figures are drawn from.
 
-    ``probe_tables`` are those of atlases (``probes.atlas``), controls included.
+    ``probe_tables`` are those of atlases (``probes.linear.atlas``), controls included.
     ``image`` (H, W, 3) uint8 is the one the attention maps belong to; ``unchanged`` holds the mean
     share of unchanged indices over many images and its chance level; ``samples`` and ``real`` are
     (N, H, W, 3), drawn in rows of ``columns``.

@@ -18,17 +18,17 @@ import torch
 from figures.compare import Measured, comparison, training_seconds, verdict
 from figures.paper import LINEAR_PROBE
 from figures.recipes import Material, draw_all
-from probes.atlas import Atlas, AtlasConfig, probe_atlas
-from probes.attention import AttentionMaps, attention_maps
-from probes.attention_stats import attention_stats
-from probes.augmentations import chosen_views
-from probes.features import scattered_steps, uniform_steps
-from probes.invariance import measure_invariance
-from probes.pictures import drawn
-from probes.protocols import ProtocolConfig
+from probes.attention.maps import AttentionMaps, attention_maps
+from probes.attention.stats import attention_stats
+from probes.linear.atlas import Atlas, AtlasConfig, probe_atlas
+from probes.linear.protocols import ProtocolConfig
+from probes.linear.splits import probe_splits
+from probes.reading.features import scattered_steps, uniform_steps
 from probes.results import Result, provenance, write_result
-from probes.splits import probe_splits
-from probes.tokens import encode_images, token_change
+from probes.tokens.augmentations import chosen_views
+from probes.tokens.change import token_change
+from probes.tokens.images import drawn
+from probes.tokens.invariance import measure_invariance
 from star.base.errors import UserError
 from star.base.files import publish_file, write_json
 from star.base.settings import read_settings
@@ -38,7 +38,7 @@ from star.images.open import ImageSource, open_source
 from star.images.views import center_crop
 from star.model.sampler import generate
 from star.runs.metrics import read_metrics
-from star.tokenizer.model import VQModel, decode_tokens
+from star.tokenizer.model import VQModel, decode_tokens, encode_images
 from star.training.checkpoint import Loaded, open_model
 from star.training.config import TrainConfig, preset
 from star.training.likelihood import image_nll

@@ -9,24 +9,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Packages, and their rooms: each may import those named with it and nothing else of ours.
 MAY_IMPORT = {
     "star": set(),
     "probes": {"star"},
-    "viz": {"probes"},
+    "viz": {"star", "probes"},
     "figures": {"star", "probes", "viz"},
     "cli": {"star", "probes", "viz", "figures"},
 }
-# The rooms of star: each may import those before it in a line that leads to it.
+BEFORE_CODES = {"base", "parallel", "runs", "images", "model"}
+BEFORE_FINDINGS = {"stats", "reading", "linear", "attention", "tokens", "samples"}
 ROOMS = {
-    "base": set(),
-    "parallel": {"base"},
-    "runs": {"base", "parallel"},
-    "images": {"base", "parallel"},
-    "model": {"base", "parallel"},
-    "tokenizer": {"base", "parallel", "runs", "images", "model"},
-    "codes": {"base", "parallel", "runs", "images", "model", "tokenizer"},
-    "training": {"base", "parallel", "runs", "images", "model", "tokenizer", "codes"},
+    "star": {
+        "base": set(),
+        "parallel": {"base"},
+        "runs": {"base", "parallel"},
+        "images": {"base", "parallel"},
+        "model": {"base", "parallel"},
+        "tokenizer": BEFORE_CODES,
+        "codes": {*BEFORE_CODES, "tokenizer"},
+        "training": {*BEFORE_CODES, "tokenizer", "codes"},
+    },
+    "probes": {
+        "stats": set(),
+        "reading": {"stats"},
+        "linear": {"stats", "reading"},
+        "attention": {"stats", "reading"},
+        "tokens": {"stats", "reading"},
+        "samples": {"stats", "reading"},
+        "representation": BEFORE_FINDINGS,
+        "ablation": BEFORE_FINDINGS,
+        "attribution": BEFORE_FINDINGS,
+        "speed": BEFORE_FINDINGS,
+        "watching": {*BEFORE_FINDINGS, "representation", "ablation", "attribution", "speed"},
+        "doctor": set(),
+    },
+    "viz": {"base": set(), "linear": {"base"}, "attention": {"base", "linear"}, "tokens": {"base"}},
 }
+MOST_MODULES = 20  # of one folder, besides __init__.py
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
@@ -39,6 +59,14 @@ def imported(path):
             yield node.module
 
 
+def imported_modules(path):
+    """As ``imported``, with ``from a import b`` as a.b too: b may be a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    yield from imported(path)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_backward_import(path):
     package = path.relative_to(ROOT).parts[0]
@@ -49,27 +77,48 @@ def test_no_backward_import(path):
         if package == "viz":
             assert top not in ("torch", "torchvision"), f"viz imports {module}"
             assert top != "probes" or module == "probes.results", f"viz imports {module}"
+            assert top != "star" or module.startswith("star.base."), f"viz imports {module}"
         if package == "probes":
             assert module != "star.training.trainer", "probes import the trainer"
 
 
-def room_of(module: str) -> str | None:
-    """The room of a module such as star.model.transformer; None outside of star's rooms."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "star" and len(parts) > 2 else None
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_in_one_direction(package):
+    rooms = ROOMS[package]
+    found = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert found == set(rooms)
+    alone = {path.stem for path in (ROOT / package).glob("*.py")}
+    for room, before in rooms.items():
+        for path in (ROOT / package / room).rglob("*.py"):
+            for module in imported(path):
+                parts = module.split(".")
+                if parts[0] != package or len(parts) == 1 or parts[1] == room:
+                    continue
+                free = parts[1] in alone and package != "star"  # modules beside the rooms, as results
+                assert parts[1] in before or free, f"{path.relative_to(ROOT)} imports {module}"
 
 
-def test_rooms_import_in_one_direction_and_none_is_crowded():
-    found = {path.name for path in (ROOT / "star").iterdir() if (path / "__init__.py").is_file()}
-    assert found == set(ROOMS)
-    for room, before in ROOMS.items():
-        files = list((ROOT / "star" / room).glob("*.py"))
-        assert 2 < len(files) <= 21, (room, len(files))
-        for path in files:
-            others = {room_of(module) for module in imported(path)} - {None, room}
-            assert others <= before, f"{path.relative_to(ROOT)} imports {others - before}"
-    alone = [path.name for path in (ROOT / "star").glob("*.py")]
-    assert alone == ["__init__.py"]
+def test_what_lies_beside_the_rooms_that_import_it_imports_none_of_them():
+    """probes.results is read by every room, so it may read none."""
+    assert not [name for name in imported(ROOT / "probes" / "results.py") if name.startswith("probes.")]
+
+
+def test_no_two_modules_import_each_other():
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    needs = {name: {m for m in imported_modules(path) if m in names} for name, path in names.items()}
+    for name, others in needs.items():
+        for other in others - {name}:
+            assert name not in needs[other], f"{name} and {other} import each other"
+
+
+def test_no_folder_is_crowded():
+    for package in MAY_IMPORT:
+        for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+            modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= MOST_MODULES, (folder.relative_to(ROOT), len(modules))
 
 
 def modules_after(code):
@@ -103,7 +152,8 @@ def test_the_command_line_starts_without_torch():
 
 
 OPENED = """
-import cli.probe_run, cli.attn_maps_run, cli.token_invariance_run, star.training.trainer
+import cli.drivers.probe_run, cli.drivers.attn_maps_run, cli.drivers.token_invariance_run
+import star.training.trainer
 from star.training.config import preset
 from star.tokenizer.file import load_tokenizer
 from star.model.transformer import build_model

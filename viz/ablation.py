@@ -1,8 +1,8 @@
 """What models lose when attention is cut: by cut, by layer, and by how far a step may look.
 
-The tables are those of ``probes.ablation`` (columns cut, reach, layers, steps, measure, intact, value,
-difference, low, high): differences are "with the cut minus without", NLL in nats a token, accuracies
-fractions there and percentage points in the pictures.
+The tables are those of ``probes.ablation.nll`` (columns cut, reach, layers, steps, measure, intact,
+value, difference, low, high): differences are "with the cut minus without", NLL in nats a token,
+accuracies fractions there and percentage points in the pictures.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from viz.checks import check_columns, require
-from viz.names import legend_label, legible
-from viz.style import MUTED, OKABE_ITO, model_styles, new_figure, shorten, styled
+from viz.base.checks import check_columns, require
+from viz.base.names import legend_label, legible
+from viz.base.style import MUTED, OKABE_ITO, model_styles, new_figure, shorten, styled
 
 __all__ = ["cut_changes", "cut_layers", "reach_curves"]
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Polygon, Rectangle
 from matplotlib.transforms import Bbox
 
-from viz.checks import check_image, require
-from viz.names import in_heading, labels, legible
-from viz.panel import (
+from viz.base.checks import check_image, require
+from viz.base.names import in_heading, labels, legible
+from viz.base.panel import (
     PANEL_ASPECT,
     check_maps,
     draw_panel,
@@ -29,7 +29,7 @@ from viz.panel import (
     place_axes,
     unseen_outline,
 )
-from viz.style import CURRENT, INK, MUTED, UNSEEN, new_figure, styled
+from viz.base.style import CURRENT, INK, MUTED, UNSEEN, new_figure, styled
 
 __all__ = ["MOST_IMAGES", "SIGNED_MAP", "attribution_panels", "signed_scale"]
 

@@ -1,7 +1,7 @@
 """Drawings of representation measures: curves over steps, heatmaps of layer x layer and step x step.
 
-The table is that of ``probes.measures`` (its docstring explains the columns): values have no unit but
-kNN's accuracy, a fraction 0..1 there and percent in the pictures.
+The table is that of ``probes.representation.measures`` (its docstring explains the columns): values
+have no unit but kNN's accuracy, a fraction 0..1 there and percent in the pictures.
 """
 
 from collections.abc import Iterator
@@ -10,17 +10,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, Normalize
+from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.figure import Figure
 
-from viz.checks import check_columns, require
-from viz.names import in_heading
-from viz.style import ACCURACY_MAP, INK, MUTED, OKABE_ITO, new_figure, styled, text_colour, thinned
+from viz.base.checks import check_columns, require
+from viz.base.names import in_heading
+from viz.base.style import (
+    ACCURACY_MAP,
+    INK,
+    LAYER_MAP,
+    MUTED,
+    OKABE_ITO,
+    new_figure,
+    styled,
+    text_colour,
+    thinned,
+)
 
 __all__ = ["measure_curves", "measure_figures", "measure_heatmap"]
 
-# Light enough to tell from the next, dark enough on white.
-LAYER_MAP = LinearSegmentedColormap.from_list("layers", ACCURACY_MAP(np.linspace(0.22, 1, 64)))
 _COLUMNS = (
     "measure", "against", "layer", "step", "layer_b", "step_b", "value", "low", "high", "baseline",
 )  # fmt: skip

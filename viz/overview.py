@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from viz.checks import check_image, check_indices, require
-from viz.names import in_heading, legible
-from viz.panel import PANEL_ASPECT, check_maps, draw_panel, heat_scale, legend_handles, place_axes
-from viz.probe import draw_probe_curves
-from viz.style import INK, MUTED, model_styles, new_figure, styled
-from viz.tokens import draw_indices
+from viz.base.checks import check_image, check_indices, require
+from viz.base.names import in_heading, legible
+from viz.base.panel import PANEL_ASPECT, check_maps, draw_panel, heat_scale, legend_handles, place_axes
+from viz.base.style import INK, MUTED, model_styles, new_figure, styled
+from viz.linear.curves import draw_probe_curves
+from viz.tokens.change import draw_indices
 
 __all__ = ["overview"]
 
@@ -46,12 +46,12 @@ def overview(
 ) -> Figure:
     """One composite picture, 1400 x 700 pixels.
 
-    ``tables``, ``layer``, ``total_steps``, ``chance``: as in ``viz.probe.probe_curves``. ``image``,
-    ``maps_by_model`` (steps, T), ``class_weights`` (steps,), ``steps`` (at most 5), ``grid``: as in
-    ``viz.attention.attention_row``, of two models at ``attention_layer``. ``views`` two (H, W, 3)
-    uint8 images, ``indices`` their two (g, g) index grids, ``share`` the mean share of unchanged
-    indices over the images measured. ``headings`` of up to 28 letters fit. ``UserError`` on wrong
-    shapes, more than two models, or names too long for the place.
+    ``tables``, ``layer``, ``total_steps``, ``chance``: as in ``viz.linear.curves.probe_curves``.
+    ``image``, ``maps_by_model`` (steps, T), ``class_weights`` (steps,), ``steps`` (at most 5),
+    ``grid``: as in ``viz.attention.maps.attention_row``, of two models at ``attention_layer``.
+    ``views`` two (H, W, 3) uint8 images, ``indices`` their two (g, g) index grids, ``share`` the mean
+    share of unchanged indices over the images measured. ``headings`` of up to 28 letters fit.
+    ``UserError`` on wrong shapes, more than two models, or names too long for the place.
     """
     longest = max((len(name) for name in tables), default=0)
     require(

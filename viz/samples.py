@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from viz.checks import check_images, require
-from viz.names import in_heading, legible
-from viz.names import labels as labels_of
-from viz.panel import place_axes
-from viz.style import MODEL_COLOURS, MUTED, new_figure, styled
+from viz.base.checks import check_images, require
+from viz.base.names import in_heading, legible
+from viz.base.names import labels as labels_of
+from viz.base.panel import place_axes
+from viz.base.style import MODEL_COLOURS, MUTED, new_figure, styled
 
 __all__ = ["sample_compare", "sample_grid"]
 

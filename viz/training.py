@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from viz.checks import check_columns, require
-from viz.names import in_heading, legend_label
-from viz.style import MUTED, model_styles, new_figure, styled
+from viz.base.checks import check_columns, require
+from viz.base.names import in_heading, legend_label
+from viz.base.style import MUTED, model_styles, new_figure, styled
 
 __all__ = ["PANELS", "training_curves"]
 

@@ -18,7 +18,7 @@ from probes.doctor.lines import FAIL, OK, REPORT, Line, checked, size
 
 __all__ = ["FILE", "TOLERANCES", "read_kept", "self_test"]
 
-FILE = Path(__file__).parent / "self_test.json"  # written by tests/make_self_test.py
+FILE = Path(__file__).parent / "self_test.json"  # written by tests/support/make_self_test.py
 TOLERANCES = {"draws": 1e-5, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.02, "losses": 1e-3}
 DISTRUST = (
     "results of this device cannot be trusted: try --device cpu, another torch or driver, and report it"

@@ -20,9 +20,10 @@ from torch import nn
 from star.base.device import exact_float32
 from star.base.errors import UserError
 from star.base.meta import embedding
+from star.images.views import to_model_range
 from star.tokenizer.shape import GROUPS, PRESETS, VQConfig
 
-__all__ = ["VQModel", "decode_tokens", "to_uint8"]
+__all__ = ["VQModel", "decode_tokens", "encode_images", "to_uint8"]
 
 USAGE_WINDOW = 65536  # length of LlamaGen's buffer of recently used codes
 INTEGER_TYPES = (torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64)
@@ -121,6 +122,17 @@ def to_uint8(images_BCHW: torch.Tensor) -> torch.Tensor:
     """Pixels (B, H, W, 3) uint8 of images in [-1, 1]: 127.5 x + 128, clamped and truncated."""
     pixels_BHWC = images_BCHW.detach().float().permute(0, 2, 3, 1)
     return (127.5 * pixels_BHWC + 128.0).clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def encode_images(tokenizer: VQModel, images_NHWC: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """(N, g, g) indices of uint8 images."""
+    device = tokenizer.quant_conv.weight.device
+    parts = [
+        tokenizer.encode(to_model_range(images_NHWC[start : start + batch_size], device)).cpu().numpy()
+        for start in range(0, len(images_NHWC), batch_size)
+    ]
+    return np.concatenate(parts)
 
 
 @torch.no_grad()

@@ -1,0 +1,262 @@
+"""``star train``: ST-AR by default, ``--objective ar`` for the plain baseline."""
+
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from cli.options import Device, SourceTokenizer, with_options
+from cli.threads import computing
+from star.model.config import SIZES, ModelConfig
+from star.training.config import ObjectiveConfig, TrainConfig, for_cuda, preset
+
+SIZE_NAMES = ", ".join(SIZES)
+TINY = preset("tiny")
+
+
+@computing("Training a model")
+@with_options(
+    TINY,
+    TINY.objective,
+    TINY.model,
+    skip=("grid", "vocab_size", "num_classes", "null_class"),
+    panels={
+        TrainConfig: "Training (defaults of the tiny preset, here and below)",
+        ObjectiveConfig: "Objective (numbers of the paper's equations in brackets)",
+        ModelConfig: "Model (grid, vocabulary and classes come from the data)",
+    },
+)
+def train(
+    objective: Literal["star", "ar"] = typer.Option(
+        None,
+        help="star: all losses of the paper; ar: next-token prediction on the same sequences.  "
+        "\\[default: star]",
+    ),
+    size: str = typer.Option(
+        None, "--preset", help=f"Whole configuration by size: {SIZE_NAMES}.  \\[default: tiny]"
+    ),
+    config: Path = typer.Option(
+        None, help="TOML or JSON file of settings (a run's config.json works)."
+    ),
+    tokenizer: SourceTokenizer = None,
+    run: Path = typer.Option(None, "--run", help="Run folder.  \\[default: runs/DATE-OBJECTIVE]"),
+    resume: Path = typer.Option(None, help="Go on with the run in this folder, exactly where it was."),
+    without: str = typer.Option(
+        None,
+        help="Resume although these parts of the checkpoint (teacher,projector,optimizer) are missing "
+        "or unreadable; they start anew.",
+    ),
+    stop_after: int = typer.Option(None, help="End (and save) after this step, to be resumed later."),
+    skip_bad: bool = typer.Option(False, help="Leave out images that cannot be read."),
+    device: Device = "auto",
+    nproc: int = typer.Option(1, help="Processes on this machine, started through torchrun (DDP)."),
+    track: Literal["tensorboard", "wandb"] = typer.Option(
+        None,
+        help="Also send the rows of metrics.jsonl to TensorBoard (RUN/tensorboard) or Weights & Biases "
+        "(WANDB_MODE=offline stays here); pip install tensorboard, or wandb.",
+    ),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print parameters, memory, FLOPs and time; train nothing."
+    ),
+    tflops: float = typer.Option(None, help="TFLOP/s one device sustains, for --dry-run."),
+    *,
+    given: dict,
+) -> None:
+    """Train an autoregressive image model; the defaults train ST-AR on the digits in minutes.
+
+    Writes config.json, metrics.jsonl, ckpt.pt and the tokenizer into the run folder. Ctrl-C saves and
+    leaves; star train --resume DIR goes on with identical results. In another terminal star watch
+    shows the run; star plot draws its curves.
+    """
+    from cli.processes import launch
+    from cli.terminal.dry_run import print_estimate
+    from cli.tracking import TRACKERS
+    from star.base.errors import UserError
+    from star.runs.folder import RunFolder
+    from star.training.checkpoint import MODEL_RUN
+
+    _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
+    left = _left_behind(resume, without)
+    own = None if resume is None else RunFolder(resume, kind=MODEL_RUN).settings(left)
+    settings, chosen = (own, None) if own else _settings(objective, size, config, given)
+    if dry_run:
+        print_estimate(settings, nproc, device, tflops)
+        return
+    tracker = TRACKERS[track]() if track else None
+    folder = resume or run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
+    if resume is None and RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
+        raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
+    if nproc != 1:
+        launch(nproc, device)
+    trainer = _prepared(settings, chosen, folder, resume and left, tokenizer, skip_bad, device)
+    _fit(trainer, stop_after, tracker)
+
+
+def _prepared(
+    settings: TrainConfig,
+    chosen: Collection[str] | None,
+    folder: Path,
+    without: list[str] | None,
+    tokenizer: str | None,
+    skip_bad: bool,
+    device: str,
+):
+    """The trainer of this process; its codes are made if need be.
+
+    ``chosen`` names the settings of a new run that the user gave. ``without``: None for a new run, else
+    the parts to go on without from where the run ended.
+    """
+    from cli.opening import tokenizer_path
+    from cli.terminal.screen import Stages, console
+    from star.codes.open import keep_tokenizer, prepare_data
+    from star.parallel import processes as distributed
+    from star.training.estimate import require_training_memory
+    from star.training.trainer import Trainer
+
+    where = distributed.join(device)
+    if chosen is not None and where.type == "cuda":
+        settings = for_cuda(settings, chosen)
+    console.quiet = distributed.rank() > 0
+    # Before codes are made, which may take hours. How many codes and classes there are the trainer
+    # knows, and looks again.
+    least = settings.fitted_to(grid=settings.model.grid, vocab_size=1, num_classes=1)
+    require_training_memory(least, where, distributed.world_size())
+    own = None if without is None else _own_data(settings, folder, without)
+    with Stages() as stages, distributed.main_first():
+        data = prepare_data(
+            settings.data,
+            tokenizer=tokenizer if without is None else tokenizer_path(folder, tokenizer),
+            skip_bad=skip_bad,
+            device=str(where),
+            on_source=own and own.check_source,
+            on_progress=stages.report,
+            on_message=stages.message,
+        )
+    if without is None:
+        trainer = Trainer(settings, data.stores, folder, where)
+    else:
+        trainer = Trainer.resume(folder, data.stores, where, without)
+    if distributed.rank() == 0:
+        keep_tokenizer(data, folder)
+    precision = str(trainer.learner.precision).removeprefix("torch.")
+    processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
+    console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
+    return trainer
+
+
+def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
+    """What the run in ``folder`` recorded of its data; ``UserError`` if there are none."""
+    from star.runs.folder import RunFolder
+    from star.training.checkpoint import MODEL_RUN
+    from star.training.own_data import OwnData
+
+    path, content = RunFolder(folder, kind=MODEL_RUN).newest("meta", without)  # reads no weights
+    own = OwnData(
+        name=settings.data,
+        record=content["data"],
+        path=path,
+        class_names=tuple(map(str, content["class_names"])),
+        for_training=True,
+    )
+    own.require()
+    return own
+
+
+def _fit(trainer, stop_after: int | None, tracker) -> None:
+    """Train under the live view, with diagnostics, and say where it ended; exits on a signal."""
+    import sys
+
+    from cli.stopping import StopSignals
+    from cli.terminal.screen import console
+    from cli.terminal.training import TrainingView
+    from probes.watching.diagnostics import in_loop_diagnostics
+    from star.parallel import processes as distributed
+    from star.runs.metrics import read_metrics
+
+    folder, learner = trainer.run.path, trainer.learner
+    view = TrainingView(
+        str(folder), trainer.config.max_steps, read_metrics(folder)[0] if trainer.step else ()
+    )
+    callbacks = [view]
+    if tracker is not None and distributed.rank() == 0:
+        tracker.start(folder, trainer.config, trainer.step)
+        callbacks.append(tracker)
+    try:
+        with view.shown(), StopSignals() as signals:
+            result = trainer.fit(
+                stop_after=stop_after,
+                should_stop=lambda: signals.received is not None,
+                callbacks=callbacks,
+                diagnose=lambda _: in_loop_diagnostics(
+                    learner.student, learner.teacher, trainer.stores, trainer.config, learner.precision
+                ),
+            )
+    finally:
+        if len(callbacks) > 1:
+            tracker.close()
+    done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
+    console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)
+    distributed.leave()
+    if signals.received is not None:
+        sys.exit(128 + signals.received)
+
+
+def _refuse_idle(
+    resume: Path | None, of_a_new_run: list, dry_run: bool, tflops: float | None, stop_after: int | None
+) -> None:
+    """Refuse options that would have no effect."""
+    from star.base.errors import UserError
+
+    if resume is not None and any(of_a_new_run):
+        raise UserError(
+            "--resume takes all settings from the run; give only --stop-after, --device, --nproc, "
+            "--track, --without, --tokenizer or --skip-bad"
+        )
+    if tflops is not None and not dry_run:
+        raise UserError("--tflops has an effect only with --dry-run")
+    if stop_after is not None and stop_after < 1:
+        raise UserError(f"stop-after is {stop_after}; expected at least 1")
+
+
+def _left_behind(resume: Path | None, without: str | None) -> list[str]:
+    """The parts of a checkpoint that ``--without`` names."""
+    from star.base.errors import UserError, require_choice
+    from star.training.checkpoint import DISPENSABLE
+
+    if without is not None and resume is None:
+        raise UserError("--without has an effect only with --resume")
+    parts = [part.strip() for part in (without or "").split(",") if part.strip()]
+    for part in parts:
+        require_choice("without", part, DISPENSABLE)
+    return parts
+
+
+def _settings(
+    objective: str | None, size: str | None, config: Path | None, given: dict
+) -> tuple[TrainConfig, set[str]]:
+    """Preset, then the file, then the command line; and the names of those not left to the preset."""
+    from star.base.settings import config_from_dict, read_settings
+
+    settings = preset(size or "tiny")
+    of_file = {} if config is None else read_settings(config)
+    settings = config_from_dict(of_file, settings)
+    if objective == "ar":
+        settings = _plain(settings, given[ObjectiveConfig])
+    changes = given[TrainConfig] | {"objective": given[ObjectiveConfig], "model": given[ModelConfig]}
+    return config_from_dict(changes, settings), set(of_file) | set(given[TrainConfig])
+
+
+def _plain(settings: TrainConfig, given: dict) -> TrainConfig:
+    """The AR baseline of ``settings``; refuses options that would have no effect."""
+    import dataclasses
+
+    from star.base.errors import UserError
+
+    kept = ("views", "ema_decay", "ema_warmup")
+    idle = [name for name in given if name not in kept]
+    if idle:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise UserError(f"--objective ar uses none of: {flags}; leave them out or train with star")
+    return dataclasses.replace(settings, objective=settings.objective.baseline())

@@ -1,0 +1,202 @@
+"""The causal check of attention: how much worse a model predicts when it may not look.
+
+Attention weights say where a model looks, not what it uses; here paths are cut
+(``probes.ablation.cuts``) and the change of the negative log-likelihood is measured, image by image.
+
+Shapes: N images, T tokens, R reaches, K steps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from probes.ablation.cuts import Cut, strict_window
+from probes.reading.features import check_steps, check_store
+from probes.stats.intervals import paired_test
+from probes.stats.paired import ALPHA, NEITHER, holm
+from star.base.device import autocast
+from star.base.errors import UserError
+from star.codes.store import CodeStore
+from star.model.transformer import Transformer
+from star.training.batches import plain_batches
+from star.training.estimate import images_at_once
+from star.training.likelihood import token_nll
+
+__all__ = ["STRICT", "Ablation", "Row", "ablate_nll", "compare_ablations", "cut_name", "strict_nll"]
+
+ABLATION_COLUMNS = (
+    "cut", "reach", "layers", "steps", "measure", "intact", "value", "difference", "low", "high",
+    "p", "n",
+)  # fmt: skip
+STRICT = "strict window"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cut, one measure; ``intact`` and ``changed`` (N,), paired by image."""
+
+    cut: str
+    reach: int | None
+    layers: str
+    steps: str
+    measure: str
+    intact: np.ndarray
+    changed: np.ndarray
+
+    @property
+    def key(self) -> tuple:
+        """What tells rows apart."""
+        return (self.cut, self.reach, self.layers, self.steps, self.measure)
+
+    @property
+    def difference(self) -> np.ndarray:
+        """(N,) with the cut minus without."""
+        return self.changed.astype(np.float64) - self.intact
+
+    def cells(self) -> tuple:
+        """The row of the table."""
+        difference, low, high, p = paired_test(self.difference)
+        means = (float(self.intact.mean()), float(self.changed.mean()), difference, low, high, p)
+        return (*self.key, *means, len(self.intact))
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One ``Row`` a cut and measure.
+
+    ``measure``: ``nll`` (nats a token), ``nll_cut_steps`` (at the steps that were cut), or an accuracy
+    (``probes.ablation.accuracy``).
+    """
+
+    rows: list[Row]
+
+    def table(self) -> pd.DataFrame:
+        """Columns ``ABLATION_COLUMNS``: means, the paired difference, its 95 % interval and p."""
+        table = pd.DataFrame([row.cells() for row in self.rows], columns=list(ABLATION_COLUMNS))
+        return table.astype({"reach": "Int64"})
+
+
+def ablate_nll(
+    model: Transformer,
+    store: CodeStore,
+    cuts: Sequence[Cut],
+    *,
+    batch_size: int = 128,
+    precision: torch.dtype = torch.float32,
+    on_progress: Progress = lambda done, total: None,
+) -> Ablation:
+    """Mean NLL a token of each image (its test view, given its class) with each cut, beside without.
+
+    A cut of chosen steps has a second row, ``nll_cut_steps``: the NLL at those steps alone.
+    on_progress(done, total) counts passes over the images. Raises ``UserError`` for codes that do not
+    fit and cuts that do not exist in this model.
+    """
+    check_store(model, store)
+    options = {"batch_size": batch_size, "precision": precision}
+    patterns = [cut.patterns(model.config) for cut in cuts]
+    intact_NT = token_nll(model, store, **options)
+    _check_finite(intact_NT)
+    on_progress(1, len(cuts) + 1)
+    rows = []
+    for done, (cut, pattern) in enumerate(zip(cuts, patterns, strict=True), start=2):
+        changed_NT = token_nll(model, store, cut=pattern, **options)
+        named = cut_name(cut, model.config.layers)
+        rows.append(Row(*named, "nll", intact_NT.mean(1), changed_NT.mean(1)))
+        if cut.steps is not None:
+            at = np.asarray(cut.steps) - 1
+            pair = (intact_NT[:, at].mean(1), changed_NT[:, at].mean(1))
+            rows.append(Row(*named, "nll_cut_steps", *pair))
+        on_progress(done, len(cuts) + 1)
+    return Ablation(rows)
+
+
+def cut_name(cut: Cut, layers: int) -> tuple[str, int | None, str, str]:
+    """What the cut is called in a table: cut, reach, layers, steps."""
+    which = "all" if len(cut.layers) == layers else ",".join(map(str, cut.layers))
+    steps = "all" if cut.steps is None else ",".join(map(str, cut.steps))
+    return cut.what, cut.reach, which, steps
+
+
+def _check_finite(nll_NT: np.ndarray) -> None:
+    if not np.isfinite(nll_NT).all():
+        raise UserError("the model's predictions are not finite; the checkpoint is broken")
+
+
+@torch.no_grad()
+def strict_nll(
+    model: Transformer,
+    store: CodeStore,
+    *,
+    steps: Sequence[int],
+    reaches: Sequence[int],
+    batch_size: int = 128,
+    precision: torch.dtype = torch.float32,
+    on_progress: Progress = lambda done, total: None,
+) -> Ablation:
+    """NLL at ``steps`` when nothing farther than each reach can get there by any route.
+
+    One pass a step and reach (``probes.ablation.cuts.strict_window``): choose few steps. With the
+    largest reach g - 1 everything is seen.
+    """
+    check_store(model, store)
+    check_steps(model.config.tokens, steps)
+    found_RNK = np.empty((len(reaches), len(store), len(steps)), dtype=np.float32)
+    total = len(reaches) * len(steps)
+    intact_NT = token_nll(model, store, batch_size=batch_size, precision=precision)
+    _check_finite(intact_NT)
+    for k, step in enumerate(steps):
+        for r, reach in enumerate(reaches):
+            window = strict_window(model.config, step, reach)
+            found_RNK[r, :, k] = _nll_at(model, store, step, window, batch_size, precision)
+            on_progress(k * len(reaches) + r + 1, total)
+    intact_N = intact_NT[:, np.asarray(steps) - 1].mean(1)
+    named = ",".join(map(str, steps))
+    return Ablation(
+        [
+            Row(STRICT, reach, "all", named, "nll", intact_N, found_RNK[r].mean(1))
+            for r, reach in enumerate(reaches)
+        ]
+    )
+
+
+def _nll_at(model, store, step: int, cut: dict, batch_size: int, precision: torch.dtype) -> np.ndarray:
+    """(N,) NLL of token ``step`` of every image."""
+    device, parts = model.output.weight.device, []
+    batch_size = images_at_once(model.config, batch_size, with_logits=True)
+    for tokens_BT, labels_B in plain_batches(store, batch_size, device):
+        with autocast(device, precision):
+            logits_BV = model(tokens_BT[:, : step - 1], labels_B, cut=cut).logits[:, -1]
+        nll_B = F.cross_entropy(logits_BV.float(), tokens_BT[:, step - 1], reduction="none")
+        parts.append(nll_B.cpu().numpy())
+    return np.concatenate(parts)
+
+
+def compare_ablations(first: Ablation, second: Ablation, names: tuple[str, str]) -> pd.DataFrame:
+    """Whose number changes more: the second's change minus the first's, paired by image.
+
+    Columns cut, reach, layers, steps, measure, first, second (mean changes), difference, low, high, p,
+    p_holm, larger (the model whose change is larger by the Holm-corrected test, or "neither"), n. Only
+    rows that both have.
+    """
+    of_second = {row.key: row for row in second.rows}
+    rows = []
+    for row in first.rows:
+        other = of_second.get(row.key)
+        if other is None or len(other.intact) != len(row.intact):
+            continue
+        tested = paired_test(other.difference - row.difference)
+        means = (row.difference.mean(), other.difference.mean())
+        rows.append((*row.key, *means, *tested, len(row.intact)))
+    columns = (*ABLATION_COLUMNS[:5], "first", "second", "difference", "low", "high", "p", "n")
+    table = pd.DataFrame(rows, columns=list(columns)).astype({"reach": "Int64"})
+    tested = table["p"].notna()  # not with too few images
+    table["p_holm"] = np.nan
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy())
+    ahead = np.where(table["difference"] > 0, names[1], names[0])
+    table["larger"] = np.where(table["p_holm"] < ALPHA, ahead, NEITHER)
+    return table

@@ -1,0 +1,1 @@
+"""Where a model looks: maps, statistics over images, comparisons."""

@@ -1,0 +1,1 @@
+"""Which tokens of the prefix a step's score owes itself to."""

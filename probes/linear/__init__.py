@@ -1,0 +1,1 @@
+"""What layers know of the class: the probing atlas, its protocols, controls and comparisons."""

@@ -1,0 +1,295 @@
+"""The probing atlas: every layer at every step of a checkpoint, each number beside its controls.
+
+The controls are the same probe, with the same protocol, images and choice on the validation part, on
+
+- ``random``: the same layers and steps of the model with its initial random weights;
+- ``shuffled``: the checkpoint's features with the training labels permuted;
+- ``codes``: a bag of visual words, the tokens seen so far counted (layer 0);
+- ``pixels``: the pixels of the area seen so far (layer 0).
+
+Work is done arm by arm (one source, both label sets where it has them); arms that are done and heads in
+training are kept in a work folder, so that an interrupted atlas goes on where it was.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from probes.linear.cached import cached
+from probes.linear.mae import DEPARTURES
+from probes.linear.pixels import small_pictures
+from probes.linear.predictions import Predictions
+from probes.linear.protocols import ProtocolConfig, describe_protocol, run_protocol
+from probes.linear.sharing import share_broken
+from probes.linear.sources import CodeSource, ModelSource, PixelSource, Source
+from probes.linear.splits import ProbeSplits
+from probes.linear.work import AtlasWork
+from probes.reading.features import check_steps, check_store, check_tokenizer
+from probes.results import PROBE_COLUMNS, Result, provenance
+from probes.stats.intervals import wilson_interval
+from star.base.errors import UserError
+from star.base.files import sha256_file
+from star.base.randomness import generator, torch_generator
+from star.images.open import ImageSource
+from star.model.transformer import build_model, check_layers
+from star.parallel.processes import world_size
+from star.tokenizer.model import VQModel
+from star.training.checkpoint import Loaded
+
+__all__ = ["CONTROLS", "Atlas", "AtlasConfig", "probe_atlas"]
+
+CONTROLS = ("none", "random", "shuffled", "codes", "pixels")
+DATA_CONTROLS = ("codes", "pixels")  # the same for every checkpoint
+Stage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasConfig:
+    """What is probed and how; ``layers`` and ``steps`` count from 1, ``seeds`` are run one by one."""
+
+    layers: tuple[int, ...]
+    steps: tuple[int, ...]
+    protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
+    seeds: tuple[int, ...] = (0,)
+    precision: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        # The bag of codes grows from step to step, the attentive probe sees the steps before its own.
+        if not self.steps or list(self.steps) != sorted(set(self.steps)):
+            raise UserError(f"steps are {self.steps}; expected ascending numbers, each once")
+        for name, values in (("layers", self.layers), ("seeds", self.seeds)):
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"{name} are {values}; expected at least one, each once")
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The result, and every prediction of the probe itself: (seeds, L, K, N_test), beside the labels.
+
+    ``broken`` names layers at steps whose features are not finite; they have no rows in the table.
+    """
+
+    result: Result
+    predicted_SLKN: np.ndarray
+    labels_N: np.ndarray
+    broken: list[str]
+
+    @property
+    def hits_SLKN(self) -> np.ndarray:
+        """Where a prediction is the image's class."""
+        return self.predicted_SLKN == self.labels_N
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One source; ``controls`` names what each label set's accuracy is in the table.
+
+    ``broken`` holds the groups that are not finite at any seed.
+    """
+
+    name: str
+    source: Source
+    controls: tuple[str, ...]
+    broken: set[int]
+    by_seed: dict[int, Predictions]
+
+
+def probe_atlas(
+    loaded: Loaded,
+    splits: ProbeSplits,
+    config: AtlasConfig,
+    *,
+    images: ImageSource | None = None,
+    tokenizer: VQModel | None = None,
+    work: Path | None = None,
+    like: Atlas | None = None,
+    on_stage: Stage = lambda stage, done, total: None,
+) -> Atlas:
+    """Probe ``loaded`` at every layer and step of ``config``, with all controls.
+
+    ``images`` or ``tokenizer`` give the pixels of the pixel control. ``work``: folder for what is done
+    so far; delete it when the atlas is written. ``like``: an atlas of another checkpoint with the same
+    data and settings, whose controls ``codes`` and ``pixels``, being the same, are taken over. In
+    several processes every one calls this and gets the same atlas.
+
+    Raises ``UserError`` for a layer or step that does not exist, and for codes of another vocabulary,
+    grid or tokenizer than the model's.
+    """
+    check_layers(loaded.model.config, config.layers)
+    check_steps(loaded.model.config.tokens, config.steps)
+    for store in splits.stores.values():
+        check_store(loaded.model, store, classes=False)
+    check_tokenizer(loaded, splits.stores["train"])
+    if like is None:
+        report = functools.partial(on_stage, "pixels")
+        pictures, pixel_source = small_pictures(splits, config.steps, images, tokenizer, report)
+    else:
+        pictures, pixel_source = None, like.result.info["pixels"]
+    info = _provenance(loaded, splits, config, pixel_source)
+    kept = AtlasWork(work, info)
+    arms = [
+        _run_arm(name, sources, splits, config, kept, on_stage)
+        for name, sources in _sources(loaded, splits, config, pictures)
+    ]
+    return _assemble(arms, splits, config, info, like)
+
+
+def _sources(
+    loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pictures: dict[str, np.ndarray] | None
+) -> Iterator[tuple[str, Callable[[int], Source]]]:
+    """Arms by name, each with a function from a seed to its source; the data's own need pictures."""
+    model, steps = loaded.model, list(config.steps)
+    device = model.output.weight.device
+    options = {"layers": list(config.layers), "steps": steps, "precision": config.precision}
+
+    def random_model(seed: int) -> Source:
+        fresh = build_model(model.config, torch_generator(seed, "probe control"), device)
+        return ModelSource(fresh, splits, **options)
+
+    of_model = ModelSource(model, splits, **options)
+    yield "model", lambda seed: of_model
+    yield "random", random_model
+    if pictures is None:
+        return
+    yield "codes", lambda seed: CodeSource(splits, steps, device)
+    yield "pixels", lambda seed: PixelSource(splits, steps, pictures, device)
+
+
+def _run_arm(
+    name: str,
+    source_of: Callable[[int], Source],
+    splits: ProbeSplits,
+    config: AtlasConfig,
+    kept: AtlasWork,
+    on_stage: Stage,
+) -> _Arm:
+    controls = ("none", "shuffled") if name == "model" else (name,)
+    stages = [
+        (seed, name if len(config.seeds) == 1 else f"{name}, seed {seed}") for seed in config.seeds
+    ]
+    by_seed, source, before = {}, None, None
+    of_any_seed: set[int] = set()
+    for seed, stage in stages:
+        uncached = source_of(seed)
+        if uncached is not before:
+            limit = config.protocol.cache_gb
+            source = cached(uncached, splits.count("train"), world_size(), limit)
+        before = uncached
+        found = kept.read(name, seed)
+        if found is None:
+            labels_SN = _label_sets(splits, controls, seed)
+            predictions = run_protocol(
+                source,
+                splits,
+                labels_SN,
+                config.protocol,
+                seed=seed,
+                on_progress=lambda phase, done, total, stage=stage: on_stage(
+                    f"{stage}: {phase}", done, total
+                ),
+                bank_file=kept.bank_file(name, seed),
+            )
+            broken = share_broken(source.broken, len(source.groups), source.device)
+            if config.protocol.name == "attentive":
+                broken |= _later(broken, source)
+            found = predictions, broken
+            kept.write(name, seed, predictions, broken)
+        predictions, broken = found
+        of_any_seed |= broken
+        by_seed[seed] = predictions
+    return _Arm(name, source, controls, of_any_seed, by_seed)
+
+
+def _later(broken: set[int], source: Source) -> set[int]:
+    """Groups that look at a broken one: the later steps of its layer."""
+    return {
+        group
+        for group, (layer, step) in enumerate(source.groups)
+        if any(layer == source.groups[bad][0] and step > source.groups[bad][1] for bad in broken)
+    }
+
+
+def _label_sets(splits: ProbeSplits, controls: tuple[str, ...], seed: int) -> np.ndarray:
+    labels_N = splits.labels("train")
+    shuffled_N = generator(seed, "probe shuffled labels").permutation(labels_N)
+    return np.stack([shuffled_N if control == "shuffled" else labels_N for control in controls])
+
+
+def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_source: str) -> dict:
+    protocol = config.protocol
+    mae = protocol.mae
+    settings = {**dataclasses.asdict(mae), "base_lrs": list(mae.base_lrs)}
+    return provenance(
+        measurement="probe atlas",
+        **describe_protocol(protocol.name, splits.count("train")),
+        departures=list(DEPARTURES) if protocol.name == "mae" else [],
+        settings=settings if protocol.name == "mae" else {},
+        condition="null class",
+        checkpoint=str(loaded.path),
+        checkpoint_sha256=sha256_file(loaded.path),
+        checkpoint_step=loaded.step,
+        weights=loaded.weights,
+        model=loaded.description,
+        splits=splits.describe(),
+        layers=list(config.layers),
+        steps=list(config.steps),
+        seeds=list(config.seeds),
+        total_steps=loaded.model.config.tokens,
+        chance=splits.chance,
+        precision=str(config.precision).removeprefix("torch."),
+        pixels=pixel_source,
+        processes=world_size(),
+    )
+
+
+def _assemble(
+    arms: list[_Arm], splits: ProbeSplits, config: AtlasConfig, info: dict, like: Atlas | None
+) -> Atlas:
+    labels_N = splits.labels("test")
+    rows, broken = [], []
+    for arm in arms:
+        for group in sorted(arm.broken):
+            layer, step = arm.source.groups[group]
+            whose = "" if arm.name == "model" else f" of the {arm.name} control"
+            broken.append(f"layer {layer} at step {step}{whose}")
+        for seed, predictions in arm.by_seed.items():
+            rows += _rows(arm, seed, predictions, labels_N, config.protocol.name)
+    of_model = arms[0]
+    shape = (len(config.layers), len(config.steps), len(labels_N))
+    predicted = np.stack([of_model.by_seed[seed].predicted[0].reshape(shape) for seed in config.seeds])
+    table = pd.DataFrame(rows)
+    if like is not None:
+        assert (
+            like.result.info["splits"] == info["splits"] and like.result.info["steps"] == info["steps"]
+        )
+        shared = like.result.table
+        table = pd.concat([table, shared[shared["control"].isin(DATA_CONTROLS)]], ignore_index=True)
+    info = {**info, "complete": not broken, "broken": broken}
+    return Atlas(Result(table, info), predicted, labels_N, broken)
+
+
+def _rows(
+    arm: _Arm, seed: int, predictions: Predictions, labels_N: np.ndarray, protocol: str
+) -> list[dict]:
+    rows = []
+    for place, control in enumerate(arm.controls):
+        for group, (layer, step) in enumerate(arm.source.groups):
+            if group in arm.broken:
+                continue
+            hits = int((predictions.predicted[place, group] == labels_N).sum())
+            low, high = wilson_interval(hits, len(labels_N))
+            values = (
+                layer, step, protocol, control, seed, "test",
+                hits / len(labels_N), low, high, len(labels_N),
+            )  # fmt: skip
+            row = dict(zip(PROBE_COLUMNS, values, strict=True))
+            row["val_accuracy"] = predictions.val_accuracy[place, group]
+            row["choice"] = predictions.choice[place, group]
+            rows.append(row)
+    return rows

@@ -1,0 +1,114 @@
+"""What every protocol returns, and the passes over a source that protocols share.
+
+Shapes: G groups, S label sets (true, shuffled), H choices (rates, strengths) of a group and label set,
+N images of a part, D width.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probes.linear.sharing import add_up, mine
+from probes.linear.sources import Source
+from probes.linear.splits import ProbeSplits
+from star.base.randomness import generator
+from star.parallel.processes import wait_for_all
+
+__all__ = [
+    "Predictions",
+    "Progress",
+    "choose",
+    "collect",
+    "epoch_batches",
+    "pieces",
+    "predict_part",
+    "streamed",
+]
+
+Progress = Callable[[str, int, int], None]  # phase, done, total
+BATCH = 2048  # images of a pass over a part
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """``predicted`` (S, G, N_test) classes; ``val_accuracy`` and ``choice`` (S, G) of the head taken.
+
+    A choice is the setting with the highest validation accuracy (of equals the first); NaN where the
+    protocol has nothing to choose.
+    """
+
+    predicted: np.ndarray
+    val_accuracy: np.ndarray
+    choice: np.ndarray
+
+
+def streamed(source: Source, part: str, images: int) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+    """(images done, indices, features) of this process's images of a part, test view, by batch."""
+    for start in range(0, images, BATCH):
+        end = min(start + BATCH, images)
+        chosen = mine(np.arange(start, end))
+        yield end, chosen, source(part, chosen, None)
+    wait_for_all()  # the slowest may be later than the sum that follows would wait
+
+
+def epoch_batches(
+    source: Source, images: int, batch: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(indices, features) of this process's share of each whole batch of an epoch.
+
+    The order of the training images and the view of each are drawn from (seed, epoch). What does not
+    fill a batch is dropped.
+    """
+    order = generator(seed, "probe order", epoch).permutation(images)
+    views_N = generator(seed, "probe views", epoch).integers(source.views, size=images)
+    for start in range(0, images // batch * batch, batch):
+        chosen = mine(order[start : start + batch])
+        yield chosen, source("train", chosen, views_N[chosen])
+
+
+def predict_part(
+    source: Source, part: str, images: int, predict: Callable[[Tensor], Tensor], on_progress: Progress
+) -> np.ndarray:
+    """(G, S, H, N) classes of a whole part; ``predict`` maps (G, B, D) features to (G, S, H, B)."""
+    found: Tensor | None = None
+    for done, chosen, features_GBD in streamed(source, part, images):
+        predicted = predict(features_GBD)
+        if found is None:
+            shape = (*predicted.shape[:-1], images)
+            found = torch.zeros(shape, dtype=torch.int32, device=predicted.device)
+        found[..., torch.from_numpy(chosen)] = predicted.int()
+        on_progress(f"predict {part}", done, images)
+    return add_up(found).cpu().numpy()
+
+
+def choose(
+    val_GSHN: np.ndarray, test_GSHN: np.ndarray, splits: ProbeSplits, settings: list[float]
+) -> Predictions:
+    """Take of each group and label set the choice that is best on the (true) validation labels."""
+    accuracy_GSH = (val_GSHN == splits.labels("val")).mean(-1)
+    best_GS = accuracy_GSH.argmax(-1)
+    taken = best_GS[..., None]
+    return Predictions(
+        predicted=np.take_along_axis(test_GSHN, taken[..., None], 2)[:, :, 0].swapaxes(0, 1),
+        val_accuracy=np.take_along_axis(accuracy_GSH, taken, 2)[..., 0].T,
+        choice=np.asarray(settings, dtype=float)[best_GS].T,
+    )
+
+
+def collect(source: Source, part: str, images: int, groups: slice, on_progress: Progress) -> Tensor:
+    """(G, N, D) float32 features of some groups for a whole part, in every process."""
+    count = len(source.groups[groups])
+    found = torch.zeros(count, images, source.width, device=source.device)
+    for done, chosen, features_GBD in streamed(source, part, images):
+        found[:, torch.from_numpy(chosen)] = features_GBD[groups]
+        on_progress(f"features {part}", done, images)
+    return add_up(found)
+
+
+def pieces(groups: int, bytes_each: float, limit: float) -> list[slice]:
+    """Groups worked on at a time, so that ``bytes_each`` of them stay below ``limit`` bytes."""
+    size = max(1, min(groups, int(limit // max(1, bytes_each))))
+    return [slice(start, min(start + size, groups)) for start in range(0, groups, size)]

@@ -1,0 +1,1 @@
+"""The geometry of features, and how alike two sides' features are."""

@@ -1,0 +1,1 @@
+"""How fast steps, probes and batches are, as ratios."""

@@ -1,0 +1,1 @@
+"""What a number may claim: intervals, paired tests, distances of clouds."""

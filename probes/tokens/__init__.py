@@ -1,0 +1,1 @@
+"""What a tokenizer's indices are worth: invariance, codebook, reconstruction."""

@@ -1,0 +1,223 @@
+"""Comparing two checkpoints: tests against slow references, and words that claim no more than they."""
+
+import math
+
+import numpy as np
+import pytest
+
+from probes.linear.classes import confusion, per_class_accuracy
+from probes.linear.compare import COMPARE_COLUMNS, compare_hits
+from probes.stats.intervals import bootstrap_interval, wilson_interval
+from probes.stats.paired import holm, mcnemar
+from star.base.errors import UserError
+from star.base.randomness import generator
+
+LAYERS, STEPS, NAMES = (1, 2, 3), (8, 16, 24, 32), ("AR", "ST-AR")
+
+
+def hits(gain_LK, *, images=400, seeds=1):
+    """Two models with the same hits, but for images (a share ``gain``) that only one gets right."""
+    gain_LK = np.asarray(gain_LK, dtype=float)
+    rng = np.random.default_rng(0)
+    base_LKN = rng.random((*gain_LK.shape, images)) < 0.4
+    extra_LKN = rng.random(base_LKN.shape) < np.abs(gain_LK)[..., None]
+    ahead_LKN = extra_LKN | base_LKN
+    first = np.where(gain_LK[..., None] < 0, ahead_LKN, base_LKN)
+    second = np.where(gain_LK[..., None] > 0, ahead_LKN, base_LKN)
+    return tuple(np.repeat(one[None], seeds, 0) for one in (first, second))
+
+
+def compared(gain_LK, **options):
+    first, second = hits(gain_LK, **options)
+    return compare_hits(first, second, layers=LAYERS, steps=STEPS, names=NAMES, seed=0)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 1), (5, 5), (2, 9), (9, 2), (31, 60), (0, 400)])
+def test_mcnemar_is_the_sum_of_binomial_terms(b, c):
+    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+    expected = min(1.0, 2 * tail / 2 ** (b + c))
+    # Sums of logarithms of up to a few hundred: about 1e-13 each.
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_against_a_published_example():
+    # Fay, "Exact McNemar's Test and Matching Confidence Intervals" (exact2x2): b = 2, c = 9
+    assert mcnemar(2, 9) == pytest.approx(0.06543, abs=5e-6)
+
+
+def test_mcnemar_of_many_images_neither_overflows_nor_becomes_certain():
+    assert mcnemar(20_000, 20_000) == 1.0
+    normal = math.erfc(400 / math.sqrt(40_000) / math.sqrt(2))  # z = (c - b) / sqrt(b + c)
+    assert mcnemar(19_800, 20_200) == pytest.approx(normal, rel=0.03)
+    assert 0 <= mcnemar(0, 50_000) < 1e-300
+
+
+def test_holm_against_a_hand_worked_example():
+    # Sorted 0.005 0.01 0.03 0.04 times 4 3 2 1 = 0.02 0.03 0.06 0.04; the last may not fall below 0.06.
+    found = holm(np.array([[0.01, 0.04], [0.03, 0.005]]))
+    np.testing.assert_allclose(found, [[0.03, 0.06], [0.06, 0.02]])
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+
+
+def test_bootstrap_interval_against_drawing_images_in_a_loop():
+    rng = np.random.default_rng(3)
+    values = rng.choice([-1, -1 / 3, 0, 1 / 3, 1], 300, p=[0.1, 0.1, 0.4, 0.2, 0.2])
+    means = [values[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
+    expected = np.percentile(means, [2.5, 97.5])
+    found = bootstrap_interval(values, generator(0, "test"))
+    # A 2.5 % quantile of 4,000 draws has a standard error of 0.042 standard errors of the mean
+    # (sqrt(p (1 - p) / R) / density), of 10,000 draws 0.027: four times both together.
+    np.testing.assert_allclose(found, expected, atol=0.2 * values.std() / math.sqrt(300))
+
+
+def test_the_interval_of_one_value_is_that_value():
+    assert bootstrap_interval(np.full(7, 0.25), generator(0, "test")) == (0.25, 0.25)
+
+
+def test_the_table_against_counting():
+    first, second = np.random.default_rng(1).random((2, 2, 3, 4, 60)) < 0.5
+    table = compare_hits(first, second, layers=LAYERS, steps=STEPS, names=NAMES, seed=0).table
+    assert tuple(table.columns) == COMPARE_COLUMNS
+    assert len(table) == 3 * (4 + 1) and (table["n"] == 60).all()
+    row = table[(table["layer"] == 2) & (table["step"] == 24)].iloc[0]
+    assert row["first"] == pytest.approx(first[:, 1, 2].mean())
+    assert row["second"] == pytest.approx(second[:, 1, 2].mean())
+    assert row["difference"] == pytest.approx(second[:, 1, 2].mean() - first[:, 1, 2].mean())
+    pairs = list(zip(first[0, 1, 2], second[0, 1, 2], strict=True))
+    assert row["only_first"] == sum(a and not b for a, b in pairs)
+    assert row["only_second"] == sum(b and not a for a, b in pairs)
+    overall = table[(table["layer"] == 3) & (table["step"] == 0)].iloc[0]
+    assert overall["difference"] == pytest.approx(second[:, 2].mean() - first[:, 2].mean())
+    assert overall["low"] < overall["difference"] < overall["high"]
+    assert overall[["only_first", "p", "p_holm", "better"]].isna().all()
+    tested = table[table["step"] > 0]
+    np.testing.assert_allclose(tested["p_holm"], holm(tested["p"].to_numpy()))
+
+
+def test_the_same_seed_gives_the_same_table_and_swapping_the_models_the_opposite():
+    first, second = hits(np.full((3, 4), 0.1))
+    options = {"layers": LAYERS, "steps": STEPS, "seed": 0}
+    one, again = (compare_hits(first, second, names=NAMES, **options) for _ in range(2))
+    assert one.table.equals(again.table) and one.sentences() == again.sentences()
+    swapped = compare_hits(second, first, names=NAMES[::-1], **options).table
+    np.testing.assert_allclose(swapped["difference"], -one.table["difference"])
+    assert (swapped["better"][:12] == one.table["better"][:12]).all()
+
+
+def test_words_when_one_is_better_everywhere():
+    [sentence] = compared(np.full((3, 4), 0.2)).sentences()
+    assert sentence.startswith("ST-AR reads the class better than AR at layers 1 to 3, every step (+1")
+    assert sentence.endswith(
+        "on average); Holm-corrected McNemar p < 0.05 at each of these 12 of 12 cells, "
+        "95 % intervals over images in brackets."
+    )
+
+
+def test_words_when_nothing_differs():
+    [sentence] = compared(np.zeros((3, 4))).sentences()
+    assert sentence == (
+        "No difference between AR and ST-AR was found at any layer and step "
+        "(95 % intervals of ST-AR minus AR there lie within +0.0 to +0.0 points)."
+    )
+
+
+def test_words_of_a_mixed_picture():
+    gain = [[0, 0, 0, 0], [0, 0.2, 0.2, 0.2], [-0.2, 0, 0, 0]]
+    better, worse, rest = compared(gain, seeds=3).sentences()
+    assert better.startswith("ST-AR reads the class better than AR at layer 2, steps 16 to 32 (+")
+    assert "at each of these 3 of 12 cells" in better
+    assert worse.startswith("AR reads the class better than ST-AR at layer 3, step 8 (+")
+    assert "p < 0.05 there" in worse and "average" not in worse
+    assert "found at layer 1, every step; layer 2, step 8; layer 3, steps 16 to 32 (95 %" in rest
+
+
+def test_layers_of_one_pattern_share_a_clause_and_an_average():
+    result = compared([[0, 0.3, 0, 0.1], [0, 0, 0, 0], [0, 0.2, 0, 0.2]])
+    sentence = result.sentences()[0]
+    assert "at layers 1 and 3, steps 16 and 32 (" in sentence
+    cells = result.table[result.table["better"] == "ST-AR"]
+    assert len(cells) == 4 and f"({100 * cells['difference'].mean():+.1f} points [" in sentence
+
+
+def test_a_difference_that_the_correction_takes_away_is_not_claimed():
+    first, second = hits(np.zeros((3, 4)))
+    gained = np.flatnonzero(~second[0, 0, 0])[:7]
+    second[0, 0, 0, gained] = True
+    result = compare_hits(first, second, layers=LAYERS, steps=STEPS, names=NAMES, seed=0)
+    cell = result.table.iloc[0]
+    assert cell["p"] == pytest.approx(2 / 2**7) and cell["p"] < 0.05 < cell["p_holm"]
+    assert cell["low"] > 0 and cell["better"] == "neither"
+    assert "reads the class better" not in " ".join(result.sentences())
+
+
+def test_a_gain_of_seed_0_alone_is_not_claimed():
+    first, second = hits(np.full((3, 4), 0.3), seeds=3)
+    first[1:], second[1:] = second[1:].copy(), first[1:].copy()
+    result = compare_hits(first, second, layers=LAYERS, steps=STEPS, names=NAMES, seed=0)
+    tested = result.table[result.table["step"] > 0]
+    assert (tested["p_holm"] < 0.05).all() and (tested["difference"] < 0).all()
+    assert (tested["better"] == "neither").all()
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "message"),
+    [
+        (np.ones((1, 3, 4, 9), bool), {}, r"are \(1, 3, 4, 8\) of AR and \(1, 3, 4, 9\) of ST-AR"),
+        (np.ones((2, 3, 4, 8), bool), {}, "a paired comparison needs the same"),
+        (np.ones((1, 3, 4, 8), int), {}, "hits of ST-AR are int64 .* expected bool"),
+        (np.ones((1, 3, 4, 8), bool), {"layers": (1, 2)}, "hold 3 layers x 4 steps; 2 layers and 4"),
+        (np.ones((1, 3, 4, 8), bool), {"names": ("AR", "AR")}, "expected two different model names"),
+    ],
+)
+def test_hits_that_do_not_fit_are_refused(second, options, message):
+    options = {"layers": LAYERS, "steps": STEPS, "names": NAMES, "seed": 0} | options
+    with pytest.raises(UserError, match=message) as raised:
+        compare_hits(np.ones((1, 3, 4, 8), bool), second, **options)
+    assert "\n" not in str(raised.value)
+
+
+def predictions(seeds=3, classes=5):
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, classes - 1, 80)  # the last class has no image
+    predicted = rng.integers(0, classes, (seeds, 2, 3, 80))
+    return np.where(rng.random(predicted.shape) < 0.5, labels, predicted), labels
+
+
+def test_per_class_accuracy_against_a_loop():
+    predicted, labels = predictions()
+    table = per_class_accuracy(predicted, labels, 5, layers=(4, 6), steps=(8, 16, 24))
+    assert list(table.columns) == ["layer", "step", "class", "accuracy", "low", "high", "n"]
+    assert len(table) == 2 * 3 * 5
+    for row in table.itertuples(index=False):
+        layer, step, label, accuracy, low, high, n = row
+        own = [i for i in range(80) if labels[i] == label]
+        cell = predicted[:, (4, 6).index(layer), (8, 16, 24).index(step)]
+        right = [np.mean([cell[s, i] == label for s in range(3)]) for i in own]
+        assert n == len(own)
+        if n:
+            assert (accuracy, low, high) == pytest.approx(
+                (np.mean(right), *wilson_interval(sum(right), n))
+            )
+        else:
+            assert np.isnan([accuracy, low, high]).all()
+
+
+def test_confusion_against_a_loop():
+    predicted, labels = predictions()
+    counts = confusion(predicted[:, 1, 2], labels, 5)
+    expected = np.zeros((5, 5), int)
+    for guesses in predicted[:, 1, 2]:
+        for label, guess in zip(labels, guesses, strict=True):
+            expected[label, guess] += 1
+    np.testing.assert_array_equal(counts, expected)
+    assert counts.sum() == 3 * 80
+
+
+def test_predictions_that_do_not_fit_are_refused():
+    predicted, labels = predictions()
+    with pytest.raises(UserError, match=r"shape \(3, 2, 3, 80\); expected \(seeds, 2, 4, 80\)"):
+        per_class_accuracy(predicted, labels, 5, layers=(4, 6), steps=(8, 16, 24, 32))
+    with pytest.raises(UserError, match="predictions are int64 from 0 to 4; .* within 0..3"):
+        confusion(predicted[:, 0, 0], labels, 4)
+    with pytest.raises(UserError, match="expected whole numbers"):
+        confusion(predicted[:, 0, 0] / 2, labels, 5)

@@ -1,0 +1,1 @@
+"""One look for every drawing: style, checks, names, the attention panel."""
