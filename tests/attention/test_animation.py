@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
+from made_up import GRID, boxes, made_frames, made_image, made_maps, overlapping
 from PIL import Image
-from test_viz import GRID, _frames, _image, _maps
-from test_viz_limits import boxes, overlapping
 
 from star.base.errors import UserError
 from viz.attention.animation import AttentionFrames, frame_delay, save_gif
@@ -12,7 +11,7 @@ from viz.base import style
 
 
 def test_a_frame_shows_its_step_in_red_and_grey():
-    frames = _frames()
+    frames = made_frames()
     left, top, side = frames.place("AR", 2)
     red, grey = (
         tuple(int(code[i : i + 2], 16) for i in (1, 3, 5)) for code in (style.CURRENT, style.UNSEEN)
@@ -49,7 +48,7 @@ def test_a_frame_shows_the_weights_of_its_own_step_and_model():
         for step in range(2, total + 1):
             places[name, step] = (5 * step + shift) % (step - 1)
             found[0, step - 1, places[name, step]] = 0.6
-    frames = AttentionFrames(_image(), maps, layers=[3], grid=GRID, class_weights=weights)
+    frames = AttentionFrames(made_image(), maps, layers=[3], grid=GRID, class_weights=weights)
     for step in (2, 3, 9, 16):
         for name in maps:
             left, top, side = frames.place(name, 3)
@@ -65,7 +64,7 @@ def test_a_frame_shows_the_weights_of_its_own_step_and_model():
 
 
 def test_a_gif_has_a_frame_a_step_with_the_marks_in_their_colours(tmp_path):
-    frames, seen = _frames(models=("AR", "ST-AR"), title="A title", note="a note"), []
+    frames, seen = made_frames(models=("AR", "ST-AR"), title="A title", note="a note"), []
     path = save_gif(frames, tmp_path / "maps.gif", on_frame=lambda *done: seen.append(done))
     assert [entry.name for entry in tmp_path.iterdir()] == ["maps.gif"]
     assert seen == [(step, 16) for step in range(1, 17)]
@@ -95,11 +94,12 @@ def test_an_animation_takes_about_15_seconds_or_what_is_asked():
 
 def test_the_words_around_an_animation_do_not_overlap():
     steps = range(1, 17)
-    maps, weights = _maps(5, 4, steps)
+    maps, weights = made_maps(5, 4, steps)
     names = ("AR", "ST-AR 20261122-a-run-of-a-very-long-name-and-more")
     for layers, models in ((1, 1), (3, 2), (5, 2)):
         frames = AttentionFrames(
-            _image(), dict.fromkeys(names[:models], maps[:layers]), layers=range(1, layers + 1), grid=4,
+            made_image(), dict.fromkeys(names[:models], maps[:layers]), layers=range(1, layers + 1),
+            grid=4,
             class_weights=dict.fromkeys(names[:models], weights[:layers]), title="A title " * 40,
         )  # fmt: skip
         assert overlapping(frames._figure) == []

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import GOLDEN, refused
+from made_up import made_panels
 from PIL import Image
 
 from star.base.errors import UserError
-from viz.attribution import SIGNED_MAP, attribution_panels, signed_scale
+from viz.attribution import SIGNED_MAP, signed_scale
 from viz.base import style
 
 QUICK = ("--draws", "1", "--points", "16")
@@ -135,24 +136,6 @@ def test_refusals(star, trained, tmp_path):
 # The picture.
 
 
-def panels(**changes):
-    rng = np.random.default_rng(0)
-    contributions = np.zeros((2, 2, 17))
-    contributions[..., :6] = rng.normal(size=(2, 2, 6))
-    attention = np.zeros((2, 17))
-    attention[:, :6] = 1 / 6
-    given = {
-        "images": [np.full((16, 16, 3), 90, np.uint8)] * 2, "contributions": contributions,
-        "attention": attention, "step": 6, "grid": 4, "methods": ["one way", "another way"],
-        "names": ["first", "second"], "scores": np.array([[-1.5, -4.0], [-2.0, -4.0]]),
-        "gaps": np.full((2, 2), 0.25), "correlations": np.array([[0.5, np.nan], [-0.5, 0.1]]),
-        "unit": "nats",
-    } | changes  # fmt: skip
-    return attribution_panels(
-        given.pop("images"), given.pop("contributions"), given.pop("attention"), **given
-    )
-
-
 def texts(figure):
     from matplotlib.text import Text
 
@@ -160,7 +143,7 @@ def texts(figure):
 
 
 def test_the_picture_says_scale_gap_and_correlation(tmp_path):
-    figure = panels(title="What step 6 owes")
+    figure = made_panels(title="What step 6 owes")
     said = "\n".join(texts(figure))
     for part in (
         "What step 6 owes", "one way", "another way", "attention", "first", "second", "score -1.5 nats",
@@ -170,7 +153,7 @@ def test_the_picture_says_scale_gap_and_correlation(tmp_path):
         assert part in said, part
     (png, pdf) = style.save(figure, tmp_path / "a")
     assert png.stat().st_size > 5000 and pdf.exists()
-    assert "token predicted" not in "\n".join(texts(panels(predicted=False)))
+    assert "token predicted" not in "\n".join(texts(made_panels(predicted=False)))
     width, height = figure.get_size_inches() * figure.dpi
     for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
         if text.get_text() and text.get_visible():
@@ -204,4 +187,4 @@ def test_contributions_are_drawn_centred_at_zero():
 )
 def test_what_the_picture_refuses(changes, message):
     with pytest.raises(UserError, match=message):
-        panels(**changes)
+        made_panels(**changes)

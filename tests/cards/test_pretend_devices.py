@@ -7,7 +7,7 @@ import torch
 from helpers import SMALL, fake_store, small_model
 from pretend import PretendedCuda
 from pretend_runs import OBJECTIVES, stores
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
 
 from star.base.randomness import torch_generator
 from star.model.decoder import decoder, in_precision

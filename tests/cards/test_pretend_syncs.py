@@ -10,7 +10,7 @@ import pytest
 from helpers import fake_store, small_model
 from pretend import PretendedCuda
 from pretend_runs import OBJECTIVES
-from test_trainer import tiny
+from small_runs import tiny
 
 from star.model.sampler import generate
 from star.training.batches import TrainLoader

@@ -7,6 +7,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import (
+    GRID,
+    STEPS,
+    made_by_class,
+    made_compare_figure,
+    made_controls,
+    made_counts,
+    made_frames,
+    made_grid_figure,
+    made_heads_figure,
+    made_image,
+    made_maps,
+    made_metrics,
+    made_names,
+    made_overview,
+    made_row_figure,
+    made_samples,
+    made_table,
+    made_tested,
+    made_tokens_figure,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
@@ -14,244 +35,103 @@ from matplotlib.text import Text
 from PIL import Image
 
 from star.base.errors import UserError
-from viz.attention.animation import AttentionFrames
-from viz.attention.maps import attention_compare, attention_grid, attention_heads, attention_row
+from viz.attention.maps import attention_grid, attention_row
 from viz.base import style
 from viz.base.panel import heat_scale, most_attended
 from viz.linear.classes import class_accuracy
 from viz.linear.confusion import confused_pairs, confusion_matrix
 from viz.linear.curves import probe_curves
 from viz.linear.maps import probe_heatmap, probe_heatmap_difference
-from viz.overview import overview
 from viz.samples import sample_compare, sample_grid
 from viz.tokens.change import token_views
 from viz.training import training_curves
 
-GRID, STEPS = 4, (1, 6, 16)
 VIZ = Path(__file__).parents[2] / "viz"
 MODULES = sorted(
     ".".join(path.relative_to(VIZ).with_suffix("").parts) for path in VIZ.rglob("[!_]*.py")
 )
 
 
-def _image(size: int = 16) -> np.ndarray:
-    ramp = np.linspace(0, 255, size).astype(np.uint8)
-    return np.stack(
-        [np.broadcast_to(ramp, (size, size)), np.tile(ramp[:, None], size), ramp + 0 * ramp[:, None]],
-        -1,
-    )
-
-
-def _maps(rows: int, grid: int = GRID, steps=STEPS) -> tuple[np.ndarray, np.ndarray]:
-    """Attention that falls off from the newest token back; class weight 0.3 (1 at step 1)."""
-    total = grid * grid
-    maps, weights = np.zeros((rows, len(steps), total)), np.full((rows, len(steps)), 0.3)
-    for column, step in enumerate(steps):
-        if step == 1:
-            weights[:, column] = 1
-            continue
-        fall = 0.5 ** np.arange(step - 1)[::-1]
-        maps[:, column, : step - 1] = 0.7 * fall / fall.sum()
-    return maps, weights
-
-
-def _table(shift: float = 0.0, layers=(5, 6), steps=(4, 8, 12, 16)) -> pd.DataFrame:
-    rows = [
-        {
-            "layer": layer,
-            "step": step,
-            "protocol": "mae",
-            "control": "none",
-            "split": "test",
-            "accuracy": 0.4 + shift + 0.01 * layer + 0.02 * step,
-            "low": 0.3 + shift,
-            "high": 0.85,
-            "n": 100,
-        }
-        for layer in layers
-        for step in steps
-    ]
-    return pd.DataFrame(rows)
-
-
-def _controls(shift: float = 0.0, layer: int = 6) -> pd.DataFrame:
-    """All four controls, level over the steps; tokens and pixels at layer 0."""
-    levels = {"random": (layer, 0.31), "shuffled": (layer, 0.1), "codes": (0, 0.3), "pixels": (0, 0.33)}
-    tables = [
-        _table(layers=(at,)).assign(control=name, accuracy=level + shift, low=0.05, high=0.4)
-        for name, (at, level) in levels.items()
-    ]
-    return pd.concat([_table(), *tables])
-
-
-def _tested(better, layers=(5, 6), steps=(4, 8, 12, 16)) -> pd.DataFrame:
-    """The columns of ``probes.linear.compare`` that a drawing reads; ``better`` by layer and step."""
-    cells = [(layer, step) for layer in layers for step in steps]
-    rows = [(*cell, better.get(cell, "neither")) for cell in cells] + [(5, 0, None)]
-    return pd.DataFrame(rows, columns=["layer", "step", "better"])
-
-
-def _counts(classes: int) -> np.ndarray:
-    """Of 10 images a class, 7 right, 2 taken for the next class, 1 for the one after."""
-    return sum(
-        count * np.roll(np.eye(classes, dtype=int), place, 1) for place, count in enumerate((7, 2, 1))
-    )
-
-
-def _by_class(classes: int, shift: float = 0.0) -> pd.DataFrame:
-    accuracy = np.linspace(0.2, 0.8, classes) + shift
-    return pd.DataFrame(
-        {"class": range(classes), "accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
-    )
-
-
-def _names(classes: int) -> list[str]:
-    return [f"class {label}" for label in range(classes)]
-
-
-def _metrics(contrast: bool) -> pd.DataFrame:
-    step = np.arange(1, 200)
-    table = pd.DataFrame(
-        {"step": step, "loss": 3 + 1 / step, "ar": 3 / step, "lr": 1e-4, "grad_norm": 1.0}
-    )
-    table["val_nll"] = np.where(step % 50 == 0, 2.5, np.nan)
-    return table.assign(step_contrast=2 / step) if contrast else table
-
-
-def _overview(**changes) -> Figure:
-    maps, weights = _maps(1)
-    indices = np.arange(16).reshape(4, 4)
-    arguments = {
-        "tables": {"AR": _table(), "ST-AR": _table(0.1)}, "layer": 6, "total_steps": 16, "chance": 0.1,
-        "image": _image(), "maps_by_model": {"AR": maps[0], "ST-AR": maps[0]},
-        "class_weights": {"AR": weights[0], "ST-AR": weights[0]}, "attention_layer": 6, "steps": STEPS,
-        "grid": GRID, "views": (_image(), _image()), "share": 0.5,
-        "indices": (indices, indices + np.eye(4, dtype=int)),
-    }  # fmt: skip
-    return overview(**{**arguments, **changes})
-
-
-def _grid_figure() -> Figure:
-    maps, weights = _maps(2)
-    return attention_grid(_image(), maps, layers=(2, 6), steps=STEPS, grid=GRID, class_weights=weights)
-
-
-def _row_figure() -> Figure:
-    maps, weights = _maps(1)
-    return attention_row(_image(), maps[0], layer=6, steps=STEPS, grid=GRID, class_weights=weights[0])
-
-
-def _compare_figure(layers=(2, 6), **changes) -> Figure:
-    maps, weights = _maps(len(layers))
-    arguments = {
-        "images": _image(), "maps_by_model": {"AR": maps, "ST-AR": maps / 4}, "layers": layers,
-        "steps": STEPS, "grid": GRID, "class_weights": {"AR": weights, "ST-AR": weights},
-    }  # fmt: skip
-    return attention_compare(**{**arguments, **changes})
-
-
-def _heads_figure() -> Figure:
-    maps, weights = _maps(3)
-    return attention_heads(
-        _image(), maps, layer=6, steps=STEPS, grid=GRID, class_weights=weights, note="cat.jpg"
-    )
-
-
-def _frames(models=("AR",), layers=(1, 2), grid=GRID, **changes) -> AttentionFrames:
-    maps, weights = _maps(len(layers), grid, range(1, grid * grid + 1))
-    return AttentionFrames(
-        _image(), dict.fromkeys(models, maps), layers=layers, grid=grid,
-        class_weights=dict.fromkeys(models, weights), **changes,
-    )  # fmt: skip
-
-
-def _tokens_figure(grid: int = 4, largest: int = 63) -> Figure:
-    before = np.arange(grid * grid).reshape(grid, grid) % (largest + 1)
-    after = before.copy()
-    after[0] = largest
-    return token_views(_image(), _image(), before, after, share=0.6, chance=0.02)
-
-
-def _samples() -> np.ndarray:
-    return np.stack([np.roll(_image(8), place, 1) for place in range(6)])
-
-
-# name: (drawing, axes, texts it must show, inches wide)
 DRAWINGS = {
     "curves": (
-        lambda: probe_curves({"AR": _table(), "ST-AR": _table(0.1)}, 6, total_steps=16, chance=0.1),
+        lambda: probe_curves({"AR": made_table(), "ST-AR": made_table(0.1)}, 6, total_steps=16,
+        chance=0.1),
         1, ("AR", "ST-AR", "chance 10 %", "probe accuracy, layer 6 (%)", "16"), 7.6,
     ),
     "heatmap": (
-        lambda: probe_heatmap(_table(), title="AR"), 2, ("AR", "54.0", "layer", "accuracy (%)"), 5.6,
+        lambda: probe_heatmap(made_table(), title="AR"), 2, ("AR", "54.0", "layer", "accuracy (%)"),
+        5.6,
     ),
     "difference": (
-        lambda: probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR")),
+        lambda: probe_heatmap_difference(made_table(0.1), made_table(), ("ST-AR", "AR")),
         2, ("+10.0", "Probe accuracy: ST-AR minus AR", "difference (percentage points)"), 5.6,
     ),
     "controls": (
         lambda: probe_curves(
-            {"AR": _table(), "ST-AR": _table(0.1)}, 6, total_steps=16, chance=0.1,
-            controls={"AR": _controls(), "ST-AR": _controls(0.02)},
+            {"AR": made_table(), "ST-AR": made_table(0.1)}, 6, total_steps=16, chance=0.1,
+            controls={"AR": made_controls(), "ST-AR": made_controls(0.02)},
         ),
         1, ("ST-AR", "random weights", "shuffled labels", "tokens alone", "raw pixels", "chance 10 %"),
         7.6,
     ),
     "tested": (
         lambda: probe_heatmap_difference(
-            _table(0.1), _table(), ("ST-AR", "AR"), tested=_tested({(5, 8): "ST-AR"})
+            made_table(0.1), made_table(), ("ST-AR", "AR"), tested=made_tested({(5, 8): "ST-AR"})
         ),
         2, ("+10.0", "step\n•  one is better: McNemar's test, Holm-corrected, p < 0.05"), 5.6,
     ),
     "confusion": (
-        lambda: confusion_matrix(_counts(10), _names(10)),
+        lambda: confusion_matrix(made_counts(10), made_names(10)),
         2, ("class 9", "70", "20", "10", "0", "predicted class", "of the true class's images (%)"), 6.5,
     ),
     "confusion of many": (
-        lambda: confusion_matrix(_counts(250), _names(250), "Title"),
+        lambda: confusion_matrix(made_counts(250), made_names(250), "Title"),
         3, ("Title", "predicted class (its number, 3 neighbours a cell)", "class 0 → class 1", "20 %"),
         11.2,
     ),
     "classes": (
         lambda: class_accuracy(
-            {"AR": _by_class(10), "ST-AR": _by_class(10, 0.1)}, _names(10), chance=0.1
+            {"AR": made_by_class(10), "ST-AR": made_by_class(10, 0.1)}, made_names(10), chance=0.1
         ),
         1, ("class 9", "AR", "ST-AR", "chance 10 %", "probe accuracy (%), 95 % intervals"), 7.6,
     ),
     "many classes": (
-        lambda: class_accuracy({"ST-AR": _by_class(100)}, _names(100)),
+        lambda: class_accuracy({"ST-AR": made_by_class(100)}, made_names(100)),
         1, ("the 100 classes, each model's best first",
             "ST-AR, best: class 99 (80 %), class 98 (79 %), class 97 (79 %), class 96 (78 %)"), 8.6,
     ),
-    "grid": (_grid_figure, 7, ("layer 2", "layer 6", "step 1", "step 16", "1.00", ".30"), 9.6),
-    "row": (_row_figure, 4, ("layer 6", "step 6", "not yet seen"), 9.6),
+    "grid": (made_grid_figure, 7, ("layer 2", "layer 6", "step 1", "step 16", "1.00", ".30"), 9.6),
+    "row": (made_row_figure, 4, ("layer 6", "step 6", "not yet seen"), 9.6),
     "compare": (
-        _compare_figure, 13, ("AR", "ST-AR", "layer 2", "layer 6", "current token (newest seen)"), 9.6,
+        made_compare_figure, 13, ("AR", "ST-AR", "layer 2", "layer 6",
+        "current token (newest seen)"), 9.6,
     ),
     "heads": (
-        _heads_figure, 10, ("head 1", "head 3", "cat.jpg", "Attention of the heads of layer 6"), 9.6,
+        made_heads_figure, 10, ("head 1", "head 3", "cat.jpg", "Attention of the heads of layer 6"),
+        9.6,
     ),
     "tokens": (
-        _tokens_figure, 4,
+        made_tokens_figure, 4,
         ("4 of 16 token indices change: image against shifted by 1 px", "63", "15",
          "unchanged: 75 % in this pair, 60 % on average, 2 % between unrelated images"), 9.1,
     ),
     "samples": (
         lambda: sample_grid(
-            _samples(), [0, 1, 1, 2, 2, 2], ["cat", "dog", "ship"], title="Samples", columns=2
+            made_samples(), [0, 1, 1, 2, 2, 2], ["cat", "dog", "ship"], title="Samples", columns=2
         ),
         1, ("cat", "dog", "ship", "Samples"), 2.4,
     ),
     "sheets": (
-        lambda: sample_compare({"AR": _samples(), "ST-AR": _samples()}, reference=_samples()),
+        lambda: sample_compare({"AR": made_samples(), "ST-AR": made_samples()},
+        reference=made_samples()),
         3, ("real images", "AR", "ST-AR"), 9.6,
     ),
     "training": (
-        lambda: training_curves({"AR": _metrics(False), "ST-AR": _metrics(True)}),
+        lambda: training_curves({"AR": made_metrics(False), "ST-AR": made_metrics(True)}),
         6, ("total loss", "validation NLL (nats)", "L_step: across steps", "ST-AR", "training step"),
         11,
     ),
-    "overview": (_overview, 10, ("ST-AR", "step 16", "25 %", "Probe accuracy by step"), 8.75),
+    "overview": (made_overview, 10, ("ST-AR", "step 16", "25 %", "Probe accuracy by step"), 8.75),
 }  # fmt: skip
 
 
@@ -282,7 +162,7 @@ def test_drawing_shows_what_it_says_and_saves(name, tmp_path):
 
 
 def test_overview_is_1400_by_700(tmp_path):
-    [path] = style.save(_overview(), tmp_path / "o", ("png",))
+    [path] = style.save(made_overview(), tmp_path / "o", ("png",))
     with Image.open(path) as picture:
         assert picture.size == (1400, 700)
 
@@ -291,7 +171,7 @@ def test_drawing_leaves_no_global_state():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    probe_heatmap(_table(), title="x")
+    probe_heatmap(made_table(), title="x")
     assert dict(matplotlib.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []
@@ -311,8 +191,10 @@ def test_most_attended_is_the_smallest_set_with_half_of_the_weight(weights, top,
 
 
 def test_panel_marks_current_token_and_unseen_area():
-    maps, weights = _maps(1, steps=(6,))
-    figure = attention_row(_image(), maps[0], layer=1, steps=(6,), grid=GRID, class_weights=weights[0])
+    maps, weights = made_maps(1, steps=(6,))
+    figure = attention_row(
+        made_image(), maps[0], layer=1, steps=(6,), grid=GRID, class_weights=weights[0]
+    )
     panel = figure.axes[0]
     # Step 6 has seen tokens 1..5; token 5 (0-based 4) starts the second row.
     red = [
@@ -329,8 +211,10 @@ def test_panel_marks_current_token_and_unseen_area():
 
 
 def test_step_one_has_no_current_token():
-    maps, weights = _maps(1, steps=(1,))
-    figure = attention_row(_image(), maps[0], layer=1, steps=(1,), grid=GRID, class_weights=weights[0])
+    maps, weights = made_maps(1, steps=(1,))
+    figure = attention_row(
+        made_image(), maps[0], layer=1, steps=(1,), grid=GRID, class_weights=weights[0]
+    )
     assert style.CURRENT not in [_hex(patch.get_edgecolor()) for patch in figure.axes[0].patches]
 
 
@@ -342,30 +226,32 @@ def test_heat_scale_is_shared_and_rounded_up():
 
 
 def test_a_query_may_give_more_than_1_in_all_but_no_token_more_than_1():
-    maps, weights = _maps(1)
+    maps, weights = made_maps(1)
     largest = np.minimum(3 * maps, 1)  # as the largest over heads
     figure = attention_grid(
-        _image(), largest, layers=(1,), steps=STEPS, grid=GRID, class_weights=weights
+        made_image(), largest, layers=(1,), steps=STEPS, grid=GRID, class_weights=weights
     )
     assert largest.sum(-1).max() > 1.2 and "step 16" in _texts(figure)
     with pytest.raises(UserError, match="an attention weight is 2.17; expected at most 1"):
-        attention_grid(_image(), 6 * maps, layers=(1,), steps=STEPS, grid=GRID, class_weights=weights)
+        attention_grid(
+            made_image(), 6 * maps, layers=(1,), steps=STEPS, grid=GRID, class_weights=weights
+        )
 
 
 def test_models_under_each_other_share_one_scale_and_each_has_its_image():
-    figure = _compare_figure(images={"AR": _image(), "ST-AR": 255 - _image()})
+    figure = made_compare_figure(images={"AR": made_image(), "ST-AR": 255 - made_image()})
     ar, st_ar = figure.axes[0], figure.axes[len(STEPS)]
     # The second step of both: the weights of ST-AR are a quarter of AR's, and lighter.
     heat = [figure.axes[place].images[1].get_array() for place in (1, 1 + len(STEPS))]
-    scale = heat_scale([_maps(2)[0], _maps(2)[0] / 4], None)
-    maps = _maps(1)[0][0, 1].reshape(GRID, GRID)
+    scale = heat_scale([made_maps(2)[0], made_maps(2)[0] / 4], None)
+    maps = made_maps(1)[0][0, 1].reshape(GRID, GRID)
     np.testing.assert_allclose(heat[0], style.HEAT_MAP(scale(maps)))
     np.testing.assert_allclose(heat[1], style.HEAT_MAP(scale(maps / 4)))
     assert not np.array_equal(ar.images[0].get_array(), st_ar.images[0].get_array())
 
 
 def test_every_layer_has_its_models_under_each_other():
-    figure = _compare_figure(layers=(2, 4, 6))
+    figure = made_compare_figure(layers=(2, 4, 6))
     rows = [axes for axes in figure.axes[:-1] if {t.get_text() for t in axes.texts} & {"AR", "ST-AR"}]
     names = [({t.get_text() for t in axes.texts} & {"AR", "ST-AR"}).pop() for axes in rows]
     assert names == ["AR", "ST-AR"] * 3
@@ -377,9 +263,9 @@ def test_every_layer_has_its_models_under_each_other():
 
 def test_largest_attention_grid_is_drawn():
     steps = tuple(range(72, 577, 72))
-    maps, weights = _maps(12, 24, steps)
+    maps, weights = made_maps(12, 24, steps)
     figure = attention_grid(
-        _image(48),
+        made_image(48),
         maps,
         layers=range(1, 13),
         steps=steps,
@@ -392,8 +278,8 @@ def test_largest_attention_grid_is_drawn():
 
 
 def test_numbers_too_small_to_read_are_left_out():
-    assert "63" in _texts(_tokens_figure(8, 63))
-    assert "1023" not in _texts(_tokens_figure(32, 16383))
+    assert "63" in _texts(made_tokens_figure(8, 63))
+    assert "1023" not in _texts(made_tokens_figure(32, 16383))
 
 
 def test_model_colours_are_fixed_and_variants_differ():
@@ -407,7 +293,7 @@ def test_model_colours_are_fixed_and_variants_differ():
 
 
 def test_probe_curve_is_in_percent_with_its_interval():
-    figure = probe_curves({"AR": _table()}, 6, total_steps=16)
+    figure = probe_curves({"AR": made_table()}, 6, total_steps=16)
     [container] = figure.axes[0].containers
     assert container[0].get_ydata() == pytest.approx([54, 62, 70, 78])
     assert container[2][0].get_segments()[0][:, 1] == pytest.approx([30, 85])
@@ -415,7 +301,10 @@ def test_probe_curve_is_in_percent_with_its_interval():
 
 def test_controls_are_thin_lines_of_distinct_dashes_under_the_models():
     figure = probe_curves(
-        {"AR": _table()}, 6, total_steps=16, controls={"AR": _controls(), "ST-AR": _controls(0.02)}
+        {"AR": made_table()},
+        6,
+        total_steps=16,
+        controls={"AR": made_controls(), "ST-AR": made_controls(0.02)},
     )
     axes = figure.axes[0]
     thin = [line for line in axes.lines if line.get_linewidth() == 1.1]
@@ -427,18 +316,20 @@ def test_controls_are_thin_lines_of_distinct_dashes_under_the_models():
     bands = [c.get_paths()[0].get_extents() for c in axes.collections if c.get_zorder() == 1.5]
     assert sorted(band.y0 for band in bands) == pytest.approx([10, 30, 31, 33])
     assert sorted(band.y1 for band in bands) == pytest.approx([12, 32, 33, 35])
-    one = probe_curves({"AR": _table()}, 6, total_steps=16, controls={"AR": _controls()})
+    one = probe_curves({"AR": made_table()}, 6, total_steps=16, controls={"AR": made_controls()})
     assert not [c for c in one.axes[0].collections if c.get_zorder() == 1.5]
 
 
 def test_a_control_not_measured_at_this_layer_is_left_out():
-    figure = probe_curves({"AR": _table()}, 5, total_steps=16, controls={"AR": _controls(layer=6)})
+    figure = probe_curves(
+        {"AR": made_table()}, 5, total_steps=16, controls={"AR": made_controls(layer=6)}
+    )
     texts = _texts(figure)
     assert {"tokens alone", "raw pixels"} <= texts and "random weights" not in texts
 
 
 def test_several_seeds_are_drawn_as_their_mean():
-    seeds = pd.concat([_table().assign(seed=0), _table(0.1).assign(seed=1)])
+    seeds = pd.concat([made_table().assign(seed=0), made_table(0.1).assign(seed=1)])
     [container] = probe_curves({"AR": seeds}, 6, total_steps=16).axes[0].containers
     assert container[0].get_ydata() == pytest.approx([59, 67, 75, 83])
     assert "59.0" in _texts(probe_heatmap(seeds))
@@ -448,10 +339,12 @@ def test_several_seeds_are_drawn_as_their_mean():
 
 def test_dots_mark_the_cells_with_a_difference_that_was_found():
     found = {(5, 8): "ST-AR", (6, 16): "AR"}
-    figure = probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR"), tested=_tested(found))
+    figure = probe_heatmap_difference(
+        made_table(0.1), made_table(), ("ST-AR", "AR"), tested=made_tested(found)
+    )
     [dots] = figure.axes[0].collections
     assert [tuple(place) for place in np.rint(dots.get_offsets()).astype(int)] == [(1, 0), (3, 1)]
-    plain = probe_heatmap_difference(_table(0.1), _table(), ("ST-AR", "AR"))
+    plain = probe_heatmap_difference(made_table(0.1), made_table(), ("ST-AR", "AR"))
     assert not plain.axes[0].collections
     assert not [text for text in _texts(plain) if "McNemar" in text]
 
@@ -469,7 +362,7 @@ def test_a_confusion_matrix_shows_percent_of_the_true_class():
 
 
 def test_neighbouring_classes_are_summed_where_there_are_too_many():
-    figure = confusion_matrix(_counts(250), _names(250))
+    figure = confusion_matrix(made_counts(250), made_names(250))
     [image] = figure.axes[0].images
     drawn = np.asarray(image.get_array())
     assert drawn.shape == (84, 84)
@@ -479,7 +372,10 @@ def test_neighbouring_classes_are_summed_where_there_are_too_many():
 
 
 def test_classes_are_sorted_by_the_first_model():
-    tables = {"AR": _by_class(3), "ST-AR": _by_class(3).assign(accuracy=[0.9, 0.5, 0.1], low=0, high=1)}
+    tables = {
+        "AR": made_by_class(3),
+        "ST-AR": made_by_class(3).assign(accuracy=[0.9, 0.5, 0.1], low=0, high=1),
+    }
     axes = class_accuracy(tables, ["cat", "dog", "ship"]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ship", "dog", "cat"]
     # Each model leaves a container of whiskers and one of bars.
@@ -490,76 +386,94 @@ def test_classes_are_sorted_by_the_first_model():
 
 
 def test_a_class_without_images_is_left_out():
-    table = _by_class(3)
+    table = made_by_class(3)
     table.loc[1, ["accuracy", "low", "high"]] = np.nan
     axes = class_accuracy({"AR": table}, ["cat", "dog", "ship"]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ship", "cat"]
 
 
 def _unseen_weight():
-    maps, weights = _maps(1)
+    maps, weights = made_maps(1)
     maps[0, 1] = np.roll(maps[0, 1], 1)
-    return attention_row(_image(), maps[0], layer=6, steps=STEPS, grid=GRID, class_weights=weights[0])
+    return attention_row(
+        made_image(), maps[0], layer=6, steps=STEPS, grid=GRID, class_weights=weights[0]
+    )
 
 
 BAD = {
     "float image": lambda: attention_row(
-        _image() / 255, _maps(1)[0][0], layer=6, steps=STEPS, grid=4, class_weights=_maps(1)[1][0]
+        made_image() / 255,
+        made_maps(1)[0][0],
+        layer=6,
+        steps=STEPS,
+        grid=4,
+        class_weights=made_maps(1)[1][0],
     ),
     "maps have shape": lambda: attention_row(
-        _image(), _maps(1)[0], layer=6, steps=STEPS, grid=4, class_weights=_maps(1)[1][0]
+        made_image(), made_maps(1)[0], layer=6, steps=STEPS, grid=4, class_weights=made_maps(1)[1][0]
     ),
     "not seen": _unseen_weight,
     "increasing steps within 1..16": lambda: attention_row(
-        _image(), _maps(1)[0][0], layer=6, steps=(3, 2, 17), grid=4, class_weights=_maps(1)[1][0]
+        made_image(),
+        made_maps(1)[0][0],
+        layer=6,
+        steps=(3, 2, 17),
+        grid=4,
+        class_weights=made_maps(1)[1][0],
     ),
-    "no layer 7; it has: 5, 6": lambda: probe_curves({"AR": _table()}, 7, total_steps=16),
-    "outside 1..8": lambda: probe_curves({"AR": _table()}, 6, total_steps=8),
+    "no layer 7; it has: 5, 6": lambda: probe_curves({"AR": made_table()}, 7, total_steps=16),
+    "outside 1..8": lambda: probe_curves({"AR": made_table()}, 6, total_steps=8),
     "controls holds none of random, shuffled, codes, pixels at layer 5 or 0": lambda: probe_curves(
-        {"AR": _table()}, 5, total_steps=16, controls={"AR": _controls().query("layer == 6")}
+        {"AR": made_table()}, 5, total_steps=16, controls={"AR": made_controls().query("layer == 6")}
     ),
     "the controls of AR lacks the columns control": lambda: probe_curves(
-        {"AR": _table()}, 6, total_steps=16, controls={"AR": _table().drop(columns="control")}
+        {"AR": made_table()}, 6, total_steps=16, controls={"AR": made_table().drop(columns="control")}
     ),
     "no test at layer 6 step 4": lambda: probe_heatmap_difference(
-        _table(), _table(), ("a", "b"), tested=_tested({}, layers=(5,))
+        made_table(), made_table(), ("a", "b"), tested=made_tested({}, layers=(5,))
     ),
     "tested finds c better; expected a or b": lambda: probe_heatmap_difference(
-        _table(), _table(), ("a", "b"), tested=_tested({(5, 4): "c"})
+        made_table(), made_table(), ("a", "b"), tested=made_tested({(5, 4): "c"})
     ),
-    "expected counts (classes, classes)": lambda: confusion_matrix(_counts(3) / 10, _names(3)),
-    "holds 2 names; expected 3": lambda: confusion_matrix(_counts(3), _names(2)),
-    "holds no image": lambda: confusion_matrix(0 * _counts(3), _names(3)),
-    "a class more than once": lambda: class_accuracy({"AR": pd.concat([_by_class(3)] * 2)}, _names(3)),
-    "has classes 0..2; 2 names": lambda: class_accuracy({"AR": _by_class(3)}, _names(2)),
+    "expected counts (classes, classes)": lambda: confusion_matrix(made_counts(3) / 10, made_names(3)),
+    "holds 2 names; expected 3": lambda: confusion_matrix(made_counts(3), made_names(2)),
+    "holds no image": lambda: confusion_matrix(0 * made_counts(3), made_names(3)),
+    "a class more than once": lambda: class_accuracy(
+        {"AR": pd.concat([made_by_class(3)] * 2)}, made_names(3)
+    ),
+    "has classes 0..2; 2 names": lambda: class_accuracy({"AR": made_by_class(3)}, made_names(2)),
     "ST-AR was tested on other classes than AR": lambda: class_accuracy(
-        {"AR": _by_class(3), "ST-AR": _by_class(2)}, _names(3)
+        {"AR": made_by_class(3), "ST-AR": made_by_class(2)}, made_names(3)
     ),
-    "more than once": lambda: probe_curves({"AR": pd.concat([_table()] * 2)}, 6, total_steps=16),
-    "class_weights is of AR; expected the models AR, ST-AR": lambda: _compare_figure(
-        class_weights={"AR": _maps(2)[1]}
+    "more than once": lambda: probe_curves({"AR": pd.concat([made_table()] * 2)}, 6, total_steps=16),
+    "class_weights is of AR; expected the models AR, ST-AR": lambda: made_compare_figure(
+        class_weights={"AR": made_maps(2)[1]}
     ),
-    "images is of AR; expected the models AR, ST-AR": lambda: _compare_figure(images={"AR": _image()}),
-    "expected at least one model": lambda: _compare_figure(maps_by_model={}),
-    "98 rows of maps were asked for; one picture shows up to 96": lambda: _compare_figure(
+    "images is of AR; expected the models AR, ST-AR": lambda: made_compare_figure(
+        images={"AR": made_image()}
+    ),
+    "expected at least one model": lambda: made_compare_figure(maps_by_model={}),
+    "98 rows of maps were asked for; one picture shows up to 96": lambda: made_compare_figure(
         layers=range(1, 50)
     ),
-    "14 maps a frame were asked for; an animation shows 1 to 12": lambda: _frames(layers=range(1, 15)),
-    "lacks the columns accuracy": lambda: probe_heatmap(_table().drop(columns="accuracy")),
+    "14 maps a frame were asked for; an animation shows 1 to 12": lambda: made_frames(
+        layers=range(1, 15)
+    ),
+    "lacks the columns accuracy": lambda: probe_heatmap(made_table().drop(columns="accuracy")),
     "same layers and steps": lambda: probe_heatmap_difference(
-        _table(), _table(layers=(1,)), ("a", "b")
+        made_table(), made_table(layers=(1,)), ("a", "b")
     ),
     "expected the same": lambda: token_views(
-        _image(), _image(), np.zeros((4, 4), int), np.zeros((5, 5), int), share=0.5
+        made_image(), made_image(), np.zeros((4, 4), int), np.zeros((5, 5), int), share=0.5
     ),
     "whole numbers of shape": lambda: token_views(
-        _image(), _image(), np.zeros((4, 4)), np.zeros((4, 4)), share=0.5
+        made_image(), made_image(), np.zeros((4, 4)), np.zeros((4, 4)), share=0.5
     ),
-    "labels span 0..5": lambda: sample_grid(_samples(), range(6), ["a", "b"]),
-    "expected uint8 (images": lambda: sample_compare({"AR": _image()}),
+    "labels span 0..5": lambda: sample_grid(made_samples(), range(6), ["a", "b"]),
+    "expected uint8 (images": lambda: sample_compare({"AR": made_image()}),
     "none of the columns": lambda: training_curves({"AR": pd.DataFrame({"step": [1], "x": [2]})}),
-    "two to compare": lambda: _overview(maps_by_model={}),
-    "up to 8 letters": lambda: _overview(tables={"a name too long": _table()}),
+    "two to compare": lambda: made_overview(maps_by_model={}),
+    "up to 8 letters": lambda: made_overview(tables={"a name too long": made_table()}),
     "expected some of: png, pdf, svg": lambda: style.save(Figure(), "x", ("jpg",)),
     "has a suffix": lambda: style.save(Figure(), "x.png"),
 }
@@ -603,7 +517,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
     formats = ("png", "pdf", "svg")
-    first, second = (style.save(probe_heatmap(_table()), tmp_path / name, formats) for name in "ab")
+    first, second = (style.save(probe_heatmap(made_table()), tmp_path / name, formats) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 

@@ -1,12 +1,19 @@
 """Pictures at the edge of what fits: long names, many steps, several view options, few classes."""
 
-import itertools
-
 import numpy as np
 import pytest
+from made_up import (
+    boxes,
+    made_by_class,
+    made_controls,
+    made_counts,
+    made_image,
+    made_maps,
+    made_samples,
+    made_table,
+    overlapping,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
-from test_viz import _by_class, _controls, _counts, _image, _maps, _samples, _table
 
 from figures.recipes import Material, _attention_figures
 from probes.attention.maps import AttentionMaps
@@ -20,23 +27,10 @@ from viz.samples import sample_grid
 from viz.tokens.change import token_views
 
 
-def boxes(figure):
-    """Every text that is drawn, with its place in pixels."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    shown = (text for text in figure.findobj(Text) if text.get_text() and text.get_visible())
-    return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
-
-
-def overlapping(figure):
-    pairs = itertools.combinations(boxes(figure), 2)
-    return [(a, b) for (a, one), (b, other) in pairs if one.overlaps(other) and a != b]
-
-
 def test_the_words_of_three_view_options_do_not_overlap():
     indices = np.arange(64).reshape(8, 8)
     label = "shifted by 1 px, rotated by 2.5 degrees, scaled by 1.05"
-    figure = token_views(_image(), _image(), indices, indices.T, labels=("image", label))
+    figure = token_views(made_image(), made_image(), indices, indices.T, labels=("image", label))
     assert overlapping(figure) == []
     assert any(f"second view: {label}; unchanged" in text for text, _ in boxes(figure))
     assert all(box.x1 <= figure.bbox.x1 for _, box in boxes(figure))
@@ -44,24 +38,24 @@ def test_the_words_of_three_view_options_do_not_overlap():
 
 def test_long_class_names_leave_room_for_the_images():
     names = ["cat", "a name " * 40, "ship"]
-    figure = sample_grid(_samples(), [0, 1, 1, 2, 2, 2], names, columns=3)
+    figure = sample_grid(made_samples(), [0, 1, 1, 2, 2, 2], names, columns=3)
     texts = [text for text, _ in boxes(figure)]
     assert "cat" in texts and any(text.endswith("…") and len(text) <= 28 for text in texts)
     assert figure.axes[0].get_position().width > 0.3
 
 
 def test_a_heatmap_of_many_steps_stays_narrow():
-    wide = probe_heatmap(_table(steps=tuple(range(1, 65))))
-    assert wide.get_figwidth() <= probe_heatmap(_table(steps=tuple(range(1, 17)))).get_figwidth()
+    wide = probe_heatmap(made_table(steps=tuple(range(1, 65))))
+    assert wide.get_figwidth() <= probe_heatmap(made_table(steps=tuple(range(1, 17)))).get_figwidth()
     assert [text for text, _ in boxes(wide) if text == "64"] and overlapping(wide) == []
 
 
 def test_attention_at_the_most_steps_is_legible_and_at_more_refused():
     def draw(count):
         steps = tuple(range(256 - 8 * (count - 1), 257, 8))
-        maps, weights = _maps(2, 16, steps)
+        maps, weights = made_maps(2, 16, steps)
         return attention_grid(
-            _image(), maps, layers=(1, 12), steps=steps, grid=16, class_weights=weights
+            made_image(), maps, layers=(1, 12), steps=steps, grid=16, class_weights=weights
         )
 
     assert overlapping(draw(16)) == []
@@ -72,10 +66,10 @@ def test_attention_at_the_most_steps_is_legible_and_at_more_refused():
 @pytest.mark.parametrize("count", [1, 8, 16])
 def test_models_and_layers_under_each_other_are_legible(count):
     steps = tuple(range(256 - 16 * (count - 1), 257, 16))
-    maps, weights = _maps(7, 16, steps)
+    maps, weights = made_maps(7, 16, steps)
     names = ("AR", "ST-AR 20261122-a-run-of-a-very-long-name-and-more")
     figure = attention_compare(
-        _image(), dict.fromkeys(names, maps), layers=(2, 4, 6, 8, 10, 11, 12), steps=steps, grid=16,
+        made_image(), dict.fromkeys(names, maps), layers=(2, 4, 6, 8, 10, 11, 12), steps=steps, grid=16,
         class_weights=dict.fromkeys(names, weights), title="A title " * 40, note="a note " * 60,
     )  # fmt: skip
     assert overlapping(figure) == []
@@ -86,7 +80,7 @@ def test_models_and_layers_under_each_other_are_legible(count):
 
 
 def test_the_label_of_chance_lies_beside_the_whiskers():
-    table = _table().assign(accuracy=0.36, low=0.3, high=0.42)
+    table = made_table().assign(accuracy=0.36, low=0.3, high=0.42)
     figure = probe_curves({"AR": table, "ST-AR": table}, 6, total_steps=16, chance=1 / 3)
     [box] = [box for text, box in boxes(figure) if text == "chance 33.3 %"]
     assert box.x0 >= figure.axes[0].get_window_extent().x1
@@ -94,9 +88,9 @@ def test_the_label_of_chance_lies_beside_the_whiskers():
 
 
 def test_labels_of_lines_that_end_together_are_apart_and_in_order():
-    level = _table().assign(accuracy=0.32, low=0.3, high=0.34)
+    level = made_table().assign(accuracy=0.32, low=0.3, high=0.34)
     models = {"AR": level, "ST-AR": level.assign(accuracy=0.33)}
-    figure = probe_curves(models, 6, total_steps=16, chance=0.1, controls={"AR": _controls()})
+    figure = probe_curves(models, 6, total_steps=16, chance=0.1, controls={"AR": made_controls()})
     words = (
         "chance 10 %",
         "shuffled labels",
@@ -121,11 +115,15 @@ def test_labels_move_as_little_as_possible():
 
 def test_long_class_names_stay_inside_the_picture():
     names = [f"a name of many letters {label}" for label in range(20)]
-    tall = confusion_matrix(_counts(20), names, "A title")
-    pair = confusion_matrix(_counts(30)[:2, :2], names[:2], "A title that is wider than two cells are")
-    many = confusion_matrix(_counts(120), names * 6)
-    bars = class_accuracy({"AR": _by_class(20)}, names)
-    ends = class_accuracy({"AR": _by_class(120), "ST-AR": _by_class(120)}, names * 6, chance=0.1)
+    tall = confusion_matrix(made_counts(20), names, "A title")
+    pair = confusion_matrix(
+        made_counts(30)[:2, :2], names[:2], "A title that is wider than two cells are"
+    )
+    many = confusion_matrix(made_counts(120), names * 6)
+    bars = class_accuracy({"AR": made_by_class(20)}, names)
+    ends = class_accuracy(
+        {"AR": made_by_class(120), "ST-AR": made_by_class(120)}, names * 6, chance=0.1
+    )
     for figure in (tall, pair, many, bars, ends):
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw(renderer)  # lays it out
@@ -136,14 +134,14 @@ def test_long_class_names_stay_inside_the_picture():
 
 
 def test_figures_2_and_5_share_one_scale():
-    maps, weights = _maps(2, 4, (6, 16))
+    maps, weights = made_maps(2, 4, (6, 16))
     found = {"AR": maps, "ST-AR": maps / 4}
     attention = {
         name: AttentionMaps(values, weights, [1, 2], [6, 16]) for name, values in found.items()
     }
     rest = dict.fromkeys(Material.__dataclass_fields__)
     figures = _attention_figures(
-        Material(**{**rest, "image": _image(), "attention": attention, "grid": 4})
+        Material(**{**rest, "image": made_image(), "attention": attention, "grid": 4})
     )
     ends = {name: figures[name].axes[-1].get_xlim()[1] for name in ("figure2", "figure5")}
     assert ends["figure2"] == ends["figure5"]

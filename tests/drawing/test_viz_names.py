@@ -7,19 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.text import Text
-from test_attribute_cli import panels
-from test_viz import (
-    _by_class,
-    _compare_figure,
-    _counts,
-    _frames,
-    _image,
-    _metrics,
-    _overview,
-    _samples,
-    _table,
+from made_up import (
+    made_by_class,
+    made_compare_figure,
+    made_counts,
+    made_frames,
+    made_image,
+    made_metrics,
+    made_overview,
+    made_panels,
+    made_samples,
+    made_table,
 )
+from matplotlib.text import Text
 
 from viz.ablation import cut_changes, cut_layers, reach_curves
 from viz.attention.stats import attention_curves, attention_difference, attention_layers
@@ -124,54 +124,54 @@ CLASSES = [*ODD, *KEPT]
 # name: (drawing, what it must say of the odd names)
 DRAWINGS = {
     "samples": (
-        lambda: sample_grid(_samples(), [0, 1, 5, 6, 8, 10], CLASSES, title="猫"),
+        lambda: sample_grid(made_samples(), [0, 1, 5, 6, 8, 10], CLASSES, title="猫"),
         ("class 0", "class 1", "class 5", "class 6", "class 8", "cat", r"\u732b"),
     ),
     "sheets": (
-        lambda: sample_compare(dict.fromkeys(ODD_MODELS, _samples()), title="猫"),
+        lambda: sample_compare(dict.fromkeys(ODD_MODELS, made_samples()), title="猫"),
         (*SAID_MODELS, r"\u732b"),
     ),
     "confusion": (
-        lambda: confusion_matrix(_counts(20), CLASSES, f"Of {ODD_MODELS[0]}"),
+        lambda: confusion_matrix(made_counts(20), CLASSES, f"Of {ODD_MODELS[0]}"),
         ("class 0", "class 9", "cat", "$x^2$", rf"Of {SAID_MODELS[0]}"),
     ),
     "confusion of many": (
-        lambda: confusion_matrix(_counts(30), [*CLASSES, *"鱼鸟马牛羊虎兔龙蛇猴"]),
+        lambda: confusion_matrix(made_counts(30), [*CLASSES, *"鱼鸟马牛羊虎兔龙蛇猴"]),
         ("class 0 → class 1", "class 9 → cat"),
     ),
     "classes": (
-        lambda: class_accuracy(both(_by_class(20)), CLASSES, title=ODD_MODELS[0]),
+        lambda: class_accuracy(both(made_by_class(20)), CLASSES, title=ODD_MODELS[0]),
         ("class 0", "class 9", "cat", *SAID_MODELS),
     ),
     "many classes": (
-        lambda: class_accuracy({"AR 猫": _by_class(60)}, [f"猫{i}" for i in range(60)]),
+        lambda: class_accuracy({"AR 猫": made_by_class(60)}, [f"猫{i}" for i in range(60)]),
         (r"AR \u732b, best: class 59 (80 %), class 58 (79 %), class 57 (78 %), class 56 (77 %)",),
     ),
     "curves": (
-        lambda: probe_curves(both(_table()), 6, total_steps=16, controls=None, title="猫"),
+        lambda: probe_curves(both(made_table()), 6, total_steps=16, controls=None, title="猫"),
         (*SAID_MODELS, r"\u732b"),
     ),
-    "heatmap": (lambda: probe_heatmap(_table(), title="猫"), (r"\u732b",)),
+    "heatmap": (lambda: probe_heatmap(made_table(), title="猫"), (r"\u732b",)),
     "difference": (
-        lambda: probe_heatmap_difference(_table(0.1), _table(), ODD_MODELS),
+        lambda: probe_heatmap_difference(made_table(0.1), made_table(), ODD_MODELS),
         (f"Probe accuracy: {SAID_MODELS[0]} minus {SAID_MODELS[1]}",),
     ),
     "tokens": (
         lambda: token_views(
-            _image(), _image(), np.eye(4, dtype=int), np.ones((4, 4), int), labels=("猫", "狗"),
+            made_image(), made_image(), np.eye(4, dtype=int), np.ones((4, 4), int), labels=("猫", "狗"),
             title="鱼",
         ),
         (r"\u732b", r"token indices, \u72d7", r"\u9c7c"),
     ),
     "attention": (
-        lambda: _compare_figure(
+        lambda: made_compare_figure(
             maps_by_model=both(np.zeros((2, 3, 16))), class_weights=both(np.ones((2, 3))),
             title="猫", note="test/狗/0.jpg: class 0 (狗)",
         ),
         (*SAID_MODELS, r"\u732b", r"test/\u72d7/0.jpg: class 0 (\u72d7)"),
     ),
     "attribution": (
-        lambda: panels(names=["猫/1.jpg", "狗/1.jpg"], methods=["猫", "b"], title="鱼"),
+        lambda: made_panels(names=["猫/1.jpg", "狗/1.jpg"], methods=["猫", "b"], title="鱼"),
         ("image 1", "image 2", r"\u9c7c"),
     ),
     "reach": (lambda: reach_curves(both(ablation_table())), SAID_MODELS),
@@ -208,12 +208,13 @@ DRAWINGS = {
         (r"\u732b",),
     ),
     "training": (
-        lambda: training_curves(both(_metrics(False)) | {"_old": _metrics(False)}, title="猫"),
+        lambda: training_curves(both(made_metrics(False)) | {"_old": made_metrics(False)}, title="猫"),
         (*SAID_MODELS, " _old", r"\u732b"),
     ),
     "overview": (
-        lambda: _overview(
-            tables={"猫": _table(), "狗": _table()}, view_labels=("鱼", "b"), headings=("鸟", "b", "c"),
+        lambda: made_overview(
+            tables={"猫": made_table(), "狗": made_table()}, view_labels=("鱼", "b"), headings=("鸟",
+            "b", "c"),
         ),
         (r"\u732b", r"\u72d7", r"\u9c7c", r"\u9e1f"),
     ),
@@ -240,7 +241,7 @@ def test_an_animation_tells_models_apart():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         models = (*ODD_MODELS, "AR " + "n" * 40 + "a", "AR " + "n" * 40 + "b")
-        frames = _frames(models, layers=(1,), title="猫", note="狗")
+        frames = made_frames(models, layers=(1,), title="猫", note="狗")
         assert frames.draw(3).shape[2] == 3
     said = {text.get_text() for text in frames._figure.findobj(Text)}
     assert {*SAID_MODELS, r"\u732b", r"\u72d7"} <= said

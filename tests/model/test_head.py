@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import fake_store, small_model
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
 
 from star.model.head import BYTES_A_LOGIT, PART_BYTES, head_bytes, next_token_nll
 from star.training.batches import TrainLoader

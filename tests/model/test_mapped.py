@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import TINY_VQ, fake_store, small_pictures
 from reference.fill import fill_
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
 
 from star.base.torch_files import load_torch_file
 from star.runs.checkpoint import load_checkpoint, save_checkpoint

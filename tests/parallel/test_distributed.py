@@ -1,6 +1,5 @@
 """Two gloo processes compute what one computes: losses, gradients, negatives, batch-norm moments."""
 
-import contextlib
 import dataclasses
 import os
 import subprocess
@@ -13,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import TINY, cli, fake_store, small_model
-from test_reliability import stores
-from test_trainer import CPU, rows, tiny
+from small_runs import CPU, rows, small_stores, tiny
+from two_processes import one_of_two
 
 from star.base.randomness import torch_generator
-from star.parallel import processes as distributed
 from star.runs.checkpoint import load_checkpoint
 from star.training.batches import TrainLoader
 from star.training.checkpoint import MODEL_RUN
@@ -47,26 +45,6 @@ def losses_and_gradients(objective: ObjectiveConfig, rank: int, world: int):
             dist.all_reduce(value)
             value /= world
     return values
-
-
-@contextlib.contextmanager
-def one_of_two(rank: int, rendezvous: str, *, sharded: bool = False):
-    """This process, started by ``spawn``, as one of two; nothing of the group is left afterwards.
-
-    (Unless sharded: torch caches the mesh, and with it the group.)
-    """
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    distributed.join("cpu", f"file://{rendezvous}")
-    assert "gloo_tcp_loop" in threads()
-    yield
-    distributed.leave()
-    assert sharded or not any("gloo" in name for name in threads()), threads()
-
-
-def threads() -> list[str]:
-    """Names of this process's threads."""
-    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def work(rank: int, folder: str, objective: ObjectiveConfig):
@@ -104,7 +82,7 @@ def in_two(folder, run, config, stop_after=None):
 
 
 def in_one(folder, run, config, stop_after=None):
-    Trainer.start_or_resume(config, stores(), folder / run, CPU).fit(stop_after=stop_after)
+    Trainer.start_or_resume(config, small_stores(), folder / run, CPU).fit(stop_after=stop_after)
 
 
 def test_training_in_two_processes_equals_one_also_when_their_number_changes(tmp_path):
@@ -224,14 +202,13 @@ from pathlib import Path
 import torch.distributed as dist
 from star.parallel import processes as distributed
 from star.training.trainer import Trainer
-from test_trainer import tiny
-from test_distributed import stores
+from small_runs import small_stores, tiny
 
 device = distributed.join("cpu")
 def die(step):
     if distributed.rank() == 1 and step == 3:
         raise RuntimeError("rank 1 has had enough")
-Trainer(tiny(max_steps=100000), stores(), Path(sys.argv[1]), device).fit(on_step=die)
+Trainer(tiny(max_steps=100000), small_stores(), Path(sys.argv[1]), device).fit(on_step=die)
 """
 
 

@@ -7,8 +7,8 @@ import torch
 from helpers import small_model
 from probing import blob_task
 from test_atlas import STEPS, atlas_of, config
-from test_distributed import one_of_two
 from test_mae import GROUPS, label_sets, trained
+from two_processes import one_of_two
 
 from probes.linear import mae, pixels
 from probes.linear.mae import MaeConfig

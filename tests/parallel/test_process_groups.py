@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import fake_store
-from test_distributed import one_of_two
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
+from two_processes import one_of_two
 
 from probes.linear.predictions import streamed
 from star.parallel import processes as distributed

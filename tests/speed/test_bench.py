@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_store, refused, small_model
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
 
 from probes.speed import probe as probes_bench
 from probes.speed import step as steps

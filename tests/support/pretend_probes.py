@@ -8,9 +8,9 @@ import torch
 import torchvision
 from cell_tokenizer import CellTokenizer, pictures, random_pictures
 from helpers import TINY_VQ, fake_store, small_model, small_pictures
+from inception_weights import random_inception
 from pretend_runs import RUNS, image_source, random_tokenizer, run
 from reference.fill import fill_
-from test_tokenizer_quality import random_inception
 
 from probes.ablation.accuracy import ablate_probe
 from probes.ablation.cuts import Cut

@@ -15,7 +15,7 @@ import torch
 from cell_tokenizer import pictures, random_pictures
 from helpers import GOLDEN, SMALL, TINY_VQ, fake_store, small_model, small_pictures
 from reference.fill import fill_
-from test_trainer import rows, timeless, tiny
+from small_runs import rows, timeless, tiny
 
 from probes.doctor.lines import OK
 from probes.doctor.self_test import self_test

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY_VQ, small_pictures
+from inception_weights import random_inception
 from reference.fill import fill_
 
 from probes.samples.inception import inception_pool
@@ -179,29 +180,3 @@ def test_inception_is_read_safely_and_by_its_name(tmp_path):
     assert features.shape == (2, 2048) and features.dtype == np.float64
     theirs = FeatureExtractorInceptionV3("x", ["2048"], str(tmp_path / "random.pth"))
     np.testing.assert_allclose(features, theirs(images)[0].double().numpy(), rtol=1e-6)
-
-
-def random_inception() -> dict:
-    """A state dict of Inception's names and shapes, small random numbers."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as network
-
-    with torch.device("meta"):
-        shell = object.__new__(network)
-        weights = {}
-
-        def take(self, state):
-            weights.update(self.state_dict())
-
-        patch = pytest.MonkeyPatch()
-        patch.setattr(network, "load_state_dict", take)
-        patch.setattr(network, "to", lambda self, *a, **k: self)
-        patch.setattr(torch, "load", lambda *a, **k: {})
-        network.__init__(shell, "x", ["2048"], "unread")
-        patch.undo()
-    rng = torch.Generator().manual_seed(0)
-    return {
-        key: torch.rand(value.shape, generator=rng) * 0.1 + 0.01
-        if value.is_floating_point()
-        else torch.zeros(value.shape, dtype=value.dtype)
-        for key, value in weights.items()
-    }

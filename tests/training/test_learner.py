@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers import fake_store
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
 
 from star.base.errors import UserError
 from star.base.loss_scale import GROWTH_STEPS, LossScale

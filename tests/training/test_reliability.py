@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from helpers import GOLDEN, fake_store, small_model
 from make_golden_run import TERMS, run_rows, small_trainer
-from test_trainer import CPU, rows, timeless, tiny
+from small_runs import CPU, rows, small_stores, timeless, tiny
 
 from star.base.errors import UserError
 from star.runs.checkpoint import load_checkpoint
@@ -32,7 +32,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from helpers import fake_store
-from test_trainer import CPU, tiny
+from small_runs import CPU, tiny
 from star.training.trainer import Trainer
 
 stage, run = sys.argv[1], Path(sys.argv[2])
@@ -78,12 +78,8 @@ STAGES = {
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     run = tmp_path_factory.mktemp("straight")
-    Trainer(tiny(save_every=3), stores(), run, CPU).fit()
+    Trainer(tiny(save_every=3), small_stores(), run, CPU).fit()
     return run
-
-
-def stores():
-    return {"train": fake_store(), "val": fake_store(images=8, views=1, seed=5)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -99,7 +95,7 @@ def test_a_kill_at_any_stage_of_a_save_loses_at_most_the_steps_since_the_last(
         assert load_checkpoint(path, kind=MODEL_RUN)["step"] % 3 == 0, (
             "every visible checkpoint is whole"
         )
-    trainer = Trainer.resume(tmp_path, stores(), CPU)
+    trainer = Trainer.resume(tmp_path, small_stores(), CPU)
     assert trainer.step == STAGES[stage]
     trainer.fit()
     assert not list(tmp_path.glob(".*")), "what the killed save left is gone"
@@ -125,9 +121,9 @@ def test_an_unreadable_newest_checkpoint_is_named_and_never_silently_passed_over
     newest.write_bytes(newest.read_bytes()[:5000])
     advice = "step-000000012.pt as a checkpoint.*; delete it to go on from step-000000009.pt"
     with pytest.raises(UserError, match=advice):
-        Trainer.resume(run, stores(), CPU)
+        Trainer.resume(run, small_stores(), CPU)
     newest.unlink()
-    trainer = Trainer.resume(run, stores(), CPU)
+    trainer = Trainer.resume(run, small_stores(), CPU)
     assert trainer.step == 9
     trainer.fit()
     assert [timeless(row) for row in rows(run)] == [timeless(row) for row in rows(straight)]
@@ -175,8 +171,8 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_one_clear_error(tmp_path):
 
 
 def test_resume_is_exact_with_loader_workers_and_between_their_numbers(tmp_path, straight):
-    Trainer(tiny(save_every=3, workers=2), stores(), tmp_path, CPU).fit(stop_after=5)
-    Trainer.resume(tmp_path, stores(), CPU).fit()
+    Trainer(tiny(save_every=3, workers=2), small_stores(), tmp_path, CPU).fit(stop_after=5)
+    Trainer.resume(tmp_path, small_stores(), CPU).fit()
     assert [timeless(row) for row in rows(tmp_path)] == [timeless(row) for row in rows(straight)]
     a, b = (load_checkpoint(run / "ckpt.pt", kind=MODEL_RUN) for run in (tmp_path, straight))
     for part in ("student", "teacher"):
@@ -192,7 +188,7 @@ def test_a_request_to_stop_during_validation_is_heard(tmp_path):
         calls.append(1)
         return len(calls) > 6  # the sixth step validates
 
-    many = {**stores(), "val": fake_store(images=600, views=1, seed=5)}  # three batches
+    many = {**small_stores(), "val": fake_store(images=600, views=1, seed=5)}  # three batches
     result = Trainer(tiny(), many, tmp_path, CPU).fit(should_stop=stop)
     assert result.step == 6 and load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 6
     assert "val_nll" not in rows(tmp_path)[-1]

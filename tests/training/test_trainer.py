@@ -1,7 +1,6 @@
 """The trainer: it learns, resumes exactly, shares data between objectives, and stops in time."""
 
 import dataclasses
-import json
 import math
 import os
 
@@ -9,49 +8,23 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_store
+from small_runs import CPU, rows, small_stores, timeless, tiny
 
 from star.base.device import deterministic
 from star.base.errors import UserError
 from star.model.attention import choose_kernel
-from star.model.config import ModelConfig
 from star.runs.checkpoint import load_checkpoint
 from star.training.batches import TrainLoader, plain_batches
 from star.training.checkpoint import DISPENSABLE, MODEL_RUN
-from star.training.config import ObjectiveConfig, TrainConfig
+from star.training.config import ObjectiveConfig
 from star.training.learner import Learner, learning_rate
 from star.training.likelihood import image_nll
 from star.training.trainer import Trainer
 
-CPU = torch.device("cpu")
-
-
-def tiny(**changes) -> TrainConfig:
-    values = {
-        "model": ModelConfig(layers=2, heads=2, width=16),
-        "objective": ObjectiveConfig(contrast_steps=3, ema_decay=0.9),
-        "batch_size": 8,
-        "max_steps": 12,
-        "lr": 1e-2,
-        "warmup_steps": 2,
-        "precision": "fp32",
-        "log_every": 1,
-        "validate_every": 6,
-        "save_every": 5,
-    }
-    return TrainConfig(**{**values, **changes})
-
 
 @pytest.fixture
 def stores():
-    return {"train": fake_store(), "val": fake_store(images=8, views=1, seed=5)}
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(row):
-    return {k: v for k, v in row.items() if k not in ("sequences_per_second", "peak_memory_bytes")}
+    return small_stores()
 
 
 def test_training_learns_and_reports_every_term(stores, tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_store, small_model
-from test_distributed import one_of_two
-from test_trainer import CPU, rows, timeless, tiny
+from small_runs import CPU, rows, timeless, tiny
+from two_processes import one_of_two
 
 from probes.linear.knn import knn_predict
 from probes.reading.images import draw

@@ -1,0 +1,30 @@
+"""Weights of Inception's names and shapes, for the tests: small random numbers."""
+
+import pytest
+import torch
+
+
+def random_inception() -> dict:
+    """A state dict of Inception's names and shapes, small random numbers."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as network
+
+    with torch.device("meta"):
+        shell = object.__new__(network)
+        weights = {}
+
+        def take(self, state):
+            weights.update(self.state_dict())
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(network, "load_state_dict", take)
+        patch.setattr(network, "to", lambda self, *a, **k: self)
+        patch.setattr(torch, "load", lambda *a, **k: {})
+        network.__init__(shell, "x", ["2048"], "unread")
+        patch.undo()
+    rng = torch.Generator().manual_seed(0)
+    return {
+        key: torch.rand(value.shape, generator=rng) * 0.1 + 0.01
+        if value.is_floating_point()
+        else torch.zeros(value.shape, dtype=value.dtype)
+        for key, value in weights.items()
+    }
