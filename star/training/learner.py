@@ -23,8 +23,9 @@ from star.model.transformer import build_model
 from star.parallel.processes import distribute, gradients_synced, mean_over_processes, rank, world_size
 from star.parallel.sharding import gathered, local, shard, to_sharded, whole
 from star.runs.schedule import learning_rate
+from star.training.batches import TrainBatch
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch, compute_losses
+from star.training.objective import compute_losses
 from star.training.student import Student
 from star.training.teacher import Teacher
 
