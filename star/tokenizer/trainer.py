@@ -15,6 +15,7 @@ import torch
 from star.base.errors import UserError
 from star.base.progress import OnRow, ShouldStop, never
 from star.images.open import BadImageError, ImageSource
+from star.images.views import scaled
 from star.runs.checkpoint import CheckpointKind
 from star.runs.folder import RunFolder
 from star.runs.loop import RunResult, TrainingLoop
@@ -23,7 +24,7 @@ from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.discriminator import PatchDiscriminator
 from star.tokenizer.file import TOKENIZER_FILE, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
-from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.quality import evaluate_tokenizer
 
 __all__ = ["TOKENIZER_RUN", "TokenizerTrainer"]
 
@@ -65,8 +66,9 @@ class TokenizerTrainer(TrainingLoop):
                 f"{config.disc_layers} layers, which needs {smallest}: lower --disc-layers "
                 "or raise --sizes"
             )
-        held_out = source.splits.get("val") or source.split("train")
-        self.val_NCHW = held_out_images(held_out, size, config.val_images, config.seed, skip_bad)
+        self.held_out = "val" if source.splits.get("val") else "train"
+        split = source.split(self.held_out)
+        self.val_NCHW = held_out_images(split, size, config.val_images, config.seed, skip_bad)
         self.learner = TokenizerLearner(config, device, lpips_vgg)
         self._validated: tuple[int, dict] = -1, {}  # the step and its numbers
 
@@ -173,9 +175,8 @@ class TokenizerTrainer(TrainingLoop):
         for key in ("data", "name", "shape", "keep", "log_every", "draw_every", "save_every"):
             settings.pop(key)
         if measured is None:
-            held_out = "val" if "val" in self.source.splits else "train"
             measured = {
-                "measured_on": f"{name}, {held_out}, {len(self.val_NCHW)} images",
+                "measured_on": f"{name}, {self.held_out}, {len(self.val_NCHW)} images",
                 **self.validate(),
             }
         return {

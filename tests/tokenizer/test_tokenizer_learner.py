@@ -11,6 +11,7 @@ from reference.fill import fill_
 
 from star.base.errors import UserError
 from star.base.randomness import torch_generator
+from star.images.views import scaled
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
 from star.tokenizer.discriminator import (
     PatchDiscriminator,
@@ -23,7 +24,7 @@ from star.tokenizer.learner import TokenizerLearner, new_tokenizer
 from star.tokenizer.losses import reconstruct
 from star.tokenizer.model import VQModel
 from star.tokenizer.perceptual import load_lpips
-from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.quality import evaluate_tokenizer
 from star.tokenizer.revival import revive_codes
 
 QUICK = TokenizerConfig(
