@@ -7,7 +7,7 @@ and no file order.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,11 @@ class ImageSource:
         if name not in self.splits:
             raise UserError(f"{self.name} has no {name} split; it has: {', '.join(self.splits)}")
         return self.splits[name]
+
+
+def measured_split(splits: Container[str]) -> str:
+    """Which split is measured on where nobody names one: test, else val, else train."""
+    return next(name for name in ("test", "val", "train") if name in splits)
 
 
 def make_split(names: Iterable[str], labels: np.ndarray, read: ReadImage, content: Content) -> Split:
