@@ -41,9 +41,7 @@ def check_fields(settings: object) -> None:
     """
     hints = get_type_hints(type(settings))
     for item in dataclasses.fields(settings):
-        value = getattr(settings, item.name)
-        if not _is_a(value, hints[item.name]):
-            raise UserError(f"{item.name} is {value!r}; expected {_kind(hints[item.name])}")
+        _check(item.name, getattr(settings, item.name), hints[item.name])
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -70,8 +68,8 @@ def _kind(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_kind(part) for part in inner)
     if origin is list:
-        return f"a list of {_kind(inner[0])}"
-    return "None" if kind is NoneType else f"a {kind.__name__}"
+        return f"a list, each {_kind(inner[0])}"
+    return "None" if kind is NoneType else f"a value of type {kind.__name__}"
 
 
 def read_settings(path: Path | str) -> dict:
@@ -124,6 +122,10 @@ def _coerce(name: str, value: object, kind: type) -> object:
         return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{name} is {value!r}; expected a value of type {kind.__name__}")
+    _check(name, value, kind)
     return value
+
+
+def _check(name: str, value: object, kind: Any) -> None:
+    if not _is_a(value, kind):
+        raise UserError(f"{name} is {value!r}; expected {_kind(kind)}")
