@@ -118,7 +118,7 @@ def compare_hits(
     gains_LKN = second_LKN - first_LKN
     only_first_LK = (first_SLKN[0] & ~second_SLKN[0]).sum(-1)
     only_second_LK = (second_SLKN[0] & ~first_SLKN[0]).sum(-1)
-    p_LK = np.vectorize(mcnemar, otypes=[float])(only_first_LK, only_second_LK)
+    p_LK = mcnemar(only_first_LK, only_second_LK)
     holm_LK = holm(p_LK)
     rows, means = [], []
     for a, layer in enumerate(layers):

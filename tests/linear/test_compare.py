@@ -36,8 +36,9 @@ def compared(gain_LK, **options):
 def test_mcnemar_is_the_sum_of_binomial_terms(b, c):
     tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
     expected = min(1.0, 2 * tail / 2 ** (b + c))
-    # Sums of logarithms of up to a few hundred: about 1e-13 each.
     assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+    both = mcnemar(np.array([[b, c]]), np.array([[c, b]]))
+    assert both.shape == (1, 2) and both.tolist() == [[mcnemar(b, c)] * 2]
 
 
 def test_mcnemar_against_a_published_example():
