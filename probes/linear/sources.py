@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probes.linear.splits import PARTS, ProbeSplits
 from probes.reading.features import capture_steps
+from star.images.views import scaled
 from star.model.classes import null_label
 from star.model.transformer import Transformer
 from star.training.batches import check_rows
@@ -162,6 +163,6 @@ class PixelSource:
         order_HW1 = F.interpolate(order.float(), size=(side, side), mode="nearest")[0, 0, :, :, None]
         seen = []
         for place, step in enumerate(self.steps):
-            images_BHWC = pictures_BPHWC[:, min(place, last)].float() / 127.5 - 1
+            images_BHWC = scaled(pictures_BPHWC[:, min(place, last)])
             seen.append((images_BHWC * (order_HW1 < step - 1)).flatten(1))
         return torch.stack(seen)

@@ -14,6 +14,7 @@ from star.base.errors import UserError
 from star.base.names import shown, slug
 from star.codes.store import CodeStore
 from star.images.open import ImageSource, load_image
+from star.images.source import measured_split
 from star.images.views import center_crop
 from star.model.classes import class_words, null_label
 from star.model.sampler import generate
@@ -82,7 +83,8 @@ def find_subjects(
     data: ImageSource | Mapping[str, CodeStore] | None,
     tokenizer: Path | None,
 ) -> list[Subject]:
-    """The images named by the caller, the codes given, or the first test image of ``data``.
+    """The images named by the caller, the codes given, or the first image of ``data``: of test, else
+    val, else train.
 
     label: the class shown, by default the image's own, or the null class where nobody says. Raises
     ``UserError`` if there is no image, or no null class where it is needed.
@@ -100,15 +102,16 @@ def find_subjects(
     if images:
         return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
     if isinstance(data, Mapping):
-        store = data.get("test") or data["train"]
+        name = measured_split(data)
+        store = data[name]
         check_store(loaded.model, store)
         check_tokenizer(loaded, store)
         _, tokens_1T, labels_1 = spread_images(store, 1)
         shown = decode_tokens(model, tokens_1T, config.grid)[0]
         label = int(labels_1[0]) if label is None else label
-        words = "first test image", tokens_1T[0], label, shown, "decoded from the codes"
+        words = f"first {name} image", tokens_1T[0], label, shown, "decoded from the codes"
         return [_subject(loaded, *words)]
-    split = data.split("test")
+    split = data.split(measured_split(data.splits))
     label = int(split.labels[0]) if label is None else label
     return [_tokenized(loaded, model, split.name(0), split.load(0), label)]
 

@@ -24,9 +24,8 @@ from probes.representation.geometry import effective_rank, image_cosine, is_coll
 from probes.watching.gradients import gradient_cosines
 from star.base.randomness import generator
 from star.codes.store import CodeStore
-from star.training.batches import TrainLoader
+from star.training.batches import TrainBatch, TrainLoader
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch
 from star.training.student import Student
 from star.training.teacher import Teacher
 

@@ -26,6 +26,7 @@ __all__ = [
     "center_crop",
     "inverse_affine",
     "random_crop",
+    "scaled",
     "ten_crop_names",
     "to_model_range",
     "view_set",
@@ -356,9 +357,14 @@ def _resize_short_side(image: "Image.Image", size: int) -> "Image.Image":
 
 
 def to_model_range(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on ``device``: x / 127.5 - 1."""
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on ``device``."""
     pixels = torch.from_numpy(np.require(images_NHWC, np.uint8, ["C", "W"])).to(device)
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    return scaled(pixels.permute(0, 3, 1, 2)).contiguous()
+
+
+def scaled(images: torch.Tensor) -> torch.Tensor:
+    """uint8 as float32 in [-1, 1]: x / 127.5 - 1. Anything else as it is (who takes it checks it)."""
+    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
 
 
 def _number(text: str) -> float:
