@@ -45,8 +45,8 @@ def make_pictures(folder):
 def before(tmp_path):
     """The files as they lay then: each with its tokenizer, the newest step under both its names."""
     for name in ("run", "codes"):
-        shutil.copytree(GOLDEN / name, tmp_path / name)
-        shutil.copy(GOLDEN / "tokenizer.safetensors", tmp_path / name)
+        shutil.copytree(GOLDEN / "before" / name, tmp_path / name)
+        shutil.copy(GOLDEN / "before" / "tokenizer.safetensors", tmp_path / name)
     os.link(tmp_path / "run" / "ckpt.pt", tmp_path / "run" / "step-000000002.pt")
     make_pictures(tmp_path / "pictures")
     return tmp_path

@@ -124,8 +124,8 @@ def _grid(name: str, table: pd.DataFrame) -> pd.DataFrame:
 
 def _marked(tested: pd.DataFrame, grid: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
     """Where the table of tests names one of the models, as a bool array in the grid's shape."""
-    check_columns("tested", tested, ("layer", "step", "better"))
-    better = tested.set_index(["layer", "step"])["better"].unstack().reindex_like(grid)
+    check_columns("tested", tested, ("layer", "step", "higher"))
+    better = tested.set_index(["layer", "step"])["higher"].unstack().reindex_like(grid)
     blank = np.argwhere((better.isna() & grid.notna()).to_numpy())
     if len(blank):
         row, column = blank[0]
