@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 from star.base.errors import UserError
+from star.base.record import Record
 
 __all__ = ["METRICS", "parse_row", "read_metrics"]
 
 METRICS = "metrics.jsonl"
 
 
-def parse_row(line: str) -> dict | None:
+def parse_row(line: str) -> Record | None:
     """A row, or None for a line that was cut short or is not one of ours."""
     try:
         row = json.loads(line)
@@ -22,7 +23,7 @@ def parse_row(line: str) -> dict | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def read_metrics(run: Path) -> tuple[list[dict], int]:
+def read_metrics(run: Path) -> tuple[list[Record], int]:
     """The rows of ``run`` in order, and the number of lines that could not be read.
 
     Raises ``UserError`` if the folder holds no ``metrics.jsonl``.

@@ -7,7 +7,7 @@ not fill a batch at its end is dropped, so that no image meets itself among its 
 
 import mmap
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,9 @@ class TrainBatch:
     def split(self, parts: int) -> list["TrainBatch"]:
         """The same draws in ``parts`` equal groups of images."""
         by_image = ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn")
-        groups = zip(*(getattr(self, name).chunk(parts) for name in by_image), strict=True)
+        groups: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]] = zip(
+            *(getattr(self, name).chunk(parts) for name in by_image), strict=True
+        )
         return [TrainBatch(*group, self.steps_K) for group in groups]
 
     def pin_memory(self) -> "TrainBatch":
@@ -162,7 +164,7 @@ def _expect_random_access(codes: np.ndarray) -> None:
         codes.base.madvise(mmap.MADV_RANDOM)
 
 
-class _Steps(Dataset):
+class _Steps(Dataset[TrainBatch]):
     """Step number to batch, in the form torch's DataLoader wants."""
 
     def __init__(self, loader: TrainLoader) -> None:

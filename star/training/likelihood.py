@@ -1,6 +1,7 @@
 """Negative log-likelihood of held-out images, the number two training runs are compared by."""
 
 from collections.abc import Callable, Mapping
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -15,12 +16,23 @@ from star.training.estimate import images_at_once
 __all__ = ["image_nll", "token_nll"]
 
 
-def image_nll(model: Transformer, store: CodeStore, **options) -> np.ndarray:
+class NllOptions(TypedDict, total=False):
+    """Options of ``token_nll``."""
+
+    images: range | None
+    batch_size: int
+    precision: torch.dtype
+    cut: Mapping[int, Tensor] | None
+    should_stop: Callable[[], bool]
+
+
+def image_nll(model: Transformer, store: CodeStore, **options: Unpack[NllOptions]) -> np.ndarray:
     """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class.
 
     ``options`` are those of ``token_nll``.
     """
-    return token_nll(model, store, **options).mean(1)
+    nll_N: np.ndarray = token_nll(model, store, **options).mean(1)
+    return nll_N
 
 
 @torch.no_grad()

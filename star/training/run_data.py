@@ -5,10 +5,11 @@ refused (``star.training.own_data``), before anything is tokenised wherever the 
 images. Data that the user names are measured as they are.
 """
 
-from collections.abc import Callable
+from typing import Unpack
 
 from star.base.errors import UserError
-from star.codes.open import PreparedData, is_code_folder, prepare_data
+from star.base.progress import Message, nothing
+from star.codes.open import DataOptions, PreparedData, is_code_folder, prepare_data
 from star.codes.store import CodeStore, open_splits
 from star.images.open import open_source
 from star.images.source import ImageSource
@@ -34,8 +35,8 @@ def prepare_run_data(
     loaded: Loaded,
     given: str | None,
     *,
-    on_message: Callable[[str], None] = lambda text: None,
-    **options: object,
+    on_message: Message = nothing,
+    **options: Unpack[DataOptions],
 ) -> PreparedData:
     """Code stores of ``given``, or of the run's own data, compared with what the run recorded.
 
@@ -54,7 +55,12 @@ def prepare_run_data(
 
 
 def open_run_data(
-    loaded: Loaded, given: str | None, *, make_codes: bool = True, **options: object
+    loaded: Loaded,
+    given: str | None,
+    *,
+    make_codes: bool = True,
+    on_message: Message = nothing,
+    **options: Unpack[DataOptions],
 ) -> ImageSource | dict[str, CodeStore]:
     """As ``prepare_run_data``, for who needs images alone.
 
@@ -71,7 +77,9 @@ def open_run_data(
         own.check_stores(stores)
         return stores
     if own.needs_codes and make_codes:
-        return prepare_run_data(loaded, None, **options).source
+        prepared = prepare_run_data(loaded, None, on_message=on_message, **options)
+        assert prepared.source is not None  # ``name`` is no folder of codes
+        return prepared.source
     source = open_source(name)
     own.check_source(source)
     return source

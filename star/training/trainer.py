@@ -12,6 +12,7 @@ import torch
 from star.base.device import deterministic
 from star.base.errors import UserError
 from star.base.progress import OnRow, OnStep, ShouldStop, never, nothing
+from star.base.record import Record
 from star.codes.store import CodeStore
 from star.parallel.processes import alone, any_process, mean_over_processes, rank, world_size
 from star.runs.folder import RunFolder
@@ -27,7 +28,7 @@ from star.training.own_data import data_record
 __all__ = ["Trainer"]
 
 
-class Trainer(TrainingLoop):
+class Trainer(TrainingLoop[TrainConfig]):
     """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
 
     def __init__(
@@ -87,7 +88,7 @@ class Trainer(TrainingLoop):
         should_stop: ShouldStop = never,
         callbacks: Sequence[OnRow] = (),
         on_step: OnStep = nothing,
-        diagnose: Callable[["Trainer"], dict] | None = None,
+        diagnose: Callable[["Trainer"], Record] | None = None,
     ) -> RunResult:
         """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
 
@@ -97,7 +98,8 @@ class Trainer(TrainingLoop):
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
 
-        def measure() -> dict:
+        def measure() -> Record:
+            assert diagnose is not None
             # Other shapes than training: not worth compiling.
             with alone(), torch.compiler.set_stance("force_eager"):
                 return diagnose(self)
@@ -115,7 +117,7 @@ class Trainer(TrainingLoop):
     def _stream(self, first: int, last: int) -> Iterator[TrainBatch]:
         return self.loader.batches(first, last, pin=self.device.type == "cuda")
 
-    def _update(self, batch: TrainBatch, stop: bool) -> tuple[dict, bool]:
+    def _update(self, batch: TrainBatch, stop: bool) -> tuple[Record, bool]:
         with deterministic(self.config.deterministic):
             update = self.learner.update(batch, self.step, stop=stop)
         return update.row(), update.stop
@@ -151,7 +153,7 @@ class Trainer(TrainingLoop):
             values[name] = float(mean_over_processes(mine)) * world_size() / len(store)
         return values
 
-    def _content(self) -> dict:
+    def _content(self) -> Record:
         """All that a resume, a probe or a sampler needs."""
         train = self.stores["train"]
         return {
@@ -164,7 +166,7 @@ class Trainer(TrainingLoop):
             "data": data_record(self.stores),
         }
 
-    def _check_data(self, content: dict, path: Path) -> None:
+    def _check_data(self, content: Record, path: Path) -> None:
         for name, store in self.stores.items():
             own = content["data"].get(name)
             hashes = store.manifest["sha256"]
