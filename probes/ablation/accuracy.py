@@ -9,10 +9,11 @@ reaches the features.
 Shapes: N test images, K steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probes.ablation.cuts import Cut
 from probes.ablation.nll import Ablation, Row, cut_name
@@ -55,7 +56,7 @@ def ablate_probe(
     patterns = [cut.patterns(model.config) for cut in cuts]
     total, done = 1 + len(READINGS) * len(cuts), 0
 
-    def hits(cut=None, parts: Sequence[str] = PARTS) -> np.ndarray:
+    def hits(cut: Mapping[int, Tensor] | None = None, parts: Sequence[str] = PARTS) -> np.ndarray:
         nonlocal done
         source = ModelSource(
             model, splits, layers=[layer], steps=list(steps), precision=precision, cut=cut,

@@ -103,4 +103,4 @@ def _over_heads(rows_LHKN: Tensor, head: int | str) -> Tensor:
         return rows_LHKN
     if head == "mean":
         return rows_LHKN.mean(1)
-    return rows_LHKN.amax(1) if head == "max" else rows_LHKN[:, head - 1]
+    return rows_LHKN[:, head - 1] if isinstance(head, int) else rows_LHKN.amax(1)

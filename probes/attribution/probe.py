@@ -86,7 +86,7 @@ def fit_step_probe(
         moments.add(features_GBD, labels_SN[:, chosen])
         on_progress("probe train", done, fewer.count("train"))
     weight_GDSPC, bias_GSPC = fit_ridge(moments.gather(), PENALTIES)
-    found = [
+    of_val, of_test = (
         predict_part(
             source,
             part,
@@ -95,12 +95,12 @@ def fit_step_probe(
             lambda phase, done, total: on_progress(f"probe {phase}", done, total),
         )
         for part in ("val", "test")
-    ]
+    )
     if source.broken:
         raise UserError(
             f"features of layer {layer} at step {step} are not finite; the checkpoint is broken"
         )
-    taken = choose(*found, fewer, list(PENALTIES))
+    taken = choose(of_val, of_test, fewer, list(PENALTIES))
     penalty = float(taken.choice[0, 0])
     place = PENALTIES.index(penalty)
     hits = taken.predicted[0, 0] == fewer.labels("test")

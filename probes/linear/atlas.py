@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -145,7 +146,11 @@ def _sources(
     """Arms by name, each with a function from a seed to its source; the data's own need pictures."""
     model, steps = loaded.model, list(config.steps)
     device = model.output.weight.device
-    options = {"layers": list(config.layers), "steps": steps, "precision": config.precision}
+    options: dict[str, Any] = {
+        "layers": list(config.layers),
+        "steps": steps,
+        "precision": config.precision,
+    }
 
     def random_model(seed: int) -> Source:
         fresh = build_model(model.config, torch_generator(seed, "probe control"), device)
@@ -172,11 +177,13 @@ def _run_arm(
     stages = [
         (seed, name if len(config.seeds) == 1 else f"{name}, seed {seed}") for seed in config.seeds
     ]
-    by_seed, source, before = {}, None, None
+    by_seed = {}
+    source: Source | None = None
+    before: Source | None = None
     of_any_seed: set[int] = set()
     for seed, stage in stages:
         uncached = source_of(seed)
-        if uncached is not before:
+        if source is None or uncached is not before:
             limit = config.protocol.cache_gb
             source = cached(uncached, splits.count("train"), world_size(), limit)
         before = uncached
@@ -189,9 +196,7 @@ def _run_arm(
                 labels_SN,
                 config.protocol,
                 seed=seed,
-                on_progress=lambda phase, done, total, stage=stage: on_stage(
-                    f"{stage}: {phase}", done, total
-                ),
+                on_progress=functools.partial(_staged, on_stage, stage),
                 bank_file=kept.bank_file(name, seed),
             )
             broken = share_broken(source.broken, len(source.groups), source.device)
@@ -202,7 +207,12 @@ def _run_arm(
         predictions, broken = found
         of_any_seed |= broken
         by_seed[seed] = predictions
+    assert source is not None  # there is a seed at least
     return _Arm(name, source, controls, of_any_seed, by_seed)
+
+
+def _staged(on_stage: Stage, stage: str, phase: str, done: int, total: int) -> None:
+    on_stage(f"{stage}: {phase}", done, total)
 
 
 def _later(broken: set[int], source: Source) -> set[int]:

@@ -104,6 +104,7 @@ def train_attentive(
                 loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum")
                 (loss / batch).backward()
             for value in bank.parameters():
+                assert value.grad is not None
                 add_up(value.grad)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _factor(epoch + index / batches, epochs)

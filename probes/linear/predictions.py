@@ -81,6 +81,7 @@ def predict_part(
             found = torch.zeros(shape, dtype=torch.int32, device=predicted.device)
         found[..., torch.from_numpy(chosen)] = predicted.int()
         on_progress(f"predict {part}", done, images)
+    assert found is not None
     return add_up(found).cpu().numpy()
 
 

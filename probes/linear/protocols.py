@@ -5,12 +5,14 @@ predicts the test part. ``mae`` and ``attentive`` see a random stored view of ea
 every epoch, the others its test view.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probes.linear.attentive import RATES, AttentiveBank, train_attentive
 from probes.linear.cached import GB
@@ -131,11 +133,11 @@ def _attentive(task: Task) -> Predictions:
 
 def _predicted(task: Task, predict: Callable, settings: Sequence[float]) -> Predictions:
     _, val, test = task.counts
-    found = [
+    of_val, of_test = (
         predict_part(task.source, part, images, predict, task.on_progress)
         for part, images in (("val", val), ("test", test))
-    ]
-    return choose(*found, task.splits, list(settings))
+    )
+    return choose(of_val, of_test, task.splits, list(settings))
 
 
 def _ridge(task: Task) -> Predictions:
@@ -151,12 +153,14 @@ def _ridge(task: Task) -> Predictions:
             task.on_progress("moments", done, task.counts[0])
         weight_GDSPC, bias_GSPC = fit_ridge(moments.gather(), PENALTIES)
 
-        def predict(features, some=some, weight=weight_GDSPC, bias=bias_GSPC):
-            return predict_logreg(features[some], weight, bias)
-
+        predict = functools.partial(_of_groups, some, weight_GDSPC, bias_GSPC)
         parts.append(_predicted(task, predict, PENALTIES))
         task.on_progress("fit", index + 1, len(todo))
     return _joined(parts)
+
+
+def _of_groups(some: slice, weight_GDSPC: Tensor, bias_GSPC: Tensor, features_GBD: Tensor) -> Tensor:
+    return predict_logreg(features_GBD[some], weight_GDSPC, bias_GSPC)
 
 
 def _collected(task: Task, extra_bytes: float, fit: Callable) -> Predictions:
@@ -180,19 +184,19 @@ def _collected(task: Task, extra_bytes: float, fit: Callable) -> Predictions:
 def _logreg(task: Task) -> Predictions:
     heads = len(task.labels_SN) * task.splits.classes  # of a group; strengths are fitted in turn
 
-    def fit(train_GND, val_GND, test_GND) -> Predictions:
+    def fit(train_GND: Tensor, val_GND: Tensor, test_GND: Tensor) -> Predictions:
         # A feature that never changes (the class position at step 1) stays 0 instead of becoming NaN.
         mean, spread = train_GND.mean(1, keepdim=True), train_GND.std(1, keepdim=True).clamp_min(1e-6)
         train_GND, val_GND, test_GND = ((x - mean) / spread for x in (train_GND, val_GND, test_GND))
         weight, bias = fit_logreg(train_GND, task.labels(), task.splits.classes, STRENGTHS)
-        found = [predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND)]
-        return choose(*found, task.splits, list(STRENGTHS))
+        of_val, of_test = (predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND))
+        return choose(of_val, of_test, task.splits, list(STRENGTHS))
 
     return _collected(task, 4 * 4 * heads * task.counts[0], fit)
 
 
 def _knn(task: Task) -> Predictions:
-    def fit(train_GND, val_GND, test_GND) -> Predictions:
+    def fit(train_GND: Tensor, val_GND: Tensor, test_GND: Tensor) -> Predictions:
         predicted = np.stack(
             [
                 [_neighbours(train_ND, labels_N, test_ND, task) for labels_N in task.labels_SN]
@@ -205,7 +209,7 @@ def _knn(task: Task) -> Predictions:
     return _collected(task, 0, fit)
 
 
-def _neighbours(train_ND, labels_N: np.ndarray, test_ND, task: Task) -> np.ndarray:
+def _neighbours(train_ND: Tensor, labels_N: np.ndarray, test_ND: Tensor, task: Task) -> np.ndarray:
     k = voters(len(labels_N))
     return knn_predict(
         train_ND.cpu().numpy(), labels_N, test_ND.cpu().numpy(), k=k, device=task.source.device

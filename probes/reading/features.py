@@ -16,7 +16,7 @@ from torch import Tensor
 
 from star.base.device import autocast
 from star.base.errors import UserError
-from star.codes.store import CodeStore
+from star.codes.store import Codes, CodeStore
 from star.model.classes import class_numbers, null_label
 from star.model.config import ModelConfig
 from star.model.transformer import Transformer, check_layers
@@ -92,7 +92,7 @@ def parse_layers(text: str, layers: int) -> list[int]:
         raise UserError(f"layer is {text!r}; expected all, a number or numbers such as 2,4,6") from None
 
 
-def check_store(model: Transformer, store: CodeStore, *, classes: bool = True) -> None:
+def check_store(model: Transformer, store: Codes, *, classes: bool = True) -> None:
     """Raise ``UserError`` unless the codes fit the model's vocabulary, grid and (``classes``) classes.
 
     Under the null class, a model may be shown images of any classes.
@@ -190,7 +190,7 @@ class StepFeatures:
 @torch.no_grad()
 def step_features(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     layers: list[int],
     steps: list[int],

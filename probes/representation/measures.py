@@ -29,6 +29,7 @@ images (step 1 has seen the class alone) has no CKA, mutual kNN or CKNNA: empty 
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,7 @@ from probes.representation.geometry import (
 from probes.representation.sides import Materials, Missing, by_cell
 from probes.representation.similarity import (
     NEIGHBOURS,
+    Hsic,
     cka_left_out,
     cknna,
     hsic,
@@ -154,7 +156,7 @@ def measure_checkpoint(
     *,
     split: str = "test",
     other: Loaded | None = None,
-    **options,
+    **options: Any,
 ) -> Result:
     """``measure`` (same options) of a checkpoint on ``split``, kNN looking at the train split.
 
@@ -284,7 +286,7 @@ def _lds(work: Materials) -> list[tuple]:
 
 
 def _cka(work: Materials) -> list[tuple]:
-    def between(first, second) -> Interval:
+    def between(first: tuple[np.ndarray, Hsic], second: tuple[np.ndarray, Hsic]) -> Interval:
         value, low, high = jackknife_interval(
             *cka_left_out(hsic(first[0], second[0]), first[1], second[1])
         )
@@ -303,7 +305,7 @@ def _cknna(work: Materials) -> list[tuple]:
 
 
 def _compare_neighbours(work: Materials, likeness: Callable, baseline: float) -> list[tuple]:
-    def between(first, second) -> Interval:
+    def between(first: list, second: list) -> Interval:
         value, *left_out = (likeness(a, b) for a, b in zip(first, second, strict=True))
         return jackknife_interval(value, np.array(left_out))
 

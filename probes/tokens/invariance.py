@@ -216,7 +216,8 @@ class _Study:
             self._add_chance(place, after, counts_BV)
 
     def _add_chance(self, place: int, after: np.ndarray, counts_BV: np.ndarray) -> None:
-        self._note(place, "chance", (self.other == after).mean((1, 2)))
+        assert self.other is not None
+        self._note(place, "chance", np.equal(self.other, after).mean((1, 2)))
         self._note(place, "histogram_chance", self._variation(counts_BV, self.other_counts_BV))
         # Over all T x T pairs the cosines sum to the product of sums; equal pairs are at distance 0.
         sum_BE = self.codes_VE[after.reshape(len(after), -1)].sum(1)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from star.base.errors import UserError
 from star.base.randomness import generator
-from star.codes.store import CodeStore, check_rows
+from star.codes.store import Codes, CodeStore, check_rows
 from star.training.config import TrainConfig
 
 __all__ = ["TrainBatch", "TrainLoader", "draw_steps", "draw_token_masks", "plain_batches"]
@@ -180,7 +180,7 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 def plain_batches(
-    store: CodeStore, batch_size: int, device: torch.device | str, images: range | None = None
+    store: Codes, batch_size: int, device: torch.device | str, images: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(tokens_BT, labels_B) of the test view of ``images`` (default: all), in order."""
     chosen = range(len(store)) if images is None else images
