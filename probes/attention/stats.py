@@ -1,10 +1,10 @@
 """Where a model looks, in numbers over many images: layers x steps x heads, beside a uniform row.
 
-``attention_stats`` measures one model (``attention_compare`` sets two beside each other). Tables are
-long, one row a number: layer, step, head and measure (``attention_measures``), its mean over images
-with a 95 % normal interval, and ``uniform``, the same number of attention spread evenly over what the
-step sees. Head 0 is the mean over heads; step 0 the mean over steps, layer 0 over layers (an image is
-averaged first, so that the interval is over images).
+``attention_stats`` measures one model (``probes.attention.compare`` sets two beside each other). Tables
+are long, one row a number: layer, step, head and measure (``probes.attention.measures``), its mean over
+images with a 95 % normal interval, and ``uniform``, the same number of attention spread evenly over
+what the step sees. Head 0 is the mean over heads; step 0 the mean over steps, layer 0 over layers (an
+image is averaged first, so that the interval is over images).
 
 Shapes: N images, L layers, K steps, H heads, P positions (class first).
 """

@@ -157,7 +157,7 @@ test_codes._write(open_source(sys.argv[1]), sys.argv[2], batch_size=16, on_progr
 
 
 def test_a_process_that_is_really_killed(source, tmp_path, request):
-    code = KILLED_RUN.format(tests=str(request.path.parents[1] / "support"))
+    code = KILLED_RUN.format(tests=str(request.path.parent))
     run = [sys.executable, "-c", code, str(tmp_path / "set"), str(tmp_path / "out")]
     result = subprocess.run(run, cwd=request.config.rootpath, check=False, capture_output=True)
     assert result.returncode == -9, result.stderr.decode()
