@@ -5,74 +5,27 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, TypeVar
 
 from star.base.errors import UserError
+from star.base.record import Record
 
-__all__ = ["check_fields", "config_from_dict", "config_to_dict", "option", "read_settings"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-Config = TypeVar("Config")
+__all__ = ["config_from_dict", "config_to_dict", "option", "read_settings"]
 
-
-def option(
-    default: Any,
-    text: str,
-    *,
-    said: str | None = None,
-    flag: str | None = None,
-    panel: str | None = None,
-    argument: str | None = None,
-) -> Any:
-    """A field of a configuration or a request with the text that ``--help`` shows for it.
-
-    said: what the default amounts to, where its value does not say it. flag: the option's name, where
-    it is not the field's. panel: the heading it stands under. argument: the field is a command's
-    argument, shown by this name.
-    """
-    more = {"said": said, "flag": flag, "panel": panel, "argument": argument}
-    return field(default=default, metadata={"help": text, **more})
+Config = TypeVar("Config", bound="DataclassInstance")
+Default = TypeVar("Default")
 
 
-def check_fields(settings: object) -> None:
-    """Raise ``UserError`` unless every field of a dataclass has a value of its annotated type.
-
-    What the command line checks while it parses is checked here for who calls from Python.
-    """
-    hints = get_type_hints(type(settings))
-    for item in dataclasses.fields(settings):
-        _check(item.name, getattr(settings, item.name), hints[item.name])
+def option(default: Default, text: str) -> Default:
+    """A field of a configuration with the text that ``--help`` shows for it."""
+    held: Default = field(default=default, metadata={"help": text})
+    return held
 
 
-def _is_a(value: object, kind: Any) -> bool:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in inner
-    if origin in (Union, UnionType):
-        return any(_is_a(value, part) for part in inner)
-    if origin is list:
-        return isinstance(value, list | tuple) and all(_is_a(part, inner[0]) for part in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind is Path:
-        return isinstance(value, Path | str)
-    return isinstance(value, kind)
-
-
-def _kind(kind: Any) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "one of: " + ", ".join(map(str, inner))
-    if origin in (Union, UnionType):
-        return " or ".join(_kind(part) for part in inner)
-    if origin is list:
-        return f"a list, each {_kind(inner[0])}"
-    return "None" if kind is NoneType else f"a value of type {kind.__name__}"
-
-
-def read_settings(path: Path | str) -> dict:
+def read_settings(path: Path | str) -> Record:
     """Content of a ``.toml`` or ``.json`` file; ``UserError`` if it is missing or does not parse."""
     path = Path(path)
     try:
@@ -88,12 +41,12 @@ def read_settings(path: Path | str) -> dict:
     return values
 
 
-def config_to_dict(config: object) -> dict:
+def config_to_dict(config: "DataclassInstance") -> Record:
     """Nested plain dictionary of a configuration, ready for JSON."""
     return dataclasses.asdict(config)
 
 
-def config_from_dict(values: dict, base: Config) -> Config:
+def config_from_dict(values: Record, base: Config) -> Config:
     """Build settings from a nested dictionary (JSON or TOML), over ``base``.
 
     Raises ``UserError`` on an unknown key (listing the valid ones) or a value of the wrong type.
@@ -101,14 +54,14 @@ def config_from_dict(values: dict, base: Config) -> Config:
     return _replace(base, values, prefix="")
 
 
-def _replace(base, values: dict, prefix: str):
+def _replace(base: Config, values: Record, prefix: str) -> Config:
     fields = {f.name: f for f in dataclasses.fields(base)}
-    changes = {}
+    changes: Record = {}
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"unknown setting {prefix}{key}; expected one of: {', '.join(fields)}")
         current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key} must be a table of settings, got {value!r}")
             changes[key] = _replace(current, value, prefix=f"{prefix}{key}.")
@@ -122,10 +75,6 @@ def _coerce(name: str, value: object, kind: type) -> object:
         return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
-    _check(name, value, kind)
+    if type(value) is not kind:
+        raise UserError(f"{name} is {value!r}; expected a value of type {kind.__name__}")
     return value
-
-
-def _check(name: str, value: object, kind: Any) -> None:
-    if not _is_a(value, kind):
-        raise UserError(f"{name} is {value!r}; expected {_kind(kind)}")

@@ -99,10 +99,11 @@ def draw_cells(
     """
     shown = values if shown is None else shown
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
-    for row, column in np.argwhere(np.isfinite(values)) if number else ():
-        ink = text_colour(colours(norm(values[row, column])))
-        text = number.format(shown[row, column])
-        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
+    if number is not None:
+        for row, column in np.argwhere(np.isfinite(values)):
+            ink = text_colour(colours(norm(values[row, column])))
+            text = number.format(shown[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
     rows, columns = values.shape
     axes.spines[:].set_visible(False)
     if line:
