@@ -11,9 +11,12 @@ import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +28,7 @@ __all__ = [
     "SourceTokenizer",
     "Threads",
     "Weights",
+    "sign",
     "with_options",
 ]
 
@@ -55,7 +59,11 @@ Threads = Annotated[
 ]
 
 
-def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str] | None = None):
+def with_options(
+    *defaults: "DataclassInstance",
+    skip: tuple[str, ...] = (),
+    panels: dict[type, str] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate ``command(..., given: dict[type, dict])`` with an option for every field.
 
     ``given`` maps each class to the fields set on the command line; a field that several classes have
@@ -65,7 +73,7 @@ def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[typ
     """
     panels = panels or {}
 
-    def decorate(command: Callable) -> Callable:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
         annotations = {p.name: p.annotation for p in own}
         owners: dict[str, list[type]] = {}
@@ -91,22 +99,29 @@ def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[typ
                 )
 
         @functools.wraps(command)
-        def run(**values):
+        def run(**values: Any) -> None:
             given: dict[type, dict] = {type(shown): {} for shown in defaults}
             for name, classes in owners.items():
                 value = values.pop(name)
                 if value is not None:
                     for cls in classes:
                         given[cls][name] = value
-            return command(**values, given=given)
+            command(**values, given=given)
 
         keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        run.__signature__ = inspect.Signature([*keyword_only, *extra])
-        run.__annotations__ = annotations
+        sign(run, inspect.Signature([*keyword_only, *extra]), annotations)
         del run.__wrapped__  # typer would look through it at the undecorated signature
         return run
 
     return decorate
+
+
+def sign(
+    command: Callable[..., None], signature: inspect.Signature, annotations: dict[str, Any]
+) -> None:
+    """Let ``command`` show this signature, which typer makes its options of."""
+    vars(command)["__signature__"] = signature
+    command.__annotations__ = annotations
 
 
 def _in_order(cls: type) -> list[dataclasses.Field]:
@@ -116,7 +131,7 @@ def _in_order(cls: type) -> list[dataclasses.Field]:
     return sorted(fields, key=lambda field: not field.metadata.get("argument"))
 
 
-def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str | None):
+def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str | None) -> object:
     """The typer parameter of a field (``star.base.settings.option``)."""
     about = field.metadata
     default = getattr(shown, field.name)

@@ -2,12 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from cli.options import Device
 from cli.threads import computing
+
+if TYPE_CHECKING:
+    from probes.tokens.codebook import Codebook
+    from star.codes.store import CodeStore
+    from star.tokenizer.model import VQModel
 
 MOST_DRAWN = 160
 
@@ -78,7 +83,7 @@ def codebook(
     print_written(written)
 
 
-def _print(report, name: str) -> None:
+def _print(report: "Codebook", name: str) -> None:
     import numpy as np
 
     from cli.terminal.screen import print_line
@@ -96,7 +101,7 @@ def _print(report, name: str) -> None:
     )
 
 
-def _draw(report, model, store, stem: Path, top: int) -> list[Path]:
+def _draw(report: "Codebook", model: "VQModel", store: "CodeStore", stem: Path, top: int) -> list[Path]:
     """The pictures' files."""
     from probes.tokens.codebook import code_pictures
     from viz.base.style import save

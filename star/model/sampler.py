@@ -27,7 +27,7 @@ __all__ = ["filter_logits", "generate", "guide"]
 @torch.no_grad()
 def generate(
     model: Transformer,
-    labels_B: Tensor | Sequence[int],
+    labels_B: Tensor | np.ndarray | Sequence[int],
     *,
     seeds: Sequence[int],
     cfg_scale: float = 2.0,
