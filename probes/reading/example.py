@@ -1,6 +1,6 @@
 """The images that pictures of a model are about: their tokens, their class, what they look like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from probes.reading.features import check_store, check_tokenizer
 from star.base.errors import UserError
 from star.base.names import shown, slug
+from star.base.progress import Progress, nothing
 from star.codes.store import CodeStore
 from star.images.open import ImageSource, load_image
 from star.images.source import measured_split
@@ -122,7 +123,7 @@ def sampled_subjects(
     seed: int,
     cfg_scale: float,
     tokenizer: Path | None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress = nothing,
 ) -> list[Subject]:
     """``count`` images that the model samples under ``label`` (None: the null class).
 

@@ -11,8 +11,8 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch
 from star.base.device import autocast, exact_float32, resolve_device, resolve_precision
 from star.base.errors import UserError, require_choice
 from star.base.files import remove_folder
+from star.base.progress import Message, Progress, StageProgress, nothing
 from star.codes.imagenet import imagenet_warning
 from star.codes.store import CodeStore, StoreWriter, open_splits
 from star.codes.view_batches import default_workers, view_batches
@@ -29,13 +30,28 @@ from star.images.left_out import left_out_line
 from star.images.source import ImageSource, Split
 from star.images.views import ViewSet, to_model_range, view_set
 
-__all__ = ["tokenize"]
+__all__ = ["TokenizeOptions", "tokenize"]
 
 # A CPU is fastest where activations stay below what the C library maps anew each time (32 MB); a GPU
 # needs enough of them to be busy. Bytes of the widest activation of one tokenizer call.
 _CALL_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 _CALLS = 16  # tokenizer calls between two notes of progress, where the batch size is ours to choose
 _MOST_VIEWS = 1024
+
+
+class TokenizeOptions(TypedDict, total=False):
+    """Options of ``tokenize`` besides the callbacks."""
+
+    size: int | None
+    views: str | None
+    eval_views: str
+    batch_size: int | None
+    workers: int | None
+    skip_bad: bool
+    max_megapixels: float
+    seed: int
+    device: str
+    precision: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +101,8 @@ def tokenize(
     device: str = "cpu",
     precision: str = "fp32",
     tokenizer_hash: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
-    on_message: Callable[[str], None] | None = None,
+    on_progress: StageProgress = nothing,
+    on_message: Message = nothing,
 ) -> dict[str, CodeStore]:
     """Write the code stores of all splits of ``source`` to the folder ``out`` and open them.
 
@@ -116,7 +132,6 @@ def tokenize(
         device=where,
         dtype=resolve_precision(precision, where),
     )
-    say = on_message or (lambda message: None)
     size = _size(source, tokenizer, size)
     every = view_set(views or source.default_views, size, seed=seed)
     view_sets = dict.fromkeys(source.splits, every if eval_views == "all" else every.test_only())
@@ -133,18 +148,18 @@ def tokenize(
 
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return reuse_stores(out, plan, say)
+        return reuse_stores(out, plan, on_message)
     for line in (left_out_line(source.name, source.left_out), imagenet_warning(source.class_names)):
         if line:
-            say(line)
+            on_message(line)
     partial = out.with_name(out.name + ".partial")
-    prepare_work(partial, plan, say)
+    prepare_work(partial, plan, on_message)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(where)
     with kept_if_useful(partial):
         for split, facts in plan.items():
             images, cut = source.splits[split], view_sets[split]
-            report = functools.partial(on_progress or (lambda *progress: None), split)
+            report = functools.partial(on_progress, split)
             _write_split(partial / split, images, facts, cut, tokenizer, options, report)
     publish_work(partial, out)
     return open_splits(out)
@@ -202,7 +217,7 @@ def _write_split(
     views: ViewSet,
     tokenizer,
     options: _Options,
-    report: Callable[[int, int], None],
+    report: Progress,
 ) -> None:
     total = len(split)
     if (folder / "manifest.json").is_file():

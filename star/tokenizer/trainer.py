@@ -74,13 +74,21 @@ class TokenizerTrainer(TrainingLoop):
 
     @classmethod
     def resume(
-        cls, run: Path, source: ImageSource, device: torch.device | str = "cpu", **options: object
+        cls,
+        run: Path,
+        source: ImageSource,
+        device: torch.device | str = "cpu",
+        *,
+        lpips_vgg: str | None = None,
+        skip_bad: bool = False,
+        facts: dict | None = None,
     ) -> "TokenizerTrainer":
-        """Go on from the newest checkpoint; ``options`` as for a new run.
+        """Go on from the newest checkpoint; options as for a new run, but ``facts`` stay the run's own.
 
         Raises ``UserError`` if there is none, it cannot be read, or it saw other images.
         """
         folder = RunFolder(run, kind=TOKENIZER_RUN)
+        options = {"lpips_vgg": lpips_vgg, "skip_bad": skip_bad, "facts": facts}
         trainer = cls(folder.settings(), source, run, device, **options)
         path, content = trainer.run.newest()
         for split, fingerprint in trainer._data().items():
