@@ -15,7 +15,6 @@ import typer
 
 from cli import shell
 from cli.commands import (
-    ablate,
     attention_stats,
     attn_maps,
     attribute,
@@ -29,6 +28,7 @@ from cli.commands import (
     probe,
     reproduce,
     runs,
+    studies,
     token_invariance,
     train,
     train_tokenizer,
@@ -59,7 +59,7 @@ app.command("probe")(probe.probe)
 app.command("attn-maps")(attn_maps.attn_maps)
 app.command("attention-stats")(attention_stats.attention_stats)
 app.command("attribute")(attribute.attribute)
-app.command("ablate")(ablate.ablate)
+app.command("ablate")(studies.command("ablate"))
 app.command("token-invariance")(token_invariance.token_invariance)
 app.command("codebook")(codebook.codebook)
 app.command("sample")(look.sample)

@@ -104,7 +104,7 @@ def _preparing(loaded, tokenizer: Path | None, stages) -> dict:
         "tokenizer": tokenizer_path(loaded.path.parent, tokenizer),
         "device": str(loaded.model.output.weight.device),
         "on_progress": stages.report,
-        "on_message": stages.message,
+        "on_message": stages.say,
     }
 
 

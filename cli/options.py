@@ -55,48 +55,49 @@ Threads = Annotated[
 ]
 
 
-def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str]):
+def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str] | None = None):
     """Decorate ``command(..., given: dict[type, dict])`` with an option for every field.
 
-    ``given`` maps each class to the fields set on the command line. ``defaults`` holds an instance of
-    each class, whose values ``--help`` shows; ``skip`` names fields that get no option here; ``panels``
-    maps a class to its heading.
+    ``given`` maps each class to the fields set on the command line; a field that several classes have
+    is one option for all of them. ``defaults`` holds an instance of each class, whose values ``--help``
+    shows; ``skip`` names fields that get no option here; ``panels`` maps a class to its heading. What a
+    class declares itself comes before what it inherits, arguments before options.
     """
+    panels = panels or {}
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
         annotations = {p.name: p.annotation for p in own}
-        owners: dict[str, type] = {}
+        owners: dict[str, list[type]] = {}
         extra = []
         for shown in defaults:
             cls = type(shown)
             hints = typing.get_type_hints(cls)
-            for field in dataclasses.fields(cls):
+            for field in _in_order(cls):
                 if field.name in skip or "help" not in field.metadata:
                     continue
-                owners[field.name] = cls
-                kind = hints[field.name] | None
-                option = typer.Option(
-                    None,
-                    _flag(field.name, hints[field.name]),
-                    help=f"{field.metadata['help']}  \\[default: {getattr(shown, field.name)}]",
-                    rich_help_panel=panels[cls],
-                    show_default=False,
-                )
-                annotations[field.name] = kind
+                owners.setdefault(field.name, []).append(cls)
+                if field.name in annotations:
+                    continue
+                annotations[field.name] = hints[field.name] | None
+                parameter = _parameter(field, hints[field.name], shown, panels.get(cls))
                 extra.append(
                     inspect.Parameter(
-                        field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind
+                        field.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=parameter,
+                        annotation=annotations[field.name],
                     )
                 )
 
         @functools.wraps(command)
         def run(**values):
             given: dict[type, dict] = {type(shown): {} for shown in defaults}
-            for name, cls in owners.items():
+            for name, classes in owners.items():
                 value = values.pop(name)
                 if value is not None:
-                    given[cls][name] = value
+                    for cls in classes:
+                        given[cls][name] = value
             return command(**values, given=given)
 
         keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
@@ -106,6 +107,26 @@ def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[typ
         return run
 
     return decorate
+
+
+def _in_order(cls: type) -> list[dataclasses.Field]:
+    """A class's fields: its own before those it inherits, arguments before options."""
+    inherited = {name for base in cls.__mro__[1:] for name in vars(base).get("__annotations__", {})}
+    fields = sorted(dataclasses.fields(cls), key=lambda field: field.name in inherited)
+    return sorted(fields, key=lambda field: not field.metadata.get("argument"))
+
+
+def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str | None):
+    """The typer parameter of a field (``star.base.settings.option``)."""
+    about = field.metadata
+    default = getattr(shown, field.name)
+    said = about.get("said") or ("" if default is None else default)
+    text = about["help"] + (f"  \\[default: {said}]" if said != "" else "")
+    if about.get("argument"):
+        return typer.Argument(None, metavar=about["argument"], help=text, show_default=False)
+    flag = about.get("flag") or _flag(field.name, kind)
+    panel = about.get("panel") or panel
+    return typer.Option(None, flag, help=text, rich_help_panel=panel, show_default=False)
 
 
 def _flag(name: str, kind: object) -> str:

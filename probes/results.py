@@ -10,15 +10,26 @@ import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from star.base.errors import UserError
-from star.base.files import publish_file, write_json
+from star.base.files import publish_file, sha256_file, write_json
 from star.base.names import shown, shown_values
 from star.base.versions import PACKAGE, installed_version
 
-__all__ = ["PROBE_COLUMNS", "Result", "provenance", "read_result", "write_result"]
+if TYPE_CHECKING:  # torch takes seconds, and drawing needs none
+    from star.training.checkpoint import Loaded
+
+__all__ = [
+    "PROBE_COLUMNS",
+    "Result",
+    "checkpoint_facts",
+    "provenance",
+    "read_result",
+    "write_result",
+]
 
 PROBE_COLUMNS = (
     "layer", "step", "protocol", "control", "seed", "split", "accuracy", "low", "high", "n",
@@ -45,6 +56,22 @@ def provenance(**facts: object) -> dict:
         "machine": platform.platform(),
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def checkpoint_facts(loaded: "Loaded", prefix: str = "") -> dict:
+    """What every result says of its checkpoint, under the same keys; ``prefix`` tells a second apart.
+
+    ``checkpoint`` (its path), ``checkpoint_sha256``, ``checkpoint_step``, ``weights`` (teacher or
+    student) and ``model`` (which weights they are, in words).
+    """
+    facts = {
+        "checkpoint": str(loaded.path),
+        "checkpoint_sha256": sha256_file(loaded.path),
+        "checkpoint_step": loaded.step,
+        "weights": loaded.weights,
+        "model": loaded.description,
+    }
+    return {f"{prefix}{key}": value for key, value in facts.items()}
 
 
 def write_result(result: Result, path: Path | str) -> list[Path]:

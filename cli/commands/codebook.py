@@ -51,7 +51,7 @@ def codebook(
             tokenizer=tokenizer,
             device=str(resolve_device(device)),
             on_progress=stages.report,
-            on_message=stages.message,
+            on_message=stages.say,
         )
     if found.tokenizer is None:
         raise UserError(f"{data} has no tokenizer beside its codes; give --tokenizer")

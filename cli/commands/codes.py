@@ -45,7 +45,7 @@ def import_(
             crop_ranges=ranges,
             vocab_size=vocab_size,
             on_progress=lambda done, total: stages.report("import", done, total),
-            on_message=stages.message,
+            on_message=stages.say,
             **named,
         )
     if model is not None and not (out / TOKENIZER_FILE).exists():

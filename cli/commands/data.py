@@ -81,7 +81,7 @@ def tokenize(
             device=device,
             precision=precision,
             on_progress=stages.report,
-            on_message=stages.message,
+            on_message=stages.say,
         )
     keep_tokenizer(data, out)
     _print_stores(data.stores)

@@ -42,7 +42,7 @@ def reproduce(
             tokenizer=tokenizer,
             device=resolve_device(device),
             on_progress=stages.report,
-            on_message=stages.message,
+            on_message=stages.say,
         )
     rows = []
     for (measure, unit), group in summary.table.groupby(["measure", "unit"], sort=False):

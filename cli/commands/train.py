@@ -132,7 +132,7 @@ def _prepared(
             device=str(where),
             on_source=own and own.check_source,
             on_progress=stages.report,
-            on_message=stages.message,
+            on_message=stages.say,
         )
     if without is None:
         trainer = Trainer(settings, data.stores, folder, where)

@@ -119,7 +119,7 @@ def _open(asked: InvarianceRequest) -> dict[str, VQModel]:
     device, found, known = resolve_device(asked.device), {}, {}
     with Stages() as stages:
         for given in asked.tokenizers or [None]:
-            model = open_tokenizer(given, on_progress=stages.report, on_message=stages.message)
+            model = open_tokenizer(given, on_progress=stages.report, on_message=stages.say)
             twin = known.setdefault(tokenizer_sha256(model), given)
             if len(known) == len(found):
                 raise UserError(f"{twin} and {given} are the same tokenizer; give each once")

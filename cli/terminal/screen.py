@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from figures.work import Said
 from probes.stats.intervals import FEWEST
 from star.base.errors import listed
 from star.base.names import shown
@@ -80,6 +81,7 @@ class Stages:
             console=console,
         )
         self._tasks: dict[str, int] = {}
+        self._done: dict[str, int] = {}
         self._started: dict[str, float] = {}
 
     def __enter__(self) -> "Stages":
@@ -93,7 +95,8 @@ class Stages:
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Progress of ``stage``; the first call of a stage starts its bar."""
-        new = stage not in self._tasks
+        new = stage not in self._tasks or done < self._done.get(stage, 0)
+        self._done[stage] = done
         if console.is_terminal:
             if new:
                 self._tasks[stage] = self._progress.add_task(shown(stage), total=total)
@@ -107,11 +110,12 @@ class Stages:
             print_line(f"{stage}: {done}/{total} after {seconds:.0f} s")
         self._tasks[stage] = done
 
-    def message(self, text: str) -> None:
-        """A line above the bars."""
-        (self._progress.console if console.is_terminal else console).print(
-            text, highlight=False, markup=False
-        )
+    def say(self, said: Said) -> None:
+        """A line or a table above the bars."""
+        if isinstance(said, str):
+            print_line(said)
+        else:
+            print_rows(said.title, said.columns, said.rows)
 
 
 def print_line(text: str) -> None:
@@ -120,7 +124,7 @@ def print_line(text: str) -> None:
     console.file.flush()
 
 
-def print_rows(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A small table; numbers right-aligned. No word is cut: a narrow terminal wraps the lines."""
     table = Table(title=shown(title), title_justify="left")
     for index, column in enumerate(columns):

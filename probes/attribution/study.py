@@ -25,10 +25,9 @@ from probes.attribution.quality import (
     attribution_sensitivity,
 )
 from probes.attribution.scores import StepScores
-from probes.results import Result, provenance
+from probes.results import Result, checkpoint_facts, provenance
 from probes.stats.intervals import jackknife_interval, mean_interval
 from star.base.errors import UserError
-from star.base.files import sha256_file
 from star.model.config import ModelConfig
 from star.model.transformer import check_layers
 from star.training.checkpoint import Loaded
@@ -205,8 +204,7 @@ def _info(loaded: Loaded, scores: StepScores, images, config, attention_layers, 
     baseline_class = "null class" if images[0].label != scores.null else "mean of the class embeddings"
     return provenance(
         measurement="attribution of a step's score to the prefix",
-        checkpoint=str(loaded.path), checkpoint_sha256=sha256_file(loaded.path),
-        weights=loaded.weights, training_step=loaded.step, objective=loaded.objective_name,
+        **checkpoint_facts(loaded), objective=loaded.objective_name,
         tokenizer=loaded.tokenizer, step=scores.step, target=scores.target,
         unit="nats" if scores.target == "logprob" else f"{scores.target} units",
         probe=scores.probe and scores.probe.describe(), settings=asdict(config),

@@ -31,10 +31,9 @@ from probes.linear.sources import CodeSource, ModelSource, PixelSource, Source
 from probes.linear.splits import ProbeSplits
 from probes.linear.work import AtlasWork
 from probes.reading.features import check_steps, check_store, check_tokenizer
-from probes.results import PROBE_COLUMNS, Result, provenance
+from probes.results import PROBE_COLUMNS, Result, checkpoint_facts, provenance
 from probes.stats.intervals import wilson_interval
 from star.base.errors import UserError
-from star.base.files import sha256_file
 from star.base.randomness import generator, torch_generator
 from star.images.open import ImageSource
 from star.model.transformer import build_model, check_layers
@@ -231,11 +230,7 @@ def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_
         departures=list(DEPARTURES) if protocol.name == "mae" else [],
         settings=settings if protocol.name == "mae" else {},
         condition="null class",
-        checkpoint=str(loaded.path),
-        checkpoint_sha256=sha256_file(loaded.path),
-        checkpoint_step=loaded.step,
-        weights=loaded.weights,
-        model=loaded.description,
+        **checkpoint_facts(loaded),
         splits=splits.describe(),
         layers=list(config.layers),
         steps=list(config.steps),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from probes.reading.features import check_store, check_tokenizer
+from probes.reading.images import spread_images
 from star.base.errors import UserError
 from star.base.names import shown, slug
 from star.base.progress import Progress, nothing
@@ -106,10 +107,11 @@ def find_subjects(
         store = data[name]
         check_store(loaded.model, store)
         check_tokenizer(loaded, store)
-        tokens = torch.from_numpy(store.codes[0, store.test_view].astype(np.int64))
-        shown = decode_tokens(model, tokens[None], config.grid)[0]
-        label = int(store.labels[0]) if label is None else label
-        return [_subject(loaded, f"first {name} image", tokens, label, shown, "decoded from the codes")]
+        _, tokens_1T, labels_1 = spread_images(store, 1)
+        shown = decode_tokens(model, tokens_1T, config.grid)[0]
+        label = int(labels_1[0]) if label is None else label
+        words = f"first {name} image", tokens_1T[0], label, shown, "decoded from the codes"
+        return [_subject(loaded, *words)]
     split = data.split(measured_split(data.splits))
     label = int(split.labels[0]) if label is None else label
     return [_tokenized(loaded, model, split.name(0), split.load(0), label)]

@@ -57,10 +57,9 @@ from probes.representation.similarity import (
     nearest,
 )
 from probes.representation.spatial import FAR, layer_lds
-from probes.results import Result, provenance
+from probes.results import Result, checkpoint_facts, provenance
 from probes.stats.intervals import jackknife_interval, mean_interval, wilson_interval
 from star.base.errors import require_choice
-from star.base.files import sha256_file
 from star.codes.store import CodeStore
 from star.model.transformer import Transformer
 from star.tokenizer.model import VQModel
@@ -174,8 +173,8 @@ def measure_checkpoint(
     facts = {
         "split": split,
         "data": {name: stores[name].manifest["sha256"] for name in {split, "train"} & set(stores)},
-        **_checkpoint_facts("checkpoint", loaded),
-        **({} if other is None else _checkpoint_facts("other_checkpoint", other)),
+        **checkpoint_facts(loaded),
+        **({} if other is None else checkpoint_facts(other, "other_")),
     }
     options |= {"other": None if other is None else other.model, "facts": facts}
     names = list(options.pop("names", None) or ())
@@ -195,16 +194,6 @@ def measure_checkpoint(
     }
     table = pd.concat([rest.table, found.table], ignore_index=True)
     return Result(table, {**rest.info, "of_train": of_train})
-
-
-def _checkpoint_facts(role: str, loaded: Loaded) -> dict:
-    return {
-        role: str(loaded.path),
-        f"{role}_sha256": sha256_file(loaded.path),
-        f"{role}_step": loaded.step,
-        f"{role}_weights": loaded.weights,
-        f"{role}_model": loaded.description,
-    }
 
 
 def _step_consistency(work: Materials) -> list[tuple]:

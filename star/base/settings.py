@@ -5,21 +5,27 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from star.base.errors import UserError
+from star.base.record import Record
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["config_from_dict", "config_to_dict", "option", "read_settings"]
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
+Default = TypeVar("Default")
 
 
-def option(default, text: str):
+def option(default: Default, text: str) -> Default:
     """A field of a configuration with the text that ``--help`` shows for it."""
-    return field(default=default, metadata={"help": text})
+    held: Default = field(default=default, metadata={"help": text})
+    return held
 
 
-def read_settings(path: Path | str) -> dict:
+def read_settings(path: Path | str) -> Record:
     """Content of a ``.toml`` or ``.json`` file; ``UserError`` if it is missing or does not parse."""
     path = Path(path)
     try:
@@ -35,12 +41,12 @@ def read_settings(path: Path | str) -> dict:
     return values
 
 
-def config_to_dict(config: object) -> dict:
+def config_to_dict(config: "DataclassInstance") -> Record:
     """Nested plain dictionary of a configuration, ready for JSON."""
     return dataclasses.asdict(config)
 
 
-def config_from_dict(values: dict, base: Config) -> Config:
+def config_from_dict(values: Record, base: Config) -> Config:
     """Build settings from a nested dictionary (JSON or TOML), over ``base``.
 
     Raises ``UserError`` on an unknown key (listing the valid ones) or a value of the wrong type.
@@ -48,14 +54,14 @@ def config_from_dict(values: dict, base: Config) -> Config:
     return _replace(base, values, prefix="")
 
 
-def _replace(base, values: dict, prefix: str):
+def _replace(base: Config, values: Record, prefix: str) -> Config:
     fields = {f.name: f for f in dataclasses.fields(base)}
-    changes = {}
+    changes: Record = {}
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"unknown setting {prefix}{key}; expected one of: {', '.join(fields)}")
         current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key} must be a table of settings, got {value!r}")
             changes[key] = _replace(current, value, prefix=f"{prefix}{key}.")

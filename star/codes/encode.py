@@ -21,6 +21,7 @@ from star.base.device import autocast, exact_float32, resolve_device, resolve_pr
 from star.base.errors import UserError, require_choice
 from star.base.files import remove_folder
 from star.base.progress import Message, Progress, StageProgress, nothing
+from star.base.record import Record
 from star.codes.imagenet import imagenet_warning
 from star.codes.store import CodeStore, StoreWriter, open_splits
 from star.codes.view_batches import default_workers, view_batches
@@ -29,6 +30,7 @@ from star.images.decode import MAX_MEGAPIXELS, require_megapixels
 from star.images.left_out import left_out_line
 from star.images.source import ImageSource, Split
 from star.images.views import ViewSet, to_model_range, view_set
+from star.tokenizer.model import VQModel
 
 __all__ = ["TokenizeOptions", "tokenize"]
 
@@ -37,21 +39,6 @@ __all__ = ["TokenizeOptions", "tokenize"]
 _CALL_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
 _CALLS = 16  # tokenizer calls between two notes of progress, where the batch size is ours to choose
 _MOST_VIEWS = 1024
-
-
-class TokenizeOptions(TypedDict, total=False):
-    """Options of ``tokenize`` besides the callbacks."""
-
-    size: int | None
-    views: str | None
-    eval_views: str
-    batch_size: int | None
-    workers: int | None
-    skip_bad: bool
-    max_megapixels: float
-    seed: int
-    device: str
-    precision: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +57,7 @@ class _Options:
         if not 0 <= self.workers <= 1000:
             raise UserError(f"workers is {self.workers}; expected 0 (threads) to 1000 processes")
 
-    def per_call(self, tokenizer, size: int) -> int:
+    def per_call(self, tokenizer: VQModel, size: int) -> int:
         """Views of one tokenizer call."""
         if self.batch_size is not None:
             return self.batch_size
@@ -85,9 +72,24 @@ class _Options:
         return max(1, per_call // views)
 
 
+class TokenizeOptions(TypedDict, total=False):
+    """Options of ``tokenize`` that others pass on."""
+
+    size: int | None
+    views: str | None
+    eval_views: str
+    batch_size: int | None
+    workers: int | None
+    skip_bad: bool
+    max_megapixels: float
+    seed: int
+    device: str
+    precision: str
+
+
 def tokenize(
     source: ImageSource,
-    tokenizer,
+    tokenizer: VQModel,
     out: str | Path,
     *,
     size: int | None = None,
@@ -165,7 +167,7 @@ def tokenize(
     return open_splits(out)
 
 
-def _size(source: ImageSource, tokenizer, size: int | None) -> int:
+def _size(source: ImageSource, tokenizer: VQModel, size: int | None) -> int:
     stride = tokenizer.config.stride
     if size is None:
         size = source.native_size // stride * stride
@@ -180,8 +182,13 @@ def _size(source: ImageSource, tokenizer, size: int | None) -> int:
 
 
 def _facts(
-    source: ImageSource, split: str, tokenizer, tokenizer_hash: str, views: ViewSet, dtype: torch.dtype
-) -> dict:
+    source: ImageSource,
+    split: str,
+    tokenizer: VQModel,
+    tokenizer_hash: str,
+    views: ViewSet,
+    dtype: torch.dtype,
+) -> Record:
     """What the manifest of a split says before any work."""
     vocab_size = tokenizer.config.codebook_size
     if vocab_size > 1 << 16:
@@ -213,9 +220,9 @@ def _facts(
 def _write_split(
     folder: Path,
     split: Split,
-    facts: dict,
+    facts: Record,
     views: ViewSet,
-    tokenizer,
+    tokenizer: VQModel,
     options: _Options,
     report: Progress,
 ) -> None:
@@ -238,7 +245,7 @@ def _write_split(
     with contextlib.closing(batches):  # the processes end before the work folder is looked after
         for batch in batches:
             codes = np.zeros((0, *writer.shape[1:]), dtype=np.uint16)
-            if batch.rows:
+            if batch.pixels is not None:
                 codes = _encode(tokenizer, batch.pixels.numpy(), facts, per_call, options)
             labels = split.labels[batch.rows]
             writer.add(codes, labels, skipped=batch.skipped, animated=batch.animated)
@@ -257,7 +264,9 @@ def _write_split(
     writer.finish({**facts, "tf32": False, "versions": versions})
 
 
-def _encode(tokenizer, pixels: np.ndarray, facts: dict, per_call: int, options: _Options) -> np.ndarray:
+def _encode(
+    tokenizer: VQModel, pixels: np.ndarray, facts: Record, per_call: int, options: _Options
+) -> np.ndarray:
     """Codes (n, views, T) uint16 of pixels (n, views, size, size, 3) uint8."""
     count, views = pixels.shape[:2]
     flat = pixels.reshape(-1, *pixels.shape[2:])

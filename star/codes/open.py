@@ -31,8 +31,8 @@ from star.tokenizer.model import VQModel
 
 __all__ = [
     "DIGITS",
+    "DataOptions",
     "PreparedData",
-    "Preparing",
     "is_code_folder",
     "keep_tokenizer",
     "open_tokenizer",
@@ -45,16 +45,6 @@ _NAME = 50  # letters of a source's name in the name of its stores
 DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their source
 
 OnSource = Callable[[ImageSource], None]
-
-
-class Preparing(TypedDict, total=False):
-    """Options of ``prepare_data`` that do not come with the data."""
-
-    tokenizer: Path | str | None
-    skip_bad: bool
-    device: str
-    on_progress: StageProgress
-    on_message: Message
 
 
 @dataclass(frozen=True)
@@ -95,6 +85,16 @@ def open_tokenizer(
     tokenizer, file = digits_tokenizer(functools.partial(on_progress, "tokenizer"))
     on_message(f"tokenizer: {tokenizer.name} ({file})")
     return tokenizer
+
+
+class DataOptions(TypedDict, total=False):
+    """Options of ``prepare_data`` that others pass on."""
+
+    tokenizer: Path | str | None
+    skip_bad: bool
+    device: str
+    on_progress: StageProgress
+    on_message: Message
 
 
 def prepare_data(

@@ -17,6 +17,7 @@ import torch
 
 from star.base.errors import UserError
 from star.base.randomness import generator
+from star.base.record import Record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ class ViewSet:
     def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
         raise NotImplementedError
 
-    def describe(self) -> dict:
+    def describe(self) -> Record:
         """Plain dictionary for manifests: everything that the pixels of the views depend on."""
         return {"name": self.name, "size": self.size, **self._details()}
 
@@ -72,7 +73,7 @@ class ViewSet:
         """The same views without all but the test view."""
         return replace(self, view_names=(self.view_names[self.test_view],), test_view=0)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {}
 
 
@@ -85,7 +86,7 @@ class PlainView(ViewSet):
     def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
         return np.asarray(center_crop(image, self.size))[None]
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {"crop": "ADM centre crop"}
 
 
@@ -120,7 +121,7 @@ class TenCrop(ViewSet):
         left = middle if name == "centre" else rest * name.endswith("right")
         return square[top : top + self.size, left : left + self.size]
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop to crop_size, then torchvision's TenCrop",
             "crop_range": self.crop_range,
@@ -149,7 +150,7 @@ class TenCrops(ViewSet):
                 views.append(one(image, image_index))
         return np.concatenate(views)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop to each of crop_sizes, then torchvision's TenCrop",
             "crop_ranges": list(self.crop_ranges),
@@ -172,7 +173,7 @@ class Flip(ViewSet):
         pixels = np.asarray(center_crop(image, self.size))
         return np.stack([pixels, pixels[:, ::-1]])[: len(self)]
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {"crop": "ADM centre crop, and its mirror image"}
 
 
@@ -193,7 +194,7 @@ class RandomCrops(ViewSet):
             views.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
         return np.stack(views)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop, then ADM random crops, each mirrored with probability 1/2",
             "seed": self.seed,
@@ -232,7 +233,7 @@ class Affine(ViewSet):
             views.append(np.asarray(view))
         return np.stack(views)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop, then a random affine warp (bicubic, border median outside)",
             "seed": self.seed,

@@ -18,6 +18,7 @@ from star.base.device import peak_memory_bytes
 from star.base.errors import UserError
 from star.base.files import write_json
 from star.base.progress import OnRow, OnStep, ShouldStop
+from star.base.record import Record
 from star.base.settings import config_to_dict
 from star.parallel.processes import rank, wait_for_all, world_size
 from star.runs.folder import RunFolder
@@ -45,7 +46,7 @@ class RunResult:
     run: Path
     step: int
     finished: bool
-    last_row: dict
+    last_row: Record
 
 
 class TrainingLoop:
@@ -63,7 +64,7 @@ class TrainingLoop:
         """Batches of the steps ``first`` to ``last`` - 1."""
         raise NotImplementedError
 
-    def _update(self, batch: Any, stop: bool) -> tuple[dict, bool]:
+    def _update(self, batch: Any, stop: bool) -> tuple[Record, bool]:
         """One step: its numbers, and whether any process wishes to ``stop`` as this one does or not."""
         raise NotImplementedError
 
@@ -74,7 +75,7 @@ class TrainingLoop:
         """Numbers of held-out images; every process calls it."""
         raise NotImplementedError
 
-    def _content(self) -> dict:
+    def _content(self) -> Record:
         """What a checkpoint holds besides step and settings; every process calls it."""
         raise NotImplementedError
 
@@ -121,14 +122,15 @@ class TrainingLoop:
         should_stop: ShouldStop,
         callbacks: Sequence[OnRow],
         on_step: OnStep,
-        measure: Callable[[], dict] | None = None,
+        measure: Callable[[], Record] | None = None,
         measure_every: int = 0,
     ) -> RunResult:
         """Steps up to ``end``, fewer on ``should_stop``.
 
         ``measure`` adds its numbers to the row of every ``measure_every``-th step and of the last.
         """
-        config, row = self.config, {}
+        config = self.config
+        row: Record = {}
         tick, ticked_step = time.perf_counter(), self.step
         for batch in self._stream(self.step, end):
             wish = should_stop()
@@ -144,7 +146,7 @@ class TrainingLoop:
                 row["peak_memory_bytes"] = peak_memory_bytes(self.device)
                 if validates:
                     row |= self._validation(should_stop)
-                if measures:
+                if measure is not None and measures:
                     row |= measure()
                 if rank() == 0:
                     self.run.append(row)

@@ -14,6 +14,7 @@ import torch
 
 from star.base.errors import UserError
 from star.base.progress import OnRow, ShouldStop, never
+from star.base.record import Record
 from star.images.open import BadImageError, ImageSource
 from star.images.views import scaled
 from star.runs.checkpoint import CheckpointKind
@@ -42,6 +43,8 @@ TOKENIZER_RUN = CheckpointKind(
 
 class TokenizerTrainer(TrainingLoop):
     """One run in one folder. ``TokenizerTrainer(...)`` starts afresh, ``.resume(...)`` goes on."""
+
+    config: TokenizerConfig
 
     def __init__(
         self,
@@ -88,8 +91,10 @@ class TokenizerTrainer(TrainingLoop):
         Raises ``UserError`` if there is none, it cannot be read, or it saw other images.
         """
         folder = RunFolder(run, kind=TOKENIZER_RUN)
-        options = {"lpips_vgg": lpips_vgg, "skip_bad": skip_bad, "facts": facts}
-        trainer = cls(folder.settings(), source, run, device, **options)
+        settings = folder.settings()
+        trainer = cls(
+            settings, source, run, device, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=facts
+        )
         path, content = trainer.run.newest()
         for split, fingerprint in trainer._data().items():
             if content["data"].get(split) != fingerprint:
@@ -135,7 +140,7 @@ class TokenizerTrainer(TrainingLoop):
                 "--skip-bad without this image"
             ) from error
 
-    def _update(self, batch: torch.Tensor, stop: bool) -> tuple[dict, bool]:
+    def _update(self, batch: torch.Tensor, stop: bool) -> tuple[Record, bool]:
         return self.learner.update(scaled(batch), self.step), stop
 
     def _speed(self, steps: int, seconds: float) -> dict[str, float]:
@@ -157,7 +162,7 @@ class TokenizerTrainer(TrainingLoop):
         images_BCHW = scaled(self.val_NCHW[::every][:count]).to(self.learner.device)
         return images_BCHW.cpu(), self.learner.model(images_BCHW).clamp(-1, 1).cpu()
 
-    def _content(self) -> dict:
+    def _content(self) -> Record:
         return {
             **self.learner.state_dict(),
             "data": self._data(),

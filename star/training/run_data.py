@@ -9,7 +9,7 @@ from typing import Unpack
 
 from star.base.errors import UserError
 from star.base.progress import nothing
-from star.codes.open import PreparedData, Preparing, is_code_folder, prepare_data
+from star.codes.open import DataOptions, PreparedData, is_code_folder, prepare_data
 from star.codes.store import CodeStore, open_splits
 from star.images.open import open_source
 from star.images.source import ImageSource
@@ -31,7 +31,7 @@ def data_name(loaded: Loaded, given: str | None) -> str:
     return loaded.config.data
 
 
-def prepare_run_data(loaded: Loaded, given: str | None, **options: Unpack[Preparing]) -> PreparedData:
+def prepare_run_data(loaded: Loaded, given: str | None, **options: Unpack[DataOptions]) -> PreparedData:
     """Code stores of ``given``, or of the run's own data, compared with what the run recorded.
 
     Raises ``UserError`` for other data under the run's name.
@@ -49,7 +49,7 @@ def prepare_run_data(loaded: Loaded, given: str | None, **options: Unpack[Prepar
 
 
 def open_run_data(
-    loaded: Loaded, given: str | None, *, make_codes: bool = True, **options: Unpack[Preparing]
+    loaded: Loaded, given: str | None, *, make_codes: bool = True, **options: Unpack[DataOptions]
 ) -> ImageSource | dict[str, CodeStore]:
     """As ``prepare_run_data``, for who needs images alone.
 

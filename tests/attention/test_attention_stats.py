@@ -379,7 +379,7 @@ def test_the_command_writes_tables_pictures_and_a_comparison(star, trained, tmp_
     assert stats["value"].between(-1e-6, 11).all() and stats["uniform"].notna().all()
     info = json.loads((tmp_path / "s" / f"{own}.json").read_text())
     assert info["condition"] == "each image's class" and info["images"] == 12
-    for module in ("attention_compare", "intervals"):
+    for module in ("attention.compare", "stats.intervals"):
         monkeypatch.setattr(f"probes.{module}.FEWEST", 12)
     code, out, err = star("attention-stats", trained, trained, *options)
     assert code == 0, err

@@ -466,6 +466,8 @@ def test_a_study_holds_every_place_and_measure_with_means_over_images(tmp_path):
     info = study.places.info
     assert info["settings"]["points"] == 8 and len(info["images"]) == 6
     assert info["baseline"]["class"] == "null class" and info["checkpoint_sha256"]
+    assert (info["weights"], info["model"]) == ("teacher", "a model")
+    assert info["checkpoint_step"] is None and "training_step" not in info
 
 
 def test_one_image_has_no_means_and_no_draws_leave_two_measures_out(tmp_path):

@@ -68,7 +68,7 @@ def call_without_stores(call):
             "probes.representation.spatial",
             "probes.attention.stats",
         ):
-            patch.setattr(f"probes.{name}.check_store", lambda *given, **options: None)
+            patch.setattr(f"{name}.check_store", lambda *given, **options: None)
         call()
 
 

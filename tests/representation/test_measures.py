@@ -52,7 +52,7 @@ def cells():
     model, store = small_model(CONFIG), store_of()
     found = {}
     for view in (0, 1):
-        sample = draw(store, 40, 0, "measures images", view)
+        sample = draw(store, 40, 0, "measures images", view=view)
         values = step_features(model, sample, **CELLS).values
         found[view] = {
             (layer, step): values[a, b]
@@ -255,6 +255,9 @@ def test_a_checkpoint_with_provenance(trained, stores):
         "names": ["step_consistency", "view_consistency", "cka"]
     })  # fmt: skip
     assert len(found.info["checkpoint_sha256"]) == 64 == len(found.info["other_checkpoint_sha256"])
+    for key in ("checkpoint", "checkpoint_step", "weights", "model"):
+        assert found.info[key] == found.info[f"other_{key}"]
+    assert found.info["checkpoint_step"] == loaded.step and found.info["weights"] == "teacher"
     assert found.info["split"] == "train" and set(found.info["data"]) == {"train"}
     same = rows_of(found, "cka", "checkpoint")
     same = same[(same["layer"] == same["layer_b"]) & (same["step"] == same["step_b"])]

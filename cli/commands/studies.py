@@ -1,0 +1,37 @@
+"""The measuring commands: each asks one study (``figures.studies``) with the options of its request."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from cli.options import with_options
+from cli.threads import computing
+from figures.requests import ablation
+
+__all__ = ["STUDIES", "answer", "command"]
+
+# command: the request, the study's module in figures.studies, what its first line says
+STUDIES = {
+    "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
+}
+
+
+def command(name: str) -> Callable:
+    """The function of the command called ``name``; its help is the request's."""
+    request, study, doing = STUDIES[name]
+
+    def ask(given: dict[type, dict]) -> None:
+        answer(study, request(**given[request]))
+
+    ask.__doc__ = request.__doc__
+    return computing(doing)(with_options(request())(ask))
+
+
+def answer(study: str, request: object) -> None:
+    """Ask a study, write what it finds, and print what it says as it comes."""
+    from cli.terminal.screen import Stages, print_written
+    from figures.work import Work
+
+    run = import_module(f"figures.studies.{study}").run
+    with Stages() as stages:
+        found = run(request, Work(stage=stages.report, say=stages.say, writes=True))
+    print_written(found.written)

@@ -1,0 +1,1 @@
+"""What can be asked: one request a question, its fields with their help. Nothing heavy is imported."""

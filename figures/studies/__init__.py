@@ -1,0 +1,1 @@
+"""How questions are answered: one study each, from a request to tables, figures and sentences."""
