@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -27,7 +27,9 @@ __all__ = ["RunResult", "TrainingLoop"]
 
 
 class RunSettings(Protocol):
-    """What the loop reads of a run's settings, in steps."""
+    """What the loop reads of a run's settings, which are a dataclass; in steps."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def max_steps(self) -> int: ...
