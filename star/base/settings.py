@@ -5,7 +5,8 @@ import json
 import tomllib
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from star.base.errors import UserError
 from star.base.record import Record
@@ -13,16 +14,66 @@ from star.base.record import Record
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["config_from_dict", "config_to_dict", "option", "read_settings"]
+__all__ = ["check_fields", "config_from_dict", "config_to_dict", "option", "read_settings"]
 
 Config = TypeVar("Config", bound="DataclassInstance")
-Default = TypeVar("Default")
 
 
-def option(default: Default, text: str) -> Default:
-    """A field of a configuration with the text that ``--help`` shows for it."""
-    held: Default = field(default=default, metadata={"help": text})
-    return held
+def option(
+    default: Any,
+    text: str,
+    *,
+    said: str | None = None,
+    flag: str | None = None,
+    panel: str | None = None,
+    argument: str | None = None,
+) -> Any:
+    """A field of a configuration or a request with the text that ``--help`` shows for it.
+
+    said: what the default amounts to, where its value does not say it. flag: the option's name, where
+    it is not the field's. panel: the heading it stands under. argument: the field is a command's
+    argument, shown by this name.
+    """
+    more = {"said": said, "flag": flag, "panel": panel, "argument": argument}
+    return field(default=default, metadata={"help": text, **more})
+
+
+def check_fields(settings: "DataclassInstance") -> None:
+    """Raise ``UserError`` unless every field of a dataclass has a value of its annotated type.
+
+    What the command line checks while it parses is checked here for who calls from Python.
+    """
+    hints = get_type_hints(type(settings))
+    for item in dataclasses.fields(settings):
+        _check(item.name, getattr(settings, item.name), hints[item.name])
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_is_a(value, part) for part in inner)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_is_a(part, inner[0]) for part in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is Path:
+        return isinstance(value, Path | str)
+    return isinstance(value, kind)
+
+
+def _kind(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of: " + ", ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(part) for part in inner)
+    if origin is list:
+        return f"a list, each {_kind(inner[0])}"
+    return "None" if kind is NoneType else f"a value of type {kind.__name__}"
 
 
 def read_settings(path: Path | str) -> Record:
@@ -75,6 +126,10 @@ def _coerce(name: str, value: object, kind: type) -> object:
         return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{name} is {value!r}; expected a value of type {kind.__name__}")
+    _check(name, value, kind)
     return value
+
+
+def _check(name: str, value: object, kind: Any) -> None:
+    if not _is_a(value, kind):
+        raise UserError(f"{name} is {value!r}; expected {_kind(kind)}")
