@@ -43,7 +43,7 @@ def lars_step(
     weight.sub_(velocity * lr)
 
 
-def linprobe_lr(epoch: float, base: float, *, epochs: int, warmup_epochs: int) -> float:
+def linprobe_lr(epoch: float, base: float, *, epochs: int, warmup_epochs: float) -> float:
     """Rate at a fractional ``epoch``: linear from 0 to ``base``, then a half cosine to 0."""
     if epoch < warmup_epochs:
         return base * epoch / warmup_epochs

@@ -58,7 +58,7 @@ from probes.representation.similarity import (
 )
 from probes.representation.spatial import FAR, layer_lds
 from probes.results import Result, checkpoint_facts, provenance
-from probes.stats.intervals import jackknife_interval, mean_interval, wilson_interval
+from probes.stats.intervals import jackknife_interval, mean_interval, share_interval
 from star.base.errors import require_choice
 from star.codes.store import CodeStore
 from star.model.transformer import Transformer
@@ -261,8 +261,7 @@ def _knn(work: Materials) -> list[tuple]:
     rows = []
     for cell, reference_ND in by_cell(known).items():
         found = knn_predict(reference_ND, known.labels, work.cells[cell], k=k, device=device)
-        hits = int((found == labels_N).sum())
-        interval = (hits / len(labels_N), *wilson_interval(hits, len(labels_N)))
+        interval = share_interval(found == labels_N)
         rows.append(("train", *cell, 0, 0, *interval, len(labels_N), chance))
     return rows
 
