@@ -52,7 +52,7 @@ def cells():
     model, store = small_model(CONFIG), store_of()
     found = {}
     for view in (0, 1):
-        sample = draw(store, 40, 0, "measures images", view)
+        sample = draw(store, 40, 0, "measures images", view=view)
         values = step_features(model, sample, **CELLS).values
         found[view] = {
             (layer, step): values[a, b]
