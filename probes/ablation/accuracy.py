@@ -34,19 +34,18 @@ def ablate_probe(
     *,
     layer: int,
     steps: Sequence[int],
-    protocol: ProtocolConfig | None = None,
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Ablation:
-    """Test accuracy of a probe (default: ridge) of ``layer`` with each cut, beside without.
+    """Test accuracy of a probe (ridge) of ``layer`` with each cut, beside without.
 
     A row for each reading is the mean over ``steps``, one for each of them follows
     (``accuracy_refit_step_32``). on_progress(done, total) counts probes. Raises ``UserError`` for a
     layer or step that does not exist, codes that do not fit, and features that are not finite.
     """
     check_probe(model, splits, [layer], steps)
-    protocol = protocol or ProtocolConfig(name="ridge")
+    protocol = ProtocolConfig(name="ridge")
     labels_N = splits.labels("test")
     patterns = [cut.patterns(model.config) for cut in cuts]
     total, done = 1 + len(READINGS) * len(cuts), 0
