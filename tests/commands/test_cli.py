@@ -234,11 +234,11 @@ def test_a_signal_saves_and_leaves(tmp_path, digit_folder, tokenizer_file, numbe
     process = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(number)
-    assert process.wait(timeout=30) == code
+    assert process.wait(timeout=300) == code
     step = torch.load(run / "ckpt.pt", weights_only=True)["step"]
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert step == last["step"] >= 1

@@ -78,7 +78,7 @@ def python(script, *arguments, **environment):
         capture_output=True,
         text=True,
         env={**kept, "PYTHONPATH": str(ROOT), **environment},
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

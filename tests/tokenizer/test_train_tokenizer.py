@@ -285,7 +285,7 @@ def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number
     process = _start(["train-tokenizer", digit_folder, "--run", run, *options])
     _wait_for(run / "ckpt.pt", process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     assert b"Traceback" not in err and b"go on with: star train-tokenizer --resume" in out
     step = rows(run)[-1]["step"]
@@ -309,7 +309,7 @@ def test_a_kill_leaves_whole_files(source, digit_folder, tmp_path):
 
 
 def _wait_for(path, process):
-    for _ in range(600):
+    for _ in range(3000):
         if path.exists():
             return
         assert process.poll() is None, process.communicate()
