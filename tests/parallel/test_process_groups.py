@@ -79,9 +79,7 @@ def test_all_leave_together_however_long_one_still_draws(barriers):
 def test_all_wait_for_a_checkpoint_and_for_the_slowest_share_of_a_pass(tmp_path, monkeypatch):
     seen = []
     run = tmp_path / "run"
-    monkeypatch.setattr(
-        "star.training.trainer.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists())
-    )
+    monkeypatch.setattr("star.runs.loop.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists()))
     Trainer(tiny(max_steps=2, save_every=2), {"train": fake_store()}, run, CPU).fit()
     assert seen == [True]
     monkeypatch.setattr("probes.linear.predictions.wait_for_all", lambda: seen.append("pass"))
