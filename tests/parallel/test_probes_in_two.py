@@ -6,9 +6,7 @@ import pytest
 import torch
 from fresh import in_two
 from helpers import small_model
-from probing import blob_task
-from test_atlas import STEPS, atlas_of, config
-from test_mae import GROUPS, label_sets, trained
+from probing import GROUPS, STEPS, atlas_of, blob_task, config, label_sets, trained
 from two_processes import one_of_two
 
 from probes.linear import mae, pixels
