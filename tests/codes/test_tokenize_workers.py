@@ -108,6 +108,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("group", [False, True])
 def test_a_signal_leaves_no_process_and_whole_state(tmp_path, folder, tokenizer_file, number, group):

@@ -224,6 +224,7 @@ def test_a_bad_image_is_named_and_can_be_skipped(star, tmp_path, digit_folder, t
     assert code == 0 and "text.jpg" in out and "cut.png" in out, (out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_leaves(tmp_path, digit_folder, tokenizer_file, number, code):
     run = tmp_path / "run"
@@ -286,6 +287,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(star, trained, tmp_path):
     assert refused(star("train", "--stop-after", "0"), "stop-after is 0")
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_are_told_apart_by_their_folders(star, trained, tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder / "same").mkdir(parents=True)

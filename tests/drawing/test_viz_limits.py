@@ -63,6 +63,7 @@ def test_attention_at_the_most_steps_is_legible_and_at_more_refused():
         draw(17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8, 16])
 def test_models_and_layers_under_each_other_are_legible(count):
     steps = tuple(range(256 - 16 * (count - 1), 257, 16))

@@ -218,6 +218,7 @@ def test_a_control_that_is_broken_at_one_seed_has_no_rows_there(tmp_path, monkey
 # --- the work folder -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mae", "ridge", "logreg"])
 def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path, monkeypatch, name):
     monkeypatch.setattr(saving, "SECONDS", 0.0)

@@ -13,6 +13,7 @@ from probes.linear import mae, pixels
 from probes.linear.mae import MaeConfig
 from probes.results import read_result, write_result
 
+pytestmark = pytest.mark.slow
 UNEVEN = MaeConfig(base_lrs=(20.0, 102.4), epochs=5, warmup_epochs=2, batch_size=15)
 PROTOCOLS = ("mae", "ridge", "knn")
 

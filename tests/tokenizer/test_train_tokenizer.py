@@ -278,6 +278,7 @@ def test_the_tokenizer_serves_the_other_commands(star, command_run, digit_folder
     assert code == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number):
     run = tmp_path / "run"
@@ -297,6 +298,7 @@ def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number
     assert card["name"] == "mine" and f"--run {run}" in card["command"]  # of the run's beginning
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_whole_files(source, digit_folder, tmp_path):
     run = tmp_path / "run"
     options = ["--max-steps", "4000", *OPTIONS[2:]]
