@@ -28,13 +28,13 @@ from probes.attention.measures import (
 )
 from probes.attention.places import place_cells
 from probes.attention.rollout import attention_rollout
-from probes.reading.features import capture_steps, check_steps, check_store
+from probes.reading.features import capture_steps, check_cells, check_store
 from probes.stats.intervals import Z, mean_interval
 from star.base.device import autocast
 from star.base.errors import UserError, require_choice
 from star.codes.store import Codes
 from star.model.classes import null_label
-from star.model.transformer import Transformer, check_layers
+from star.model.transformer import Transformer
 from star.training.batches import plain_batches
 
 __all__ = ["SINK", "STATS_COLUMNS", "AttentionStats", "attention_stats"]
@@ -153,8 +153,7 @@ def attention_stats(
     model, for steps that hold step 1 alone, and for attention that is not finite.
     """
     check_store(model, store, classes=not null_class)
-    check_layers(model.config, layers)
-    check_steps(model.config.tokens, steps)
+    check_cells(model.config, layers, steps)
     null = null_label(model.config, "--null-class", "leave it out") if null_class else 0
     names = _names(names, rollout)
     steps = [step for step in steps if step > 1]

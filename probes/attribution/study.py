@@ -210,7 +210,7 @@ def _mean(group: pd.DataFrame, name: str) -> tuple[float, float, float, int]:
         return *jackknife_interval(float(over.sum() / under.sum()), left_out), len(group)
     values = group[name].abs() if name == "gap" else group[name]
     known = values.dropna().to_numpy()  # an image of equal contributions has no ranks to correlate
-    return *(mean_interval(known) if len(known) else (math.nan,) * 3), len(known)
+    return *mean_interval(known), len(known)
 
 
 def _info(

@@ -29,15 +29,15 @@ from probes.linear.predictions import Predictions
 from probes.linear.protocols import ProtocolConfig, describe_protocol, run_protocol
 from probes.linear.sharing import share_broken
 from probes.linear.sources import CodeSource, ModelSource, PixelSource, Source
-from probes.linear.splits import ProbeSplits
+from probes.linear.splits import ProbeSplits, check_probe
 from probes.linear.work import AtlasWork
-from probes.reading.features import check_steps, check_store, check_tokenizer
+from probes.reading.features import check_tokenizer
 from probes.results import PROBE_COLUMNS, Result, checkpoint_facts, provenance
-from probes.stats.intervals import wilson_interval
+from probes.stats.intervals import share_interval
 from star.base.errors import UserError
 from star.base.randomness import generator, torch_generator
 from star.images.open import ImageSource
-from star.model.transformer import build_model, check_layers
+from star.model.transformer import build_model
 from star.parallel.processes import world_size
 from star.tokenizer.model import VQModel
 from star.training.checkpoint import Loaded
@@ -121,10 +121,7 @@ def probe_atlas(
     Raises ``UserError`` for a layer or step that does not exist, and for codes of another vocabulary,
     grid or tokenizer than the model's.
     """
-    check_layers(loaded.model.config, config.layers)
-    check_steps(loaded.model.config.tokens, config.steps)
-    for store in splits.stores.values():
-        check_store(loaded.model, store, classes=False)
+    check_probe(loaded.model, splits, config.layers, config.steps)
     check_tokenizer(loaded, splits.stores["train"])
     if like is None:
         report = functools.partial(on_stage, "pixels")
@@ -287,12 +284,8 @@ def _rows(
         for group, (layer, step) in enumerate(arm.source.groups):
             if group in arm.broken:
                 continue
-            hits = int((predictions.predicted[place, group] == labels_N).sum())
-            low, high = wilson_interval(hits, len(labels_N))
-            values = (
-                layer, step, protocol, control, seed, "test",
-                hits / len(labels_N), low, high, len(labels_N),
-            )  # fmt: skip
+            interval = share_interval(predictions.predicted[place, group] == labels_N)
+            values = (layer, step, protocol, control, seed, "test", *interval, len(labels_N))
             row = dict(zip(PROBE_COLUMNS, values, strict=True))
             row["val_accuracy"] = predictions.val_accuracy[place, group]
             row["choice"] = predictions.choice[place, group]

@@ -1,6 +1,6 @@
 """The images that pictures of a model are about: their tokens, their class, what they look like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from probes.reading.features import check_store, check_tokenizer
 from probes.reading.images import spread_images
 from star.base.errors import UserError
 from star.base.names import shown, slug
+from star.base.progress import Progress, nothing
 from star.codes.store import CodeStore
 from star.images.open import ImageSource, load_image
 from star.images.source import measured_split
@@ -135,7 +136,7 @@ def sampled_subjects(
     seed: int,
     cfg_scale: float,
     tokenizer: Path | None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress = nothing,
 ) -> list[Subject]:
     """``count`` images that the model samples under ``label`` (None: the null class).
 

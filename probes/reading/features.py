@@ -29,6 +29,7 @@ from star.training.estimate import images_at_once
 __all__ = [
     "StepFeatures",
     "capture_steps",
+    "check_cells",
     "check_decoder",
     "check_finite",
     "check_prefix",
@@ -73,6 +74,12 @@ def parse_steps(text: str, tokens: int) -> list[int]:
         raise UserError(f"steps are {text!r}; expected numbers such as 12,40,64") from None
     check_steps(tokens, steps)
     return steps
+
+
+def check_cells(config: ModelConfig, layers: Sequence[int], steps: Sequence[int]) -> None:
+    """Raise ``UserError`` unless every layer and every step exists."""
+    check_layers(config, layers)
+    check_steps(config.tokens, steps)
 
 
 def check_steps(tokens: int, steps: Sequence[int]) -> None:
@@ -202,9 +209,8 @@ def step_features(
     Raises ``UserError`` for a layer or step that does not exist, for codes that do not fit and for a
     model without a null class.
     """
-    check_layers(model.config, layers)
+    check_cells(model.config, layers, steps)
     check_store(model, store, classes=False)
-    check_steps(model.config.tokens, steps)
     null = null_label(model.config, "a feature without a class")
     names = [f"layers.{layer}" for layer in layers]
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)

@@ -85,8 +85,8 @@ class Invariance:
             for measure in MEASURES:
                 known = self.values[measure][place]
                 known = known[np.isfinite(known)]
-                bounds = mean_interval(known) if len(known) else (np.nan,) * 3
-                row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounds, strict=True))
+                names = measure, f"{measure}_low", f"{measure}_high"
+                row |= dict(zip(names, mean_interval(known), strict=True))
             row["changed_images"] = int(np.isfinite(self.values["code_distance"][place]).sum())
             rows.append(row)
         return pd.DataFrame(rows)

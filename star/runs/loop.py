@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -27,9 +27,9 @@ __all__ = ["RunResult", "TrainingLoop"]
 
 
 class RunSettings(Protocol):
-    """What the loop reads of a run's settings, a dataclass, in steps."""
+    """What the loop reads of a run's settings, which are a dataclass; in steps."""
 
-    __dataclass_fields__: ClassVar[Record]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def max_steps(self) -> int: ...
@@ -134,7 +134,8 @@ class TrainingLoop(Generic[Settings]):
 
         ``measure`` adds its numbers to the row of every ``measure_every``-th step and of the last.
         """
-        config, row = self.config, {}
+        config = self.config
+        row: Record = {}
         tick, ticked_step = time.perf_counter(), self.step
         for batch in self._stream(self.step, end):
             wish = should_stop()

@@ -53,6 +53,8 @@ class TokenizerRunOptions(TypedDict, total=False):
 class TokenizerTrainer(TrainingLoop[TokenizerConfig]):
     """One run in one folder. ``TokenizerTrainer(...)`` starts afresh, ``.resume(...)`` goes on."""
 
+    config: TokenizerConfig
+
     def __init__(
         self,
         config: TokenizerConfig,
@@ -88,14 +90,20 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig]):
         run: Path,
         source: ImageSource,
         device: torch.device | str = "cpu",
-        **options: Unpack[TokenizerRunOptions],
+        *,
+        lpips_vgg: str | None = None,
+        skip_bad: bool = False,
+        facts: dict | None = None,
     ) -> "TokenizerTrainer":
-        """Go on from the newest checkpoint; ``options`` as for a new run.
+        """Go on from the newest checkpoint; options as for a new run, but ``facts`` stay the run's own.
 
         Raises ``UserError`` if there is none, it cannot be read, or it saw other images.
         """
         folder = RunFolder(run, kind=TOKENIZER_RUN)
-        trainer = cls(folder.settings(), source, run, device, **options)
+        settings = folder.settings()
+        trainer = cls(
+            settings, source, run, device, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=facts
+        )
         path, content = trainer.run.newest()
         for split, fingerprint in trainer._data().items():
             if content["data"].get(split) != fingerprint:

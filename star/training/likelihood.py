@@ -1,13 +1,13 @@
 """Negative log-likelihood of held-out images, the number two training runs are compared by."""
 
-from collections.abc import Callable, Mapping
-from typing import TypedDict, Unpack
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from star.base.device import autocast
+from star.base.progress import ShouldStop, never
 from star.codes.store import CodeStore
 from star.model.transformer import Transformer
 from star.training.batches import plain_batches
@@ -44,7 +44,7 @@ def token_nll(
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
     cut: Mapping[int, Tensor] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: ShouldStop = never,
 ) -> np.ndarray:
     """(N, T) negative log-likelihood (nats) of each token of each image's test view, given its class.
 

@@ -8,7 +8,7 @@ images. Data that the user names are measured as they are.
 from typing import Unpack
 
 from star.base.errors import UserError
-from star.base.progress import Message, nothing
+from star.base.progress import nothing
 from star.codes.open import DataOptions, PreparedData, is_code_folder, prepare_data
 from star.codes.store import CodeStore, open_splits
 from star.images.open import open_source
@@ -31,36 +31,25 @@ def data_name(loaded: Loaded, given: str | None) -> str:
     return loaded.config.data
 
 
-def prepare_run_data(
-    loaded: Loaded,
-    given: str | None,
-    *,
-    on_message: Message = nothing,
-    **options: Unpack[DataOptions],
-) -> PreparedData:
+def prepare_run_data(loaded: Loaded, given: str | None, **options: Unpack[DataOptions]) -> PreparedData:
     """Code stores of ``given``, or of the run's own data, compared with what the run recorded.
 
-    ``options`` are ``prepare_data``'s. Raises ``UserError`` for other data under the run's name.
+    Raises ``UserError`` for other data under the run's name.
     """
     name = data_name(loaded, given)
     if given is not None:
-        return prepare_data(name, on_message=on_message, **options)
+        return prepare_data(name, **options)
     own = _own(loaded)
     own.require()
-    data = prepare_data(name, on_message=on_message, on_source=own.check_source, **options)
+    data = prepare_data(name, on_source=own.check_source, **options)
     note = own.check_stores(data.stores)
     if note is not None:
-        on_message(note)
+        options.get("on_message", nothing)(note)
     return data
 
 
 def open_run_data(
-    loaded: Loaded,
-    given: str | None,
-    *,
-    make_codes: bool = True,
-    on_message: Message = nothing,
-    **options: Unpack[DataOptions],
+    loaded: Loaded, given: str | None, *, make_codes: bool = True, **options: Unpack[DataOptions]
 ) -> ImageSource | dict[str, CodeStore]:
     """As ``prepare_run_data``, for who needs images alone.
 

@@ -4,6 +4,7 @@ The loop is ``star.runs.loop``, one optimiser step ``star.training.learner``; he
 validation, and what a checkpoint holds.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ __all__ = ["Trainer"]
 
 class Trainer(TrainingLoop[TrainConfig]):
     """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
+
+    config: TrainConfig
 
     def __init__(
         self, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
@@ -97,22 +100,22 @@ class Trainer(TrainingLoop[TrainConfig]):
         nothing, and every process calls it, each as if it were alone.
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
-
-        def measure() -> Record:
-            assert diagnose is not None
-            # Other shapes than training: not worth compiling.
-            with alone(), torch.compiler.set_stance("force_eager"):
-                return diagnose(self)
-
-        every = self.config.diagnose_every
+        every, measure = self.config.diagnose_every, None
+        if diagnose is not None and every:
+            measure = functools.partial(self._diagnosis, diagnose)
         return self._run(
             stop_after,
             should_stop=should_stop,
             callbacks=callbacks,
             on_step=on_step,
-            measure=measure if diagnose is not None and every else None,
+            measure=measure,
             measure_every=every,
         )
+
+    def _diagnosis(self, diagnose: Callable[["Trainer"], Record]) -> Record:
+        # Other shapes than training: not worth compiling.
+        with alone(), torch.compiler.set_stance("force_eager"):
+            return diagnose(self)
 
     def _stream(self, first: int, last: int) -> Iterator[TrainBatch]:
         return self.loader.batches(first, last, pin=self.device.type == "cuda")
