@@ -13,6 +13,7 @@ C classes, B batch; a head is one (l, k, s, r).
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def train_attentive(
     batches = images // batch
     labels = torch.from_numpy(labels_SN).to(source.device)
     optimizer = _optimizer(bank)
-    schedule = {"epochs": epochs, "warmup_epochs": min(WARMUP_EPOCHS, epochs / 2)}
+    schedule: dict[str, Any] = {"epochs": epochs, "warmup_epochs": min(WARMUP_EPOCHS, epochs / 2)}
     for epoch in range(epochs):
         found = epoch_batches(source, images, batch, seed, epoch)
         for index, (chosen, features) in enumerate(found):

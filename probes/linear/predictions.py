@@ -93,10 +93,10 @@ def predict_held_out(
     on_progress: Progress,
 ) -> Predictions:
     """``predict_part`` of val and test, and ``choose`` between the settings."""
-    found = [
+    of_val, of_test = (
         predict_part(source, part, splits.count(part), predict, on_progress) for part in ("val", "test")
-    ]
-    return choose(*found, splits, settings)
+    )
+    return choose(of_val, of_test, splits, settings)
 
 
 def choose(

@@ -166,9 +166,7 @@ def _ridge(task: Task) -> Predictions:
         report = functools.partial(task.on_progress, "moments")
         heads = ridge_heads(source, task.splits, labels, report, some)
 
-        def predict(features, some=some, heads=heads):
-            return predict_logreg(features[some], *heads)
-
+        predict = functools.partial(_of_groups, some, *heads)
         parts.append(predict_held_out(source, task.splits, predict, PENALTIES, task.on_progress))
         task.on_progress("fit", index + 1, len(todo))
     return _joined(parts)
@@ -204,8 +202,8 @@ def _logreg(task: Task) -> Predictions:
         mean, spread = train_GND.mean(1, keepdim=True), train_GND.std(1, keepdim=True).clamp_min(1e-6)
         train_GND, val_GND, test_GND = ((x - mean) / spread for x in (train_GND, val_GND, test_GND))
         weight, bias = fit_logreg(train_GND, task.labels(), task.splits.classes, STRENGTHS)
-        found = [predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND)]
-        return choose(*found, task.splits, STRENGTHS)
+        of_val, of_test = (predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND))
+        return choose(of_val, of_test, task.splits, STRENGTHS)
 
     return _collected(task, 4 * 4 * heads * task.counts[0], fit)
 

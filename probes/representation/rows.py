@@ -23,7 +23,7 @@ from probes.representation.geometry import (
     uniformity,
 )
 from probes.representation.sides import Materials, Missing, by_cell
-from probes.representation.similarity import cka_left_out, cknna, hsic, mutual_knn, nearest
+from probes.representation.similarity import Hsic, cka_left_out, cknna, hsic, mutual_knn, nearest
 from probes.representation.spatial import layer_lds
 from probes.stats.intervals import jackknife_interval, mean_interval, share_interval
 
@@ -133,7 +133,7 @@ def _lds(work: Materials) -> list[tuple]:
 
 
 def _cka(work: Materials) -> list[tuple]:
-    def between(first, second) -> Interval:
+    def between(first: tuple[np.ndarray, Hsic], second: tuple[np.ndarray, Hsic]) -> Interval:
         value, low, high = jackknife_interval(
             *cka_left_out(hsic(first[0], second[0]), first[1], second[1])
         )
@@ -152,7 +152,7 @@ def _cknna(work: Materials) -> list[tuple]:
 
 
 def _compare_neighbours(work: Materials, likeness: Callable, baseline: float) -> list[tuple]:
-    def between(first, second) -> Interval:
+    def between(first: list, second: list) -> Interval:
         value, *left_out = (likeness(a, b) for a, b in zip(first, second, strict=True))
         return jackknife_interval(value, np.array(left_out))
 

@@ -41,9 +41,6 @@ class RunSettings(Protocol):
     def save_every(self) -> int: ...
 
 
-Settings = TypeVar("Settings", bound=RunSettings)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """Where a run ended: its folder, steps done, whether it finished, and the last row of metrics."""
@@ -54,10 +51,10 @@ class RunResult:
     last_row: Record
 
 
-class TrainingLoop(Generic[Settings]):
+class TrainingLoop:
     """One run in one folder; ``step`` counts the steps done, whoever did them."""
 
-    config: Settings
+    config: RunSettings
     device: torch.device
 
     def __init__(self, run: RunFolder[Any]) -> None:

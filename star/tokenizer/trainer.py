@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict
 
 import torch
 
@@ -50,7 +50,7 @@ class TokenizerRunOptions(TypedDict, total=False):
     facts: Record | None
 
 
-class TokenizerTrainer(TrainingLoop[TokenizerConfig]):
+class TokenizerTrainer(TrainingLoop):
     """One run in one folder. ``TokenizerTrainer(...)`` starts afresh, ``.resume(...)`` goes on."""
 
     config: TokenizerConfig
@@ -91,9 +91,9 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig]):
         source: ImageSource,
         device: torch.device | str = "cpu",
         *,
-        lpips_vgg: str | None = None,
+        lpips_vgg: Path | str | None = None,
         skip_bad: bool = False,
-        facts: dict | None = None,
+        facts: Record | None = None,
     ) -> "TokenizerTrainer":
         """Go on from the newest checkpoint; options as for a new run, but ``facts`` stay the run's own.
 

@@ -1,6 +1,7 @@
 """Negative log-likelihood of held-out images, the number two training runs are compared by."""
 
 from collections.abc import Mapping
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class NllOptions(TypedDict, total=False):
     batch_size: int
     precision: torch.dtype
     cut: Mapping[int, Tensor] | None
-    should_stop: Callable[[], bool]
+    should_stop: ShouldStop
 
 
 def image_nll(model: Transformer, store: CodeStore, **options: Unpack[NllOptions]) -> np.ndarray:

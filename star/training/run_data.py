@@ -66,7 +66,7 @@ def open_run_data(
         own.check_stores(stores)
         return stores
     if own.needs_codes and make_codes:
-        prepared = prepare_run_data(loaded, None, on_message=on_message, **options)
+        prepared = prepare_run_data(loaded, None, **options)
         assert prepared.source is not None  # ``name`` is no folder of codes
         return prepared.source
     source = open_source(name)

@@ -29,7 +29,7 @@ from star.training.own_data import data_record
 __all__ = ["Trainer"]
 
 
-class Trainer(TrainingLoop[TrainConfig]):
+class Trainer(TrainingLoop):
     """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
 
     config: TrainConfig
