@@ -9,11 +9,12 @@ from probes.reading.features import check_store, check_tokenizer, parse_steps, s
 from star.base.device import resolve_device
 from star.base.errors import UserError
 from star.base.names import shown
-from star.codes.open import PreparedData
+from star.codes.open import PreparedData, open_tokenizer
 from star.codes.store import CodeStore, same_images
 from star.images.open import ImageSource
 from star.runs.metrics import METRICS
-from star.tokenizer.file import TOKENIZER_FILE
+from star.tokenizer.file import TOKENIZER_FILE, tokenizer_sha256
+from star.tokenizer.model import VQModel
 from star.training.checkpoint import Loaded, newest_checkpoint, open_model
 from star.training.run_data import open_run_data, prepare_run_data
 
@@ -24,6 +25,7 @@ __all__ = [
     "newest_run",
     "open_checkpoint",
     "open_checkpoints",
+    "open_tokenizers",
     "output_folder",
     "run_data",
     "run_images",
@@ -97,6 +99,24 @@ def _ending(path: Path, others: Sequence[Path]) -> str:
         if not any(rival[-count:] == end for rival in rivals):
             break
     return "/".join(end)
+
+
+def open_tokenizers(paths: Sequence[str] | None, device: str, work: Work) -> dict[str, VQModel]:
+    """Tokenizers by the names they go by; without ``paths``, the one that ships with the package.
+
+    ``UserError`` if one is given twice.
+    """
+    where, found, known = resolve_device(device), {}, {}
+    for given in paths or [None]:
+        model = open_tokenizer(given, on_progress=work.stage, on_message=work.say)
+        twin = known.setdefault(tokenizer_sha256(model), given)
+        if len(known) == len(found):
+            raise UserError(f"{twin} and {given} are the same tokenizer; give each once")
+        name = model.name if model.name not in found else f"{model.name} ({shown(Path(given).stem)})"
+        while name in found:
+            name += " again"
+        found[name] = model.to(where)
+    return found
 
 
 def newest_run() -> Path:
