@@ -117,12 +117,13 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
     from cli.terminal.screen import Stages
     from probes.reading.features import check_store, check_tokenizer
     from star.codes.store import same_images
+    from star.images.source import measured_split
 
     found: dict[str, tuple] = {}
     for name, loaded in opened.items():
         with Stages() as stages:
             prepared = run_data(loaded, data, tokenizer, stages)
-        store = next(prepared.stores[n] for n in ("test", "val", "train") if n in prepared.stores)
+        store = prepared.stores[measured_split(prepared.stores)]
         check_tokenizer(loaded, store)
         check_store(loaded.model, store, classes=False)
         found[name] = prepared.stores, store

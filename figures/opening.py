@@ -12,6 +12,7 @@ from star.base.names import shown
 from star.codes.open import PreparedData, open_tokenizer
 from star.codes.store import CodeStore, same_images
 from star.images.open import ImageSource
+from star.images.source import measured_split
 from star.runs.metrics import METRICS
 from star.tokenizer.file import TOKENIZER_FILE, tokenizer_sha256
 from star.tokenizer.model import VQModel
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
-HELD_OUT = ("test", "val", "train")  # the split that is measured on: the first there is
 
 
 def open_checkpoint(
@@ -170,7 +170,7 @@ def held_out_stores(
     found = {}
     for name, loaded in opened.items():
         stores = run_data(loaded, data, tokenizer, work).stores
-        store = next(stores[split] for split in HELD_OUT if split in stores)
+        store = stores[measured_split(stores)]
         check_tokenizer(loaded, store)
         check_store(loaded.model, store, classes=False)
         found[name] = stores, store

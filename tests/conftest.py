@@ -1,17 +1,23 @@
 """Shared fixtures: the command line, a cache of our own, a folder of real images, a tokenizer."""
 
 import os
+import signal
 import sys
 
 import pytest
 
 from star.base.threads import thread_settings
 
-os.environ.update(thread_settings())  # before torch is imported: tests run beside other jobs
+# Before torch is imported: tests run beside other jobs, and beside each other, a thread each.
+os.environ.update(thread_settings(threads=1 if "PYTEST_XDIST_WORKER" in os.environ else None))
 
 from helpers import TINY, cli
 
 from cli.main import main
+
+# What a shell runs in its background ignores Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -215,11 +215,12 @@ def _measure(trainer, test_images: int, inception, skip_bad: bool, report) -> No
     from cli.terminal.screen import print_line, print_written
     from probes.results import Result, provenance, write_result
     from probes.tokens.reconstruction import reconstruction_report
+    from star.images.source import measured_split
     from star.tokenizer.batches import held_out_images
     from star.tokenizer.file import tokenizer_sha256
 
     source, size = trainer.source, trainer.batches.sizes[0]
-    split = next(name for name in ("test", "val", "train") if name in source.splits)
+    split = measured_split(source.splits)
     images = held_out_images(source.splits[split], size, test_images, trainer.config.seed, skip_bad)
     found = reconstruction_report(
         trainer.learner.model,

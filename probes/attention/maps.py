@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probes.attention.rollout import attention_rollout
-from probes.reading.features import check_prefix, check_steps
+from probes.reading.features import capture_steps, check_prefix, check_steps
 from star.base.errors import UserError
 from star.model.config import ModelConfig
 from star.model.transformer import Transformer, check_layers
@@ -45,10 +45,8 @@ def attention_at_steps(
     check_layers(model.config, layers)
     check_steps(model.config.tokens, steps)
     names = [f"layers.{layer}.attention" for layer in layers]
-    seen = tokens_BT[:, : max(steps) - 1]
-    positions = torch.tensor(steps, device=tokens_BT.device) - 1
-    out = model(seen, labels_B, capture=names, capture_at=positions, with_logits=False)
-    return torch.stack([out.captured[name] for name in names])
+    captured = capture_steps(model, tokens_BT, labels_B, names, steps)
+    return torch.stack([captured[name] for name in names])
 
 
 def attention_maps(

@@ -10,7 +10,7 @@ Shapes: B images, N positions (class first), K steps, L layers asked for.
 import torch
 from torch import Tensor
 
-from probes.reading.features import check_steps
+from probes.reading.features import capture_steps, check_steps
 from star.model.transformer import Transformer, check_layers
 
 __all__ = ["attention_rollout", "rollout"]
@@ -40,7 +40,7 @@ def attention_rollout(
     check_steps(model.config.tokens, steps)
     names = [f"layers.{layer}.attention" for layer in range(1, max(layers) + 1)]
     seen = tokens_BT[:, : max(steps) - 1]
-    captured = model(seen, labels_B, capture=names, with_logits=False).captured
+    captured = capture_steps(model, seen, labels_B, names, steps=None)
     through = rollout(torch.stack([captured.pop(name).mean(1) for name in names]))
     positions = torch.tensor(steps, device=tokens_BT.device) - 1
     return through[torch.tensor(layers, device=tokens_BT.device) - 1][:, :, positions]

@@ -27,7 +27,7 @@ from probes.attention.measures import (
 )
 from probes.attention.places import place_cells
 from probes.attention.rollout import attention_rollout
-from probes.reading.features import check_steps, check_store
+from probes.reading.features import capture_steps, check_steps, check_store
 from probes.stats.intervals import Z, mean_interval
 from star.base.device import autocast
 from star.base.errors import UserError, require_choice
@@ -225,13 +225,8 @@ def _rows(
             :, :, None
         ], None
     sites = ["attention", *(["values"] if set(names) & set(NORM_MEASURES) else [])]
-    captured = model(
-        tokens_BT[:, : max(steps) - 1],
-        labels_B,
-        capture=[f"layers.{layer}.{site}" for layer in layers for site in sites],
-        capture_at=torch.tensor(steps, device=tokens_BT.device) - 1,
-        with_logits=False,
-    ).captured
+    wanted = [f"layers.{layer}.{site}" for layer in layers for site in sites]
+    captured = capture_steps(model, tokens_BT, labels_B, wanted, steps)
     norms = [
         value_norms(model, layer, captured.pop(f"layers.{layer}.values"))
         for layer in (layers if "values" in sites else [])

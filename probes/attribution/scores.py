@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.attribution.probe import StepProbe
+from probes.reading.features import capture_steps
 from star.base.errors import UserError, require_choice
 from star.model.classes import null_label
 from star.model.transformer import Transformer
@@ -106,9 +107,7 @@ class StepScores(nn.Module):
     def run(self, model: Transformer, tokens: Tensor, labels: Tensor) -> Tensor:
         """(B, S) scores; ``model`` says whether it is given indices or embeddings."""
         name = "norm" if self.probe is None else f"layers.{self.probe.layer}"
-        last = torch.tensor([self.step - 1], device=tokens.device)
-        out = model(tokens, labels, capture=name, capture_at=last, with_logits=False)
-        hidden_BD = out.captured[name][:, 0]
+        hidden_BD = capture_steps(model, tokens, labels, [name], [self.step])[name][:, 0]
         if self.probe is not None:
             return self.probe.scores(hidden_BD)
         logits_BV = model.output(hidden_BD)

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from star.base.randomness import generator, torch_generator
 from star.base.settings import config_to_dict
+from star.images.views import scaled
 from star.model.config import ModelConfig
 from star.model.sampler import generate
 from star.model.transformer import Transformer, build_model
 from star.runs.checkpoint import load_checkpoint, save_checkpoint
+from star.training.batches import TrainBatch, draw_steps, draw_token_masks
 from star.training.checkpoint import MODEL_RUN
 from star.training.config import ObjectiveConfig, TrainConfig
 from star.training.learner import Learner
-from star.training.masks import draw_steps, draw_token_masks
-from star.training.objective import TrainBatch
 
 __all__ = [
     "CONFIG",
@@ -153,4 +153,4 @@ def image() -> Tensor:
     """
     channel, row, column = np.ogrid[:3, :32, :32]
     pixels = (column * (10 + 5 * channel) + row * (15 - channel)) % 256
-    return torch.from_numpy(pixels.astype(np.float32))[None] / 127.5 - 1
+    return scaled(torch.from_numpy(pixels.astype(np.uint8))[None])

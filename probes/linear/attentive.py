@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from probes.linear.mae import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
+from probes.linear.mae import batch_normalise, running_normalise
 from probes.linear.predictions import epoch_batches
 from probes.linear.sharing import add_up
 from probes.linear.sources import Source
@@ -66,16 +66,9 @@ class AttentiveBank:
 
     def normalise(self, features_GBD: Tensor, images: int | None) -> Tensor:
         """States by their batch's moments (``images`` over all processes), or by the running ones."""
-        x_GBD = features_GBD
         if images is None:
-            scale_GD = (self.variance + BATCH_NORM_EPS).rsqrt()
-            return (x_GBD - self.mean[:, None]) * scale_GD[:, None]
-        mean_GD = add_up(x_GBD.sum(1)) / images
-        x_GBD = x_GBD - mean_GD[:, None]
-        variance_GD = add_up(x_GBD.square().sum(1)) / images
-        self.mean.lerp_(mean_GD, BATCH_NORM_MOMENTUM)
-        self.variance.lerp_(variance_GD, BATCH_NORM_MOMENTUM)
-        return x_GBD * (variance_GD + BATCH_NORM_EPS).rsqrt()[:, None]
+            return running_normalise(features_GBD, self.mean, self.variance)
+        return batch_normalise(features_GBD, images, self.mean, self.variance, unbiased=False)
 
     @torch.no_grad()
     def predict(self, features_GBD: Tensor) -> Tensor:

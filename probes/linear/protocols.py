@@ -43,7 +43,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge, in units of a feature's v
 class ProtocolConfig:
     """Which protocol and its settings; ``cache_gb`` bounds what features may take in memory."""
 
-    name: str = "mae"
+    name: str = "logreg"
     mae: MaeConfig = field(default_factory=MaeConfig)
     cache_gb: float = 4.0
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from probes.reading.features import check_store, check_tokenizer
+from probes.reading.images import spread_images
 from star.base.errors import UserError
 from star.base.names import shown, slug
 from star.codes.store import CodeStore
 from star.images.open import ImageSource, load_image
+from star.images.source import measured_split
 from star.images.views import center_crop
 from star.model.classes import class_words, null_label
 from star.model.sampler import generate
@@ -81,7 +83,8 @@ def find_subjects(
     data: ImageSource | Mapping[str, CodeStore] | None,
     tokenizer: Path | None,
 ) -> list[Subject]:
-    """The images named by the caller, the codes given, or the first test image of ``data``.
+    """The images named by the caller, the codes given, or the first image of ``data``: of test, else
+    val, else train.
 
     label: the class shown, by default the image's own, or the null class where nobody says. Raises
     ``UserError`` if there is no image, or no null class where it is needed.
@@ -99,14 +102,16 @@ def find_subjects(
     if images:
         return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
     if isinstance(data, Mapping):
-        store = data.get("test") or data["train"]
+        name = measured_split(data)
+        store = data[name]
         check_store(loaded.model, store)
         check_tokenizer(loaded, store)
-        tokens = torch.from_numpy(store.codes[0, store.test_view].astype(np.int64))
-        shown = decode_tokens(model, tokens[None], config.grid)[0]
-        label = int(store.labels[0]) if label is None else label
-        return [_subject(loaded, "first test image", tokens, label, shown, "decoded from the codes")]
-    split = data.split("test")
+        _, tokens_1T, labels_1 = spread_images(store, 1)
+        shown = decode_tokens(model, tokens_1T, config.grid)[0]
+        label = int(labels_1[0]) if label is None else label
+        words = f"first {name} image", tokens_1T[0], label, shown, "decoded from the codes"
+        return [_subject(loaded, *words)]
+    split = data.split(measured_split(data.splits))
     label = int(split.labels[0]) if label is None else label
     return [_tokenized(loaded, model, split.name(0), split.load(0), label)]
 

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import torch
 
-from probes.reading.features import uniform_steps
+from probes.reading.features import capture_steps, uniform_steps
 from probes.speed.timing import Timings, alternate
 from star.base.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
 from star.base.randomness import torch_generator
@@ -81,7 +81,5 @@ def _pass(model: Transformer, arm: str, images: int, steps: int) -> dict[str, to
     seen = torch.zeros(images, config.tokens - 1, dtype=torch.long, device=device)
     labels_B = torch.zeros(images, dtype=torch.long, device=device)
     names = [] if arm == ARMS[0] else [f"layers.{n + 1}.attention" for n in range(config.layers)]
-    at = None
-    if arm == ARMS[1]:
-        at = torch.tensor(uniform_steps(config.tokens, steps), device=device) - 1
-    return model(seen, labels_B, capture=names, capture_at=at, with_logits=False).captured
+    at = uniform_steps(config.tokens, steps) if arm == ARMS[1] else None
+    return capture_steps(model, seen, labels_B, names, at)

@@ -18,8 +18,8 @@ from star.base.randomness import torch_generator
 from star.model.config import ModelConfig
 from star.model.rotary import rotary_table
 from star.model.transformer import build_model
+from star.training.batches import TrainBatch
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch
 
 __all__ = ["LlamaGenStep", "LlamaGenTransformer"]
 

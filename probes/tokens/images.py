@@ -16,6 +16,7 @@ from star.images.decode import MAX_MEGAPIXELS, BadImageError, require_megapixels
 from star.images.folders import flat_split
 from star.images.left_out import LeftOut, left_out_line
 from star.images.open import Split, is_flat_folder, load_image, open_source
+from star.images.source import measured_split
 
 __all__ = ["drawn", "holds_many", "one_image", "picture_split", "readable"]
 
@@ -50,7 +51,7 @@ def picture_split(
         images, name, counts = flat_split(Path(data), left_out), "all", left_out.counts()
     else:
         source = open_source(data, need_labels=False)
-        name = split or next(name for name in ("test", "val", "train") if name in source.splits)
+        name = split or measured_split(source.splits)
         images, counts = source.split(name), source.left_out
     line = left_out_line(data, counts)
     if line:

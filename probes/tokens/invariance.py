@@ -41,6 +41,7 @@ from star.base.errors import UserError
 from star.base.randomness import generator
 from star.images.open import Split
 from star.images.views import center_crop
+from star.tokenizer import quality
 from star.tokenizer.model import VQModel, decode_tokens, encode_images
 
 __all__ = ["MEASURES", "PSNR_CAP", "Invariance", "measure_invariance", "psnr"]
@@ -147,7 +148,7 @@ def psnr(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """(B,) dB between 8-bit images (B, ..), at most ``PSNR_CAP``."""
     axes = tuple(range(1, one.ndim))
     error = np.square(one.astype(np.float32) - two).mean(axes, dtype=np.float64)
-    return 10 * np.log10(255**2 / np.maximum(error, 255**2 / 10 ** (PSNR_CAP / 10)))
+    return quality.psnr(error, peak=255, most=PSNR_CAP)
 
 
 class _Study:

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 
 from probes.attention.stats import attention_stats
-from probes.linear.knn import NEIGHBOURS, knn_predict, voters
+from probes.linear.knn import VOTERS, knn_predict, voters
 from probes.reading.features import StepFeatures, step_features, uniform_steps
 from probes.reading.images import ImageSample, draw
 from probes.representation.geometry import effective_rank, image_cosine, is_collapsed, row_cosine
 from probes.watching.gradients import gradient_cosines
 from star.base.randomness import generator
 from star.codes.store import CodeStore
-from star.training.batches import TrainLoader
+from star.training.batches import TrainBatch, TrainLoader
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch
 from star.training.student import Student
 from star.training.teacher import Teacher
 
@@ -89,7 +88,7 @@ def _knn(known: StepFeatures, asked: StepFeatures, device: torch.device) -> dict
             known.values[0, place], known.labels, asked.values[0, place], k=k, device=device
         )
         by_step[f"knn_acc_step_{step}"] = float((predicted == asked.labels).mean())
-    fewer = {} if k == NEIGHBOURS else {"knn_k": k}
+    fewer = {} if k == VOTERS else {"knn_k": k}
     return {"knn_acc": float(np.mean(list(by_step.values()))), **fewer, **by_step}
 
 

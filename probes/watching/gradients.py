@@ -12,8 +12,9 @@ from torch import Tensor
 
 from star.base.device import autocast
 from star.parallel.sharding import is_sharded
+from star.training.batches import TrainBatch
 from star.training.config import ObjectiveConfig
-from star.training.objective import TrainBatch, compute_losses
+from star.training.objective import compute_losses
 from star.training.student import Student
 from star.training.teacher import Teacher
 

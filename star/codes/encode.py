@@ -13,6 +13,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch
 from star.base.device import autocast, exact_float32, resolve_device, resolve_precision
 from star.base.errors import UserError, require_choice
 from star.base.files import remove_folder
+from star.base.record import Record
 from star.codes.imagenet import imagenet_warning
 from star.codes.store import CodeStore, StoreWriter, open_splits
 from star.codes.view_batches import default_workers, view_batches
@@ -28,8 +30,9 @@ from star.images.decode import MAX_MEGAPIXELS, require_megapixels
 from star.images.left_out import left_out_line
 from star.images.source import ImageSource, Split
 from star.images.views import ViewSet, to_model_range, view_set
+from star.tokenizer.model import VQModel
 
-__all__ = ["tokenize"]
+__all__ = ["TokenizeOptions", "tokenize"]
 
 # A CPU is fastest where activations stay below what the C library maps anew each time (32 MB); a GPU
 # needs enough of them to be busy. Bytes of the widest activation of one tokenizer call.
@@ -54,7 +57,7 @@ class _Options:
         if not 0 <= self.workers <= 1000:
             raise UserError(f"workers is {self.workers}; expected 0 (threads) to 1000 processes")
 
-    def per_call(self, tokenizer, size: int) -> int:
+    def per_call(self, tokenizer: VQModel, size: int) -> int:
         """Views of one tokenizer call."""
         if self.batch_size is not None:
             return self.batch_size
@@ -69,9 +72,24 @@ class _Options:
         return max(1, per_call // views)
 
 
+class TokenizeOptions(TypedDict, total=False):
+    """Options of ``tokenize`` that others pass on."""
+
+    size: int | None
+    views: str | None
+    eval_views: str
+    batch_size: int | None
+    workers: int | None
+    skip_bad: bool
+    max_megapixels: float
+    seed: int
+    device: str
+    precision: str
+
+
 def tokenize(
     source: ImageSource,
-    tokenizer,
+    tokenizer: VQModel,
     out: str | Path,
     *,
     size: int | None = None,
@@ -150,7 +168,7 @@ def tokenize(
     return open_splits(out)
 
 
-def _size(source: ImageSource, tokenizer, size: int | None) -> int:
+def _size(source: ImageSource, tokenizer: VQModel, size: int | None) -> int:
     stride = tokenizer.config.stride
     if size is None:
         size = source.native_size // stride * stride
@@ -165,8 +183,13 @@ def _size(source: ImageSource, tokenizer, size: int | None) -> int:
 
 
 def _facts(
-    source: ImageSource, split: str, tokenizer, tokenizer_hash: str, views: ViewSet, dtype: torch.dtype
-) -> dict:
+    source: ImageSource,
+    split: str,
+    tokenizer: VQModel,
+    tokenizer_hash: str,
+    views: ViewSet,
+    dtype: torch.dtype,
+) -> Record:
     """What the manifest of a split says before any work."""
     vocab_size = tokenizer.config.codebook_size
     if vocab_size > 1 << 16:
@@ -198,9 +221,9 @@ def _facts(
 def _write_split(
     folder: Path,
     split: Split,
-    facts: dict,
+    facts: Record,
     views: ViewSet,
-    tokenizer,
+    tokenizer: VQModel,
     options: _Options,
     report: Callable[[int, int], None],
 ) -> None:
@@ -223,7 +246,7 @@ def _write_split(
     with contextlib.closing(batches):  # the processes end before the work folder is looked after
         for batch in batches:
             codes = np.zeros((0, *writer.shape[1:]), dtype=np.uint16)
-            if batch.rows:
+            if batch.pixels is not None:
                 codes = _encode(tokenizer, batch.pixels.numpy(), facts, per_call, options)
             labels = split.labels[batch.rows]
             writer.add(codes, labels, skipped=batch.skipped, animated=batch.animated)
@@ -242,7 +265,9 @@ def _write_split(
     writer.finish({**facts, "tf32": False, "versions": versions})
 
 
-def _encode(tokenizer, pixels: np.ndarray, facts: dict, per_call: int, options: _Options) -> np.ndarray:
+def _encode(
+    tokenizer: VQModel, pixels: np.ndarray, facts: Record, per_call: int, options: _Options
+) -> np.ndarray:
     """Codes (n, views, T) uint16 of pixels (n, views, size, size, 3) uint8."""
     count, views = pixels.shape[:2]
     flat = pixels.reshape(-1, *pixels.shape[2:])

@@ -8,9 +8,10 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from star.base.errors import UserError
-from star.codes.encode import tokenize
+from star.codes.encode import TokenizeOptions, tokenize
 from star.codes.store import CodeStore, open_splits
 from star.images.open import ImageSource, open_source
 from star.tokenizer.digits import digits_tokenizer, digits_tokenizer_path
@@ -28,6 +29,7 @@ from star.tokenizer.model import VQModel
 
 __all__ = [
     "DIGITS",
+    "DataOptions",
     "PreparedData",
     "is_code_folder",
     "keep_tokenizer",
@@ -90,6 +92,15 @@ def open_tokenizer(
     return tokenizer
 
 
+class DataOptions(TypedDict, total=False):
+    """Options of ``prepare_data`` that others pass on."""
+
+    tokenizer: Path | str | None
+    skip_bad: bool
+    device: str
+    on_progress: Progress | None
+
+
 def prepare_data(
     data: str | Path,
     *,
@@ -135,7 +146,7 @@ def tokenize_source(
     on_source: OnSource | None = None,
     on_progress: Progress | None = None,
     on_message: Message | None = None,
-    **options: object,
+    **options: Unpack[TokenizeOptions],
 ) -> PreparedData:
     """Tokenise the images of ``data`` into the folder ``out``, once; ``options`` are ``tokenize``'s.
 
@@ -165,8 +176,8 @@ def tokenize_source(
 
 
 def _default_tokenizer(
-    source: ImageSource, options: dict, on_message: Message | None
-) -> tuple[str, dict]:
+    source: ImageSource, options: TokenizeOptions, on_message: Message | None
+) -> tuple[str, TokenizeOptions]:
     """Which tokenizer a source gets if none was named, at which size; says so where it is a choice."""
     if source.name == DIGITS:
         return DIGITS, options

@@ -73,7 +73,8 @@ def generate(
         logits_BV = decode(new_Bn, labels if t == 0 else None)
         if guided:
             strength = cfg_scale if cfg_interval < 0 or t - 1 <= cfg_interval else 1.0
-            logits_BV = guide(*logits_BV.chunk(2), strength)
+            cond_BV, uncond_BV = logits_BV.chunk(2)
+            logits_BV = guide(cond_BV, uncond_BV, strength)
         if greedy:
             chosen_B = logits_BV.argmax(-1)
         else:

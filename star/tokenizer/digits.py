@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from star.base.randomness import generator
+from star.images.views import scaled
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
 from star.tokenizer.file import cache_folder, load_tokenizer, require_cache, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
 from star.tokenizer.model import VQModel
-from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.quality import evaluate_tokenizer
 
 __all__ = ["digits_tokenizer", "digits_tokenizer_path"]
 

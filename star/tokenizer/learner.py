@@ -20,6 +20,7 @@ from star.base.loss_scale import LossScale
 from star.base.meta import give_memory
 from star.base.randomness import torch_generator
 from star.base.weights import load_optimizer
+from star.runs.schedule import learning_rate
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.discriminator import (
     PatchDiscriminator,
@@ -33,7 +34,7 @@ from star.tokenizer.perceptual import load_lpips
 from star.tokenizer.revival import revive_codes
 from star.tokenizer.shape import VQConfig
 
-__all__ = ["TokenizerLearner", "learning_rate_factor", "new_tokenizer"]
+__all__ = ["TokenizerLearner", "new_tokenizer"]
 
 BETAS = (0.9, 0.95)
 
@@ -177,7 +178,7 @@ class TokenizerLearner:
             )
         if finite:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.lr * learning_rate_factor(step, self.config)
+                group["lr"] = learning_rate(self.config, step)
             optimizer.step()
         scale.update(finite)
 
@@ -189,16 +190,6 @@ class TokenizerLearner:
             dead_V = self.chosen_V == 0
             revive_codes(self.model, z_BEgg, dead_V, config.seed, done, self.optimizer)
             self.chosen_V.zero_()
-
-
-def learning_rate_factor(step: int, config: TokenizerConfig) -> float:
-    """Of the learning rate: linear warm-up, then constant or a half cosine to 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    left = max(1, config.max_steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / left))
 
 
 def new_tokenizer(shape: VQConfig, seed: int) -> VQModel:

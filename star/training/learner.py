@@ -22,12 +22,14 @@ from star.model.dropout import Dropout
 from star.model.transformer import build_model
 from star.parallel.processes import distribute, gradients_synced, mean_over_processes, rank, world_size
 from star.parallel.sharding import gathered, local, shard, to_sharded, whole
+from star.runs.schedule import learning_rate
+from star.training.batches import TrainBatch
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch, compute_losses
+from star.training.objective import compute_losses
 from star.training.student import Student
 from star.training.teacher import Teacher
 
-__all__ = ["Learner", "Update", "learning_rate"]
+__all__ = ["Learner", "Update"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,6 @@ class Update:
         """The numbers there are, as a row of metrics names them."""
         named = {"lr": self.lr, "grad_norm": self.grad_norm, "loss_scale": self.loss_scale}
         return self.losses | {name: value for name, value in named.items() if value is not None}
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step n (from 0): linear warm-up, then constant or cosine to 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Learner:

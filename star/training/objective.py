@@ -7,49 +7,17 @@ nothing. Nothing here calls backward.
 Shapes: B images of this process, M views, T tokens, K sampled steps, S = B * M sequences, D width.
 """
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from star.model.dropout import Dropout
 from star.parallel.processes import gather_images, rank
+from star.training.batches import TrainBatch
 from star.training.config import ObjectiveConfig
 from star.training.losses import ar_loss, mim_loss, step_loss, view_loss
 from star.training.student import Student
 from star.training.teacher import Teacher
 
-__all__ = ["TrainBatch", "compute_losses"]
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """Everything drawn for one training step of this process, on its device."""
-
-    tokens_BMT: Tensor
-    labels_B: Tensor
-    dropped_BM: Tensor
-    masked_BMn: Tensor
-    steps_K: Tensor
-
-    def split(self, parts: int) -> list["TrainBatch"]:
-        """The same draws in ``parts`` equal groups of images."""
-        by_image = ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn")
-        groups = zip(*(getattr(self, name).chunk(parts) for name in by_image), strict=True)
-        return [TrainBatch(*group, self.steps_K) for group in groups]
-
-    def pin_memory(self) -> "TrainBatch":
-        """The same in page-locked memory (the loader calls this)."""
-        return TrainBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
-
-    def labels(self, null_class: int, policy: str) -> Tensor:
-        """(S,) class of each sequence: ``same`` (dropped or not), ``always`` or ``never`` shown."""
-        labels_BM = self.labels_B[:, None].expand_as(self.dropped_BM)
-        if policy == "same":
-            labels_BM = torch.where(self.dropped_BM, null_class, labels_BM)
-        elif policy == "never":
-            labels_BM = torch.full_like(labels_BM, null_class)
-        return labels_BM.flatten()
+__all__ = ["compute_losses"]
 
 
 def compute_losses(

@@ -322,9 +322,9 @@ def test_another_setting_works_in_another_folder(tmp_path):
         {"layers": (1,)},
         {"steps": (4, 9)},
         {"protocol": ProtocolConfig(name="knn")},
-        {"protocol": ProtocolConfig(mae=MAE)},
-        {"protocol": ProtocolConfig(mae=dataclasses.replace(MAE, epochs=7))},
-        {"protocol": ProtocolConfig(mae=dataclasses.replace(MAE, base_lrs=(0.5,)))},
+        {"protocol": ProtocolConfig(name="mae", mae=MAE)},
+        {"protocol": ProtocolConfig(name="mae", mae=dataclasses.replace(MAE, epochs=7))},
+        {"protocol": ProtocolConfig(name="mae", mae=dataclasses.replace(MAE, base_lrs=(0.5,)))},
         {"precision": torch.bfloat16},
     ]
 

@@ -323,7 +323,7 @@ def test_an_interrupted_bank_goes_on_to_the_same_heads(monkeypatch, tmp_path):
 def test_a_protocol_goes_on_from_its_bank_file(monkeypatch, tmp_path):
     monkeypatch.setattr("probes.linear.saving.SECONDS", 0.0)
     source, splits = blob_task(GROUPS)
-    options = {"config": ProtocolConfig(mae=CONFIG), "seed": 3}
+    options = {"config": ProtocolConfig(name="mae", mae=CONFIG), "seed": 3}
     expected = run_protocol(source, splits, label_sets(splits), **options)
 
     def stop(phase, done, total):
@@ -338,6 +338,15 @@ def test_a_protocol_goes_on_from_its_bank_file(monkeypatch, tmp_path):
     assert len(source.calls) == 3, "the last epoch alone is done again"
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(vars(found)[name], value)
+
+
+def test_the_state_of_a_bank_is_what_files_of_older_releases_hold():
+    source, _ = blob_task(GROUPS)
+    bank = HeadBank(source, 1, 1, 3, 0)
+    names = ["weight", "bias", "weight_velocity", "bias_velocity", "mean", "variance"]
+    assert list(bank.state()) == names
+    bank.note = "not a tensor, and none of training's"
+    HeadBank(source, 1, 1, 3, 1).load(bank.state())
 
 
 def test_a_bank_file_that_does_not_fit_is_named(tmp_path):

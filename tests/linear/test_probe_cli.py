@@ -99,7 +99,7 @@ def test_two_checkpoints_are_compared_on_the_same_images(star, trained, tmp_path
     names = {path.name for path in (tmp_path / "p").iterdir()}
     (pair,) = [name for name in names if "-against-" in name and name.endswith(".csv")]
     table = pd.read_csv(tmp_path / "p" / pair)
-    assert (table["difference"] == 0).all() and set(table["better"].dropna()) == {"neither"}
+    assert (table["difference"] == 0).all() and set(table["higher"].dropna()) == {"neither"}
     assert any(name.endswith("-difference.png") for name in names)
     assert any("-compared-layer-" in name for name in names)
     # the controls of the data are measured once and are in both tables

@@ -11,6 +11,7 @@ from probes.attention.result import maps_result
 from probes.attention.rollout import attention_rollout
 from probes.attention.stats import attention_stats
 from probes.reading.features import (
+    capture_steps,
     parse_layers,
     parse_steps,
     scattered_steps,
@@ -90,6 +91,25 @@ def test_features_may_be_of_images_of_other_classes_and_attention_under_a_class_
     assert len(found.labels) == len(store) and found.labels.max() == 2
     with pytest.raises(UserError, match="have number of classes 3; the model was built for 4"):
         attention_stats(model, store, layers=[1], steps=[4])
+
+
+def test_captured_steps_are_rows_of_the_whole_pass_up_to_the_last_of_them():
+    model, tokens = small_model(), torch.from_numpy(fake_store().codes[:, 0].astype(np.int64))
+    sites, labels = ["layers.2", "layers.1.attention"], torch.full((len(tokens),), 1)
+    whole = capture_steps(model, tokens, labels, sites, None)
+    some = capture_steps(model, tokens, 1, sites, [2, 5])
+    assert set(some) == set(sites)
+    # sums over 5 places in place of 10 round differently
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(some["layers.2"], whole["layers.2"][:, [1, 4]], **close)
+    attention = whole["layers.1.attention"][:, :, [1, 4], :5]
+    torch.testing.assert_close(some["layers.1.attention"], attention, **close)
+    half = capture_steps(model, tokens, 1, ["layers.2"], [5], precision=torch.bfloat16)["layers.2"]
+    assert not torch.equal(half.float()[:, 0], some["layers.2"][:, 1])
+    hidden = torch.zeros(10, 10, dtype=torch.bool)
+    hidden[4, 2] = True
+    cut = capture_steps(model, tokens, 1, sites[1:], [5], cut={1: hidden})["layers.1.attention"]
+    assert not cut[:, :, 0, 2].any() and some["layers.1.attention"][:, :, 1, 2].all()
 
 
 def test_a_layer_that_does_not_exist():

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fresh import in_two
 from helpers import small_model
 from probing import blob_task
 from test_atlas import STEPS, atlas_of, config
@@ -49,7 +50,7 @@ def work(rank, folder):
 def folder(tmp_path_factory):
     """What two processes left: a folder each."""
     path = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(work, (path,), nprocs=2)
+    in_two(work, path)
     return path
 
 

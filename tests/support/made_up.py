@@ -71,7 +71,7 @@ def made_tested(better, layers=(5, 6), steps=(4, 8, 12, 16)) -> pd.DataFrame:
     """The columns of ``probes.linear.compare`` that a drawing reads; ``better`` by layer and step."""
     cells = [(layer, step) for layer in layers for step in steps]
     rows = [(*cell, better.get(cell, "neither")) for cell in cells] + [(5, 0, None)]
-    return pd.DataFrame(rows, columns=["layer", "step", "better"])
+    return pd.DataFrame(rows, columns=["layer", "step", "higher"])
 
 
 def made_counts(classes: int) -> np.ndarray:
