@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from star.base.settings import option
 
@@ -17,7 +17,7 @@ __all__ = [
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def compute_device():
+def compute_device() -> Any:
     """The field of the device that computes."""
     return option("auto", "auto, cpu, cuda or cuda:N.")
 
@@ -34,7 +34,7 @@ class CheckpointRequest:
     device: str = compute_device()
 
 
-def checkpoints():
+def checkpoints() -> Any:
     """The field of the checkpoints that a question is asked of, compared with the first."""
     return option(
         None,
@@ -44,7 +44,7 @@ def checkpoints():
     )
 
 
-def folder(default: str | Path):
+def folder(default: str | Path) -> Any:
     """The field of the folder that files are written to: by default this path, or what a text says."""
     text = "Folder for csv, json, PNG and PDF."
     return option(default, text) if isinstance(default, Path) else option(None, text, said=default)

@@ -190,6 +190,7 @@ def _of_one(asked: Request, opened: Opened, work: Work) -> Iterator[Finding]:
     found = _measured(asked, opened, work)
     asked_for = f"-{slug(asked.augment)}" if asked.augment else ""
     called = shown(Path(asked.image).name if Path(asked.image).exists() else asked.image)
+    cropped = np.asarray(center_crop(image, size))
     for name, model in opened.models.items():
         stem = Path(asked.out) / f"tokens-{_file_stem(asked.image)}{opened.ending(name)}"
         what = f"{asked.image} at {size} px"
@@ -203,7 +204,7 @@ def _of_one(asked: Request, opened: Opened, work: Work) -> Iterator[Finding]:
         yield Finding(
             stem=stem.with_name(f"{stem.name}-augmented{asked_for}"),
             results={"": Result(found[name].table(), facts)},
-            figures=_maps(found[name], "-maps", note=note, image=center_crop(image, size)),
+            figures=_maps(found[name], "-maps", note=note, image=cropped),
             said=slightest(found[name], what),
         )
     yield Finding(said=[EXPLAINED])
