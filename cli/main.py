@@ -20,7 +20,6 @@ from cli.commands import (
     attn_maps,
     attribute,
     bench,
-    codebook,
     codes,
     data,
     doctor,
@@ -30,7 +29,6 @@ from cli.commands import (
     reproduce,
     runs,
     studies,
-    token_invariance,
     train,
     train_tokenizer,
 )
@@ -61,8 +59,8 @@ app.command("attn-maps")(attn_maps.attn_maps)
 app.command("attention-stats")(attention_stats.attention_stats)
 app.command("attribute")(attribute.attribute)
 app.command("ablate")(studies.command("ablate"))
-app.command("token-invariance")(token_invariance.token_invariance)
-app.command("codebook")(codebook.codebook)
+app.command("token-invariance")(studies.command("token-invariance"))
+app.command("codebook")(studies.command("codebook"))
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)

@@ -67,9 +67,10 @@ def with_options(
     """Decorate ``command(..., given: dict[type, dict])`` with an option for every field.
 
     ``given`` maps each class to the fields set on the command line; a field that several classes have
-    is one option for all of them. ``defaults`` holds an instance of each class, whose values ``--help``
+    is one option for all of them. ``defaults`` holds each class, or an instance whose values ``--help``
     shows; ``skip`` names fields that get no option here; ``panels`` maps a class to its heading. What a
-    class declares itself comes before what it inherits, arguments before options.
+    class declares itself comes before what it inherits, arguments before options. A field without a
+    default must be given.
     """
     panels = panels or {}
 
@@ -79,7 +80,7 @@ def with_options(
         owners: dict[str, list[type]] = {}
         extra = []
         for shown in defaults:
-            cls = type(shown)
+            cls = _class(shown)
             hints = typing.get_type_hints(cls)
             for field in _in_order(cls):
                 if field.name in skip or "help" not in field.metadata:
@@ -100,7 +101,7 @@ def with_options(
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            given: dict[type, dict] = {type(shown): {} for shown in defaults}
+            given: dict[type, dict] = {_class(shown): {} for shown in defaults}
             for name, classes in owners.items():
                 value = values.pop(name)
                 if value is not None:
@@ -124,6 +125,10 @@ def sign(
     command.__annotations__ = annotations
 
 
+def _class(shown: object) -> type:
+    return shown if isinstance(shown, type) else type(shown)
+
+
 def _in_order(cls: type) -> list[dataclasses.Field]:
     """A class's fields: its own before those it inherits, arguments before options."""
     inherited = {name for base in cls.__mro__[1:] for name in vars(base).get("__annotations__", {})}
@@ -134,14 +139,15 @@ def _in_order(cls: type) -> list[dataclasses.Field]:
 def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str | None) -> object:
     """The typer parameter of a field (``star.base.settings.option``)."""
     about = field.metadata
-    default = getattr(shown, field.name)
-    said = about.get("said") or ("" if default is None else default)
+    default = getattr(shown, field.name, ...)  # ...: it must be given
+    said = about.get("said") or ("" if default in (None, ...) else default)
     text = about["help"] + (f"  \\[default: {said}]" if said != "" else "")
+    none = ... if default is ... else None
     if about.get("argument"):
-        return typer.Argument(None, metavar=about["argument"], help=text, show_default=False)
+        return typer.Argument(none, metavar=about["argument"], help=text, show_default=False)
     flag = about.get("flag") or _flag(field.name, kind)
     panel = about.get("panel") or panel
-    return typer.Option(None, flag, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(none, flag, help=text, rich_help_panel=panel, show_default=False)
 
 
 def _flag(name: str, kind: object) -> str:

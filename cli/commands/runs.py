@@ -27,11 +27,10 @@ def watch(
     """
     from rich.live import Live
 
-    from cli.opening import newest_run
     from cli.terminal.screen import console, print_line
     from cli.terminal.training import NEWEST, clock, collapse_warning, overview, row_line, seconds_left
     from star.base.errors import UserError
-    from star.runs.metrics import METRICS, read_metrics
+    from star.runs.metrics import METRICS, newest_run, read_metrics
 
     if not every > 0:
         raise UserError(f"every is {every}; expected a number of seconds > 0")
@@ -92,10 +91,9 @@ def plot(
     """
     import pandas as pd
 
-    from cli.opening import newest_run
     from cli.terminal.screen import console, print_written
     from star.base.errors import UserError
-    from star.runs.metrics import METRICS, read_metrics
+    from star.runs.metrics import METRICS, newest_run, read_metrics
     from viz.base.style import save
     from viz.training import training_curves
 

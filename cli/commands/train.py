@@ -81,6 +81,7 @@ def train(
     from cli.tracking import TRACKERS
     from star.base.errors import UserError
     from star.runs.folder import RunFolder
+    from star.runs.metrics import RUNS
     from star.training.checkpoint import MODEL_RUN
 
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
@@ -91,7 +92,7 @@ def train(
         print_estimate(settings, nproc, device, tflops)
         return
     tracker = TRACKERS[track]() if track else None
-    folder = resume or run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
+    folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
     if resume is None and RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
@@ -116,10 +117,10 @@ def _prepared(
     ``chosen`` names the settings of a new run that the user gave. ``without``: None for a new run, else
     the parts to go on without from where the run ended.
     """
-    from cli.opening import tokenizer_path
     from cli.terminal.screen import Stages, console
     from star.codes.open import keep_tokenizer, prepare_data
     from star.parallel import processes as distributed
+    from star.tokenizer.file import tokenizer_beside
     from star.training.estimate import require_training_memory
     from star.training.trainer import Trainer
 
@@ -135,7 +136,7 @@ def _prepared(
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
-            tokenizer=tokenizer if without is None else tokenizer_path(folder, tokenizer),
+            tokenizer=tokenizer or (None if without is None else tokenizer_beside(folder)),
             skip_bad=skip_bad,
             device=str(where),
             on_source=None if own is None else own.check_source,

@@ -2,13 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from star.base.settings import option
 
-__all__ = ["CheckpointRequest", "Precision", "checkpoints", "folder"]
+__all__ = [
+    "CheckpointRequest",
+    "Precision",
+    "checkpoints",
+    "compute_device",
+    "folder",
+]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def compute_device() -> Any:
+    """The field of the device that computes."""
+    return option("auto", "auto, cpu, cuda or cuda:N.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +31,10 @@ class CheckpointRequest:
     weights: Literal["teacher", "student"] = option("teacher", "EMA teacher or student.")
     heads: int | None = option(None, "Heads of a LlamaGen checkpoint that does not say.")
     grid: int | None = option(None, "Grid of a LlamaGen checkpoint that does not say.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = compute_device()
 
 
-def checkpoints():
+def checkpoints() -> Any:
     """The field of the checkpoints that a question is asked of, compared with the first."""
     return option(
         None,
@@ -33,6 +44,7 @@ def checkpoints():
     )
 
 
-def folder(default: str):
-    """The field of the folder that files are written to."""
-    return option(None, "Folder for csv, json, PNG and PDF.", said=default)
+def folder(default: str | Path) -> Any:
+    """The field of the folder that files are written to: by default this path, or what a text says."""
+    text = "Folder for csv, json, PNG and PDF."
+    return option(default, text) if isinstance(default, Path) else option(None, text, said=default)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from star.base.errors import UserError
+from star.base.errors import UserError, listed
 from star.base.randomness import generator
 from star.codes.open import is_code_folder
 from star.images.decode import MAX_MEGAPIXELS, BadImageError, require_megapixels
@@ -97,8 +97,11 @@ def drawn(split: Split, count: int, seed: int) -> Split:
     return split.select(order)
 
 
-def readable(split: Split) -> tuple[Split, list[str]]:
-    """The images of ``split`` that can be read, and the names of those that cannot."""
+def readable(split: Split, on_message: Callable[[str], None] = lambda text: None) -> Split:
+    """The images of ``split`` that can be read; ``on_message`` hears the names of those that cannot.
+
+    Raises ``UserError`` if there are none.
+    """
     kept, left_out = [], []
     for place in range(len(split)):
         try:
@@ -106,4 +109,8 @@ def readable(split: Split) -> tuple[Split, list[str]]:
             kept.append(place)
         except BadImageError:
             left_out.append(split.name(place))
-    return split.select(kept), left_out
+    if left_out:
+        on_message(f"left out, since they cannot be read: {listed(left_out)}")
+    if not kept:
+        raise UserError("none of the images can be read")
+    return split.select(kept)

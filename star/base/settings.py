@@ -30,9 +30,9 @@ def option(
 ) -> Any:
     """A field of a configuration or a request with the text that ``--help`` shows for it.
 
-    said: what the default amounts to, where its value does not say it. flag: the option's name, where
-    it is not the field's. panel: the heading it stands under. argument: the field is a command's
-    argument, shown by this name.
+    default: ``dataclasses.MISSING`` where it must be given. said: what the default amounts to, where
+    its value does not say it. flag: the option's name, where it is not the field's. panel: the heading
+    it stands under. argument: the field is a command's argument, shown by this name.
     """
     more = {"said": said, "flag": flag, "panel": panel, "argument": argument}
     return field(default=default, metadata={"help": text, **more})

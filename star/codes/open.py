@@ -25,6 +25,7 @@ from star.tokenizer.file import (
     load_tokenizer,
     require_cache,
     save_tokenizer,
+    tokenizer_beside,
     tokenizer_sha256,
 )
 from star.tokenizer.model import VQModel
@@ -122,8 +123,7 @@ def prepare_data(
             on_message=on_message,
         )
     stores = open_splits(data)
-    beside = Path(data) / TOKENIZER_FILE
-    path = tokenizer or (beside if beside.exists() else None)
+    path = tokenizer or tokenizer_beside(data)
     model = open_tokenizer(path) if path else None
     expected = stores["train"].tokenizer_sha256
     if model is not None and expected not in ("", tokenizer_sha256(model)):  # "": unknown

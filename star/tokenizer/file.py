@@ -35,6 +35,7 @@ __all__ = [
     "require_cache",
     "save_tokenizer",
     "shipped_tokenizer_path",
+    "tokenizer_beside",
     "tokenizer_sha256",
 ]
 
@@ -63,6 +64,12 @@ def require_cache() -> None:
 def shipped_tokenizer_path() -> Path:
     """File of the tokenizer that comes with the package."""
     return Path(__file__).parents[1] / "tokenizers" / f"{SHIPPED}.safetensors"
+
+
+def tokenizer_beside(folder: Path | str) -> Path | None:
+    """The tokenizer's copy in a run folder, or beside code stores; None if there is none."""
+    path = Path(folder) / TOKENIZER_FILE
+    return path if path.exists() else None
 
 
 def find_tokenizer(given: Path | str | None = None) -> Path:
