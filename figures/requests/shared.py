@@ -6,9 +6,21 @@ from typing import Literal
 
 from star.base.settings import option
 
-__all__ = ["CheckpointRequest", "Precision", "checkpoints", "folder"]
+__all__ = [
+    "CheckpointRequest",
+    "Precision",
+    "checkpoints",
+    "folder",
+    "layers_of_features",
+    "steps_of_features",
+]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def folder(default: str):
+    """The field of the folder that files are written to."""
+    return option(None, "Folder for csv, json, PNG and PDF.", said=default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +30,7 @@ class CheckpointRequest:
     data: str | None = option(None, "Source or code stores.", said="the run's own")
     tokenizer: Path | None = option(None, "Tokenizer file.", said="the run's own")
     weights: Literal["teacher", "student"] = option("teacher", "EMA teacher or student.")
+    out: Path | None = folder("RUN")  # each request names its own
     heads: int | None = option(None, "Heads of a LlamaGen checkpoint that does not say.")
     grid: int | None = option(None, "Grid of a LlamaGen checkpoint that does not say.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
@@ -33,6 +46,15 @@ def checkpoints():
     )
 
 
-def folder(default: str):
-    """The field of the folder that files are written to."""
-    return option(None, "Folder for csv, json, PNG and PDF.", said=default)
+def layers_of_features():
+    """The field of the layers whose features are read."""
+    return option(
+        None,
+        "Layer 1 to L (output of that block), several (2,4,6), or all.",
+        said="half the depth, the paper's 6 of 12",
+    )
+
+
+def steps_of_features():
+    """The field of the steps at which features are read."""
+    return option(8, "Number of uniformly spaced steps, the last being T.")
