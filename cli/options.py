@@ -69,14 +69,20 @@ def with_options(
     ``given`` maps each class to the fields set on the command line; a field that several classes have
     is one option for all of them. ``defaults`` holds each class, or an instance whose values ``--help``
     shows; ``skip`` names fields that get no option here; ``panels`` maps a class to its heading. What a
-    class declares itself comes before what it inherits, arguments before options. A field without a
-    default must be given.
+    class declares itself comes before what it inherits, arguments before options; what the command
+    declares before ``given`` stands before them all, what it declares after it behind. A field
+    without a default must be given.
     """
     panels = panels or {}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
-        annotations = {p.name: p.annotation for p in own}
+        own = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(command).parameters.values()
+        ]
+        place = [p.name for p in own].index("given")
+        before, after = own[:place], own[place + 1 :]
+        annotations = {p.name: p.annotation for p in before + after}
         owners: dict[str, list[type]] = {}
         extra = []
         for shown in defaults:
@@ -109,8 +115,7 @@ def with_options(
                         given[cls][name] = value
             command(**values, given=given)
 
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        sign(run, inspect.Signature([*keyword_only, *extra]), annotations)
+        sign(run, inspect.Signature([*before, *extra, *after]), annotations)
         del run.__wrapped__  # typer would look through it at the undecorated signature
         return run
 

@@ -156,7 +156,8 @@ def test_the_command_line_starts_without_torch():
 
 
 OPENED = """
-import cli.drivers.probe_run, cli.drivers.attn_maps_run, figures.studies.token_invariance
+import figures.studies.probing, figures.studies.measures, figures.studies.token_invariance
+import cli.drivers.attn_maps_run
 import star.training.trainer
 from star.training.config import preset
 from star.tokenizer.file import load_tokenizer
