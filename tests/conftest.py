@@ -11,7 +11,7 @@ from star.base.threads import thread_settings
 # Before torch is imported: tests run beside other jobs, and beside each other, a thread each.
 os.environ.update(thread_settings(threads=1 if "PYTEST_XDIST_WORKER" in os.environ else None))
 
-from helpers import TINY, cli
+from helpers import TINY
 
 from cli.main import main
 
@@ -91,8 +91,11 @@ def trained(tmp_path_factory, digit_folder, tokenizer_file):
     """A run folder made by the command line, shared by the tests; none changes it."""
     run = tmp_path_factory.mktemp("runs") / "star"
     command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
-    done = cli(*command)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["star", *map(str, command)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert not end.value.code
     return run
 
 

@@ -72,6 +72,7 @@ def test_the_wheel_holds_all_modules_and_all_they_read_and_no_test(source, wheel
     assert held - modules == read
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_imports_every_module_and_has_its_tokenizer(wheel, tmp_path):
     command(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"

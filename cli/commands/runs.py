@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -9,6 +10,9 @@ from star.base.names import shown
 from star.base.settings import config_from_dict
 from star.tokenizer.config import TokenizerConfig
 from star.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def watch(
@@ -43,7 +47,7 @@ def watch(
         seconds = seconds_left(rows, config)
         return "no row yet" if seconds is None else clock(seconds)
 
-    def view(rows: list[dict]):
+    def view(rows: list[dict]) -> "RenderableType":
         note = left(rows)
         if rows:
             age = max(0.0, time.time() - (folder / METRICS).stat().st_mtime)

@@ -8,11 +8,13 @@ Shapes: N images, T tokens, R reaches, K steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from probes.ablation.cuts import Cut, strict_window
 from probes.reading.features import check_steps, check_store
@@ -101,7 +103,7 @@ def ablate_nll(
     fit and cuts that do not exist in this model.
     """
     check_store(model, store)
-    options = {"batch_size": batch_size, "precision": precision}
+    options: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
     patterns = [cut.patterns(model.config) for cut in cuts]
     intact_NT = token_nll(model, store, **options)
     _check_finite(intact_NT)
@@ -168,7 +170,14 @@ def strict_nll(
     )
 
 
-def _nll_at(model, store, step: int, cut: dict, batch_size: int, precision: torch.dtype) -> np.ndarray:
+def _nll_at(
+    model: Transformer,
+    store: CodeStore,
+    step: int,
+    cut: dict[int, Tensor],
+    batch_size: int,
+    precision: torch.dtype,
+) -> np.ndarray:
     """(N,) NLL of token ``step`` of every image."""
     device, parts = model.output.weight.device, []
     batch_size = images_at_once(model.config, batch_size, with_logits=True)

@@ -10,8 +10,8 @@ Shapes: B images, N positions (class first), K steps, L layers asked for.
 import torch
 from torch import Tensor
 
-from probes.reading.features import capture_steps, check_steps
-from star.model.transformer import Transformer, check_layers
+from probes.reading.features import capture_steps, check_cells
+from star.model.transformer import Transformer
 
 __all__ = ["attention_rollout", "rollout"]
 
@@ -36,8 +36,7 @@ def attention_rollout(
     It needs the whole patterns of all layers up to the last: keep B small. Raises ``UserError`` for a
     layer or step that does not exist.
     """
-    check_layers(model.config, layers)
-    check_steps(model.config.tokens, steps)
+    check_cells(model.config, layers, steps)
     names = [f"layers.{layer}.attention" for layer in range(1, max(layers) + 1)]
     seen = tokens_BT[:, : max(steps) - 1]
     captured = capture_steps(model, seen, labels_B, names, steps=None)

@@ -87,7 +87,7 @@ class StepScores(nn.Module):
         return len(self.model.layers)
 
     @property
-    def embedding_layers(self) -> list[nn.Module]:
+    def embedding_layers(self) -> list[nn.Embedding]:
         """The token and the class embedding, whose outputs are (B, n, D) and (B, D)."""
         return [self.model.tok_embeddings, self.model.cls_embedding.embedding_table]
 
@@ -120,7 +120,8 @@ class _Embedded(nn.Module):
     def __init__(self, scores: StepScores) -> None:
         super().__init__()
         self.model = scores._twin(scores.model)
-        self.model.tok_embeddings = self.model.cls_embedding = nn.Identity()
+        for name in ("tok_embeddings", "cls_embedding"):
+            setattr(self.model, name, nn.Identity())
         self.scores = scores.run
 
     def forward(self, tokens_BnD: Tensor, classes_BD: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shapes: B images, M views, T tokens, V codebook size.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def trial_learner(device: torch.device) -> Learner:
     return learner
 
 
-def losses(device: torch.device) -> list[dict[str, float]]:
+def losses(device: torch.device) -> list[dict[str, float | None]]:
     """Losses, their terms and the gradient norm of two steps on one batch.
 
     The second depends on all that the first changed.
@@ -138,7 +139,7 @@ def saved_and_loaded(device: torch.device, path: Path) -> bool:
     return _same(content, {key: found[key] for key in content})
 
 
-def _same(a: object, b: object) -> bool:
+def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

@@ -118,7 +118,7 @@ def compare_hits(
     gains_LKN = second_LKN - first_LKN
     only_first_LK = (first_SLKN[0] & ~second_SLKN[0]).sum(-1)
     only_second_LK = (second_SLKN[0] & ~first_SLKN[0]).sum(-1)
-    p_LK = mcnemar(only_first_LK, only_second_LK)
+    p_LK = np.asarray(mcnemar(only_first_LK, only_second_LK))
     rows, means = [], []
     for a, layer in enumerate(layers):
         for k, step in enumerate(steps):
@@ -141,12 +141,18 @@ def compare_hits(
     agree = side == np.sign(table["only_second"] - table["only_first"])
     table.loc[table["p"].notna() & ~agree, "higher"] = NEITHER
     return Comparison(
-        table=table, names=tuple(names), layers=tuple(layers),
+        table=table, names=(names[0], names[1]), layers=tuple(layers),
         steps=tuple(steps), seeds=seeds, seed=seed, gains_LKN=gains_LKN,
     )  # fmt: skip
 
 
-def _check(first: np.ndarray, second: np.ndarray, layers, steps, names) -> None:
+def _check(
+    first: np.ndarray,
+    second: np.ndarray,
+    layers: Sequence[int],
+    steps: Sequence[int],
+    names: Sequence[str],
+) -> None:
     if len(names) != 2 or names[0] == names[1] or NEITHER in names:
         raise UserError(f"names is {list(names)}; expected two different model names")
     for name, hits in zip(names, (first, second), strict=True):

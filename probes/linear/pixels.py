@@ -46,6 +46,7 @@ def small_pictures(
             "were made from (--images FOLDER) or the tokenizer (--tokenizer FILE)"
         )
     if source is None:
+        assert tokenizer is not None
         check_decoder(tokenizer, splits.stores["train"])
     grid = splits.stores["train"].grid
     side = grid * max(1, SIDE // grid)
@@ -61,6 +62,7 @@ def small_pictures(
         if source is not None:
             pieces = _from_source(store, rows, _same_images(store, source))
         else:
+            assert tokenizer is not None
             pieces = _from_tokens(store, rows, tokenizer, steps)
         start = 0
         for images_NPHWC in pieces:

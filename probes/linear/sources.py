@@ -18,10 +18,10 @@ from torch import Tensor
 
 from probes.linear.splits import PARTS, ProbeSplits
 from probes.reading.features import capture_steps
+from star.codes.store import check_rows
 from star.images.views import scaled
 from star.model.classes import null_label
 from star.model.transformer import Transformer
-from star.training.batches import check_rows
 from star.training.estimate import images_at_once
 
 __all__ = ["CodeSource", "ModelSource", "PixelSource", "Source"]

@@ -1,8 +1,9 @@
 """The images that pictures of a model are about: their tokens, their class, what they look like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from probes.reading.features import check_store, check_tokenizer
 from probes.reading.images import spread_images
 from star.base.errors import UserError
 from star.base.names import shown, slug
+from star.base.progress import Progress, nothing
 from star.codes.store import CodeStore
 from star.images.open import ImageSource, load_image
 from star.images.source import measured_split
@@ -21,6 +23,9 @@ from star.model.sampler import generate
 from star.tokenizer.file import load_tokenizer, tokenizer_sha256
 from star.tokenizer.model import VQModel, decode_tokens, encode_images
 from star.training.checkpoint import Loaded
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Subject", "find_subjects", "require_tokenizer", "sampled_subjects"]
 
@@ -90,17 +95,17 @@ def find_subjects(
     ``UserError`` if there is no image, or no null class where it is needed.
     """
     config = loaded.model.config
-    if label is None and (images or codes is not None):
-        label = null_label(config, "an image without a class", "give --class")
     if codes is not None:
-        return [_coded(loaded, codes, label, tokenizer)]
-    if not images and data is None:
+        return [_coded(loaded, codes, _class_of(loaded, label), tokenizer)]
+    if images:
+        shown_as = _class_of(loaded, label)
+        model = require_tokenizer(loaded, tokenizer)
+        return [_tokenized(loaded, model, name, load_image(name), shown_as) for name in images]
+    if data is None:
         raise UserError(
             f"{loaded.path} does not say what data it was trained on; name an image, or give --codes"
         )
     model = require_tokenizer(loaded, tokenizer)
-    if images:
-        return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
     if isinstance(data, Mapping):
         name = measured_split(data)
         store = data[name]
@@ -116,6 +121,13 @@ def find_subjects(
     return [_tokenized(loaded, model, split.name(0), split.load(0), label)]
 
 
+def _class_of(loaded: Loaded, label: int | None) -> int:
+    """``label``, or for an image without a class the null class."""
+    if label is not None:
+        return label
+    return null_label(loaded.model.config, "an image without a class", "give --class")
+
+
 def sampled_subjects(
     loaded: Loaded,
     *,
@@ -124,7 +136,7 @@ def sampled_subjects(
     seed: int,
     cfg_scale: float,
     tokenizer: Path | None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress = nothing,
 ) -> list[Subject]:
     """``count`` images that the model samples under ``label`` (None: the null class).
 
@@ -168,7 +180,9 @@ def _coded(loaded: Loaded, codes: Path, label: int, tokenizer: Path | None) -> S
     return _subject(loaded, codes.name, tokens, label, image, "decoded from the codes")
 
 
-def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: int) -> Subject:
+def _tokenized(
+    loaded: Loaded, tokenizer: VQModel, name: str, picture: "Image.Image", label: int
+) -> Subject:
     size = loaded.model.config.grid * tokenizer.config.stride
     cropped = np.asarray(center_crop(picture, size))
     tokens = torch.from_numpy(encode_images(tokenizer, cropped[None])[0].reshape(-1))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from star.base.device import autocast
 from star.base.errors import UserError
-from star.codes.store import CodeStore
+from star.codes.store import Codes, CodeStore
 from star.model.classes import class_numbers, null_label
 from star.model.config import ModelConfig
 from star.model.transformer import Transformer, check_layers
@@ -29,6 +29,7 @@ from star.training.estimate import images_at_once
 __all__ = [
     "StepFeatures",
     "capture_steps",
+    "check_cells",
     "check_decoder",
     "check_finite",
     "check_prefix",
@@ -75,6 +76,12 @@ def parse_steps(text: str, tokens: int) -> list[int]:
     return steps
 
 
+def check_cells(config: ModelConfig, layers: Sequence[int], steps: Sequence[int]) -> None:
+    """Raise ``UserError`` unless every layer and every step exists."""
+    check_layers(config, layers)
+    check_steps(config.tokens, steps)
+
+
 def check_steps(tokens: int, steps: Sequence[int]) -> None:
     """Raise ``UserError`` unless every step is between 1 and T."""
     for step in steps:
@@ -92,7 +99,7 @@ def parse_layers(text: str, layers: int) -> list[int]:
         raise UserError(f"layer is {text!r}; expected all, a number or numbers such as 2,4,6") from None
 
 
-def check_store(model: Transformer, store: CodeStore, *, classes: bool = True) -> None:
+def check_store(model: Transformer, store: Codes, *, classes: bool = True) -> None:
     """Raise ``UserError`` unless the codes fit the model's vocabulary, grid and (``classes``) classes.
 
     Under the null class, a model may be shown images of any classes.
@@ -190,7 +197,7 @@ class StepFeatures:
 @torch.no_grad()
 def step_features(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     layers: list[int],
     steps: list[int],
@@ -202,9 +209,8 @@ def step_features(
     Raises ``UserError`` for a layer or step that does not exist, for codes that do not fit and for a
     model without a null class.
     """
-    check_layers(model.config, layers)
+    check_cells(model.config, layers, steps)
     check_store(model, store, classes=False)
-    check_steps(model.config.tokens, steps)
     null = null_label(model.config, "a feature without a class")
     names = [f"layers.{layer}" for layer in layers]
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probes.reading.features import capture_steps, check_store
 from star.base.errors import UserError
-from star.codes.store import CodeStore
+from star.codes.store import Codes
 from star.model.classes import null_label
 from star.model.transformer import Transformer, check_layers
 from star.training.batches import plain_batches
@@ -53,7 +53,7 @@ def lds(hidden_BTD: Tensor, weights_TT: Tensor) -> Tensor:
 @torch.no_grad()
 def layer_lds(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     layers: list[int],
     far: int = FAR,

@@ -106,6 +106,8 @@ class _ClassEmbedding(nn.Module):
 class LlamaGenTransformer(nn.Module):
     """Logits (B, N, V) of tokens (B, n) and labels (B,); dropout in train mode."""
 
+    table: Tensor
+
     def __init__(self, config: ModelConfig, dropout: float = 0.0):
         super().__init__()
         self.cls_embedding = _ClassEmbedding(config)

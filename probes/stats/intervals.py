@@ -14,6 +14,7 @@ __all__ = [
     "jackknife_interval",
     "mean_interval",
     "paired_test",
+    "share_interval",
     "student_quantile",
     "wilson_interval",
 ]
@@ -34,8 +35,16 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def share_interval(hits_N: np.ndarray) -> tuple[float, float, float]:
+    """(share, low, high) of images where ``hits_N`` is True, by Wilson."""
+    hits, images = int(hits_N.sum()), len(hits_N)
+    return hits / images, *wilson_interval(hits, images)
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) over independent images; one image has no interval (NaN)."""
+    """(mean, low, high) over independent images; NaN: the interval of one image, all of none."""
+    if len(values) == 0:
+        return (math.nan,) * 3
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan, math.nan

@@ -66,5 +66,5 @@ def paired_table(rows: Sequence[dict], columns: Sequence[str], names: tuple[str,
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy(dtype=float))
     ahead = np.where(table["difference"] > 0, names[1], names[0])
     ahead = np.where(table["p_holm"] < ALPHA, ahead, NEITHER).astype(object)
-    table["higher"] = np.where(tested, ahead, None)
+    table["higher"] = np.where(tested, ahead, np.array(None, dtype=object))
     return table[list(columns)]

@@ -6,6 +6,7 @@ Tokenising needs classes and splits; looking at pictures does not. So any folder
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from star.images.folders import flat_split
 from star.images.left_out import LeftOut, left_out_line
 from star.images.open import Split, is_flat_folder, load_image, open_source
 from star.images.source import measured_split
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["drawn", "holds_many", "one_image", "picture_split", "readable"]
 
@@ -62,7 +66,7 @@ def picture_split(
 def _limited(split: Split, max_megapixels: float) -> Split:
     """The same images with this limit, and the advice of a command that can raise it."""
 
-    def read(name: str, _: float):
+    def read(name: str, _: float) -> "Image.Image":
         try:
             return split.read(name, max_megapixels)
         except BadImageError as error:

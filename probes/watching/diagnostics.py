@@ -12,6 +12,7 @@ disturb nothing, and a resumed run repeats them. At 8 steps, under the null clas
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def in_loop_diagnostics(
         classes = generator(seed, "diagnostics classes").choice(classes, CLASSES, replace=False)
     images = draw(held_out, QUERIES, seed, "diagnostics images", classes=classes)
     model = teacher.model.config
-    at = {
+    at: dict[str, Any] = {
         "layers": [max(1, model.layers // 2)],
         "steps": uniform_steps(model.tokens, min(STEPS, model.tokens)),
     }

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from star.base.record import Record
+
 __all__ = [
     "Message", "OnRow", "OnStep", "Progress", "ShouldStop", "StageProgress", "never", "nothing",
 ]  # fmt: skip
@@ -10,7 +12,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 StageProgress = Callable[[str, int, int], None]  # (what is being done, done, total)
 Message = Callable[[str], None]  # one sentence
 OnStep = Callable[[int], None]  # steps done
-OnRow = Callable[[dict], None]  # a row of metrics
+OnRow = Callable[[Record], None]  # a row of metrics
 ShouldStop = Callable[[], bool]  # whether to end early
 
 

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
@@ -21,6 +20,7 @@ import torch
 from star.base.device import autocast, exact_float32, resolve_device, resolve_precision
 from star.base.errors import UserError, require_choice
 from star.base.files import remove_folder
+from star.base.progress import Message, Progress, StageProgress, nothing
 from star.base.record import Record
 from star.codes.imagenet import imagenet_warning
 from star.codes.store import CodeStore, StoreWriter, open_splits
@@ -103,8 +103,8 @@ def tokenize(
     device: str = "cpu",
     precision: str = "fp32",
     tokenizer_hash: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
-    on_message: Callable[[str], None] | None = None,
+    on_progress: StageProgress = nothing,
+    on_message: Message = nothing,
 ) -> dict[str, CodeStore]:
     """Write the code stores of all splits of ``source`` to the folder ``out`` and open them.
 
@@ -134,7 +134,6 @@ def tokenize(
         device=where,
         dtype=resolve_precision(precision, where),
     )
-    say = on_message or (lambda message: None)
     size = _size(source, tokenizer, size)
     every = view_set(views or source.default_views, size, seed=seed)
     view_sets = dict.fromkeys(source.splits, every if eval_views == "all" else every.test_only())
@@ -151,18 +150,18 @@ def tokenize(
 
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return reuse_stores(out, plan, say)
+        return reuse_stores(out, plan, on_message)
     for line in (left_out_line(source.name, source.left_out), imagenet_warning(source.class_names)):
         if line:
-            say(line)
+            on_message(line)
     partial = out.with_name(out.name + ".partial")
-    prepare_work(partial, plan, say)
+    prepare_work(partial, plan, on_message)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(where)
     with kept_if_useful(partial):
         for split, facts in plan.items():
             images, cut = source.splits[split], view_sets[split]
-            report = functools.partial(on_progress or (lambda *progress: None), split)
+            report = functools.partial(on_progress, split)
             _write_split(partial / split, images, facts, cut, tokenizer, options, report)
     publish_work(partial, out)
     return open_splits(out)
@@ -225,7 +224,7 @@ def _write_split(
     views: ViewSet,
     tokenizer: VQModel,
     options: _Options,
-    report: Callable[[int, int], None],
+    report: Progress,
 ) -> None:
     total = len(split)
     if (folder / "manifest.json").is_file():

@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 from star.base.errors import UserError
 from star.base.files import remove_folder
 from star.base.names import shown
+from star.base.progress import Message, Progress, nothing
 from star.base.record import Record
 from star.codes.store import CodeStore, StoreWriter, open_codes
 from star.codes.work import kept_if_useful, prepare_work, publish_work, reuse_stores
@@ -30,8 +30,6 @@ CLASSES = 1000  # of ImageNet
 _FOLDER = re.compile(r"(.+?)(\d+)_codes")
 _BATCH = 512  # images between two notes of progress
 _UNKNOWN = ""  # the hash of a tokenizer that nobody named
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +136,8 @@ def import_codes(
     vocab_size: int,
     tokenizer_name: str = "unknown",
     tokenizer_sha256: str = _UNKNOWN,
-    on_progress: Progress = lambda done, total: None,
-    on_message: Callable[[str], None] = lambda message: None,
+    on_progress: Progress = nothing,
+    on_message: Message = nothing,
 ) -> CodeStore:
     """Write ``out``/train from the files of one code path, or of one for each crop range.
 
@@ -259,7 +257,7 @@ def _codes_of(
 
 
 def export_codes(
-    store: CodeStore, out: Path, *, dataset: str = "imagenet", on_progress: Progress = lambda a, b: None
+    store: CodeStore, out: Path, *, dataset: str = "imagenet", on_progress: Progress = nothing
 ) -> list[Path]:
     """Write a store as LlamaGen's files; return the code paths: ``out``, or one a crop range below it.
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -40,6 +40,26 @@ _REMARKS = ("notes", "left_out")  # of a source: on its images, not part of them
 _CHUNK = 1 << 24  # elements read at once
 _LEAST = {"images": 1, "views": 1, "tokens": 1, "grid": 1, "vocab_size": 1, "test_view": 0}
 _LISTS = {"class_names": str, "class_counts": int, "view_names": str}
+
+
+class Codes(Protocol):
+    """What reading the test views of images needs: of a store, or of a sample of one in memory."""
+
+    def __len__(self) -> int: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def codes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def grid(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def test_view(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,7 +162,7 @@ def same_images(source: object, other: object) -> bool:
     return next(kept) == next(kept)
 
 
-def check_rows(store: CodeStore, codes: np.ndarray, labels: np.ndarray) -> None:
+def check_rows(store: Codes, codes: np.ndarray, labels: np.ndarray) -> None:
     """Raise ``UserError`` unless rows read from ``store`` are in its codebook and its classes."""
     for what, values, end in (("code", codes, store.vocab_size), ("label", labels, store.num_classes)):
         low, high = int(values.min(initial=0)), int(values.max(initial=0))

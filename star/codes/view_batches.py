@@ -149,19 +149,8 @@ def _in_threads(cutter: _Cutter) -> Iterator[ViewBatch]:
 
 
 def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
-    # More workers than cores were asked for; the machine is the user's.
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
-    loader = DataLoader(
-        cutter,
-        batch_size=None,
-        sampler=range(len(cutter)),
-        num_workers=min(workers, len(cutter)),
-        prefetch_factor=AHEAD,
-        worker_init_fn=_follow_the_first_process,
-        generator=torch.Generator(),  # else it draws from the global state
-    )
     try:
-        yield from loader
+        yield from _started(cutter, workers)
     except RuntimeError as error:
         found = re.search(r"DataLoader worker.*?pid\D*(\d+(?:, \d+)*).*", str(error))
         if found is None:
@@ -170,6 +159,22 @@ def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
             f"a process that decodes images ended by itself (pid {found[1]}; out of memory?); "
             f"try fewer than {workers} --workers"
         ) from error
+
+
+def _started(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
+    with warnings.catch_warnings():
+        # More workers than cores were asked for; the machine is the user's.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            cutter,
+            batch_size=None,
+            sampler=range(len(cutter)),
+            num_workers=min(workers, len(cutter)),
+            prefetch_factor=AHEAD,
+            worker_init_fn=_follow_the_first_process,
+            generator=torch.Generator(),  # else it draws from the global state
+        )
+        return iter(loader)
 
 
 def _follow_the_first_process(worker: int) -> None:

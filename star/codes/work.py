@@ -6,11 +6,12 @@ it was; what is there is used only if it was to become the same stores.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from star.base.errors import UserError
 from star.base.files import publish_folder, remove_folder, write_json
+from star.base.progress import Message
 from star.base.record import Record
 from star.codes.store import CodeStore, open_splits
 from star.images.decode import BadImageError
@@ -33,7 +34,7 @@ def _identity(facts: object) -> Record:
     return {"source": fingerprint, **rest}
 
 
-def reuse_stores(out: Path, plan: Record, say: Callable[[str], None]) -> dict[str, CodeStore]:
+def reuse_stores(out: Path, plan: Record, say: Message) -> dict[str, CodeStore]:
     """The stores at ``out`` if they are what ``plan`` would give, else ``UserError``."""
     advice = "choose another folder or remove it"
     if not (out / "train" / "manifest.json").is_file():
@@ -54,7 +55,7 @@ def reuse_stores(out: Path, plan: Record, say: Callable[[str], None]) -> dict[st
     return stores
 
 
-def prepare_work(partial: Path, plan: Record, say: Callable[[str], None]) -> None:
+def prepare_work(partial: Path, plan: Record, say: Message) -> None:
     """Make the work folder, keeping one that fits ``plan``; a folder that is not ours is an error."""
     try:
         if partial.is_dir():

@@ -66,7 +66,7 @@ class Split:
         """
         return self.read(self.names[index], max_megapixels)
 
-    def select(self, places: Sequence[int]) -> "Split":
+    def select(self, places: Sequence[int] | np.ndarray) -> "Split":
         """The images at ``places``, in this order."""
         names = tuple(self.names[place] for place in places)
         return replace(self, names=names, labels=self.labels[list(places)])

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -18,6 +18,7 @@ from star.base.device import peak_memory_bytes
 from star.base.errors import UserError
 from star.base.files import write_json
 from star.base.progress import OnRow, OnStep, ShouldStop
+from star.base.record import Record
 from star.base.settings import config_to_dict
 from star.parallel.processes import rank, wait_for_all, world_size
 from star.runs.folder import RunFolder
@@ -26,7 +27,9 @@ __all__ = ["RunResult", "TrainingLoop"]
 
 
 class RunSettings(Protocol):
-    """What the loop reads of a run's settings, in steps."""
+    """What the loop reads of a run's settings, which are a dataclass; in steps."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def max_steps(self) -> int: ...
@@ -45,7 +48,7 @@ class RunResult:
     run: Path
     step: int
     finished: bool
-    last_row: dict
+    last_row: Record
 
 
 class TrainingLoop:
@@ -54,7 +57,7 @@ class TrainingLoop:
     config: RunSettings
     device: torch.device
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder[Any]) -> None:
         self.run = run
         self.step = 0
         self.saved_step = -1  # of the checkpoint in the run folder; -1: none
@@ -63,7 +66,7 @@ class TrainingLoop:
         """Batches of the steps ``first`` to ``last`` - 1."""
         raise NotImplementedError
 
-    def _update(self, batch: Any, stop: bool) -> tuple[dict, bool]:
+    def _update(self, batch: Any, stop: bool) -> tuple[Record, bool]:
         """One step: its numbers, and whether any process wishes to ``stop`` as this one does or not."""
         raise NotImplementedError
 
@@ -74,7 +77,7 @@ class TrainingLoop:
         """Numbers of held-out images; every process calls it."""
         raise NotImplementedError
 
-    def _content(self) -> dict:
+    def _content(self) -> Record:
         """What a checkpoint holds besides step and settings; every process calls it."""
         raise NotImplementedError
 
@@ -121,14 +124,15 @@ class TrainingLoop:
         should_stop: ShouldStop,
         callbacks: Sequence[OnRow],
         on_step: OnStep,
-        measure: Callable[[], dict] | None = None,
+        measure: Callable[[], Record] | None = None,
         measure_every: int = 0,
     ) -> RunResult:
         """Steps up to ``end``, fewer on ``should_stop``.
 
         ``measure`` adds its numbers to the row of every ``measure_every``-th step and of the last.
         """
-        config, row = self.config, {}
+        config = self.config
+        row: Record = {}
         tick, ticked_step = time.perf_counter(), self.step
         for batch in self._stream(self.step, end):
             wish = should_stop()
@@ -144,7 +148,7 @@ class TrainingLoop:
                 row["peak_memory_bytes"] = peak_memory_bytes(self.device)
                 if validates:
                     row |= self._validation(should_stop)
-                if measures:
+                if measure is not None and measures:
                     row |= measure()
                 if rank() == 0:
                     self.run.append(row)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from star.base.errors import UserError
+from star.base.record import Record
 
 __all__ = ["METRICS", "RUNS", "newest_run", "parse_row", "read_metrics"]
 
@@ -15,7 +16,7 @@ METRICS = "metrics.jsonl"
 RUNS = Path("runs")  # where runs of models go, and the newest is looked for
 
 
-def parse_row(line: str) -> dict | None:
+def parse_row(line: str) -> Record | None:
     """A row, or None for a line that was cut short or is not one of ours."""
     try:
         row = json.loads(line)
@@ -24,7 +25,7 @@ def parse_row(line: str) -> dict | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def read_metrics(run: Path) -> tuple[list[dict], int]:
+def read_metrics(run: Path) -> tuple[list[Record], int]:
     """The rows of ``run`` in order, and the number of lines that could not be read.
 
     Raises ``UserError`` if the folder holds no ``metrics.jsonl``.

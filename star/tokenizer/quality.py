@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from star.base.errors import UserError
+from star.base.record import Record
 from star.images.views import scaled
 from star.tokenizer.model import VQModel
 
@@ -45,7 +46,7 @@ class Quality:
     ssim_N: torch.Tensor
     counts_V: torch.Tensor
 
-    def numbers(self) -> dict:
+    def numbers(self) -> Record:
         """Means over images, and the codes' usage: plain numbers for a card or a row of metrics."""
         share_V = self.counts_V.double() / self.counts_V.sum()
         entropy = -torch.special.xlogy(share_V, share_V).sum()
@@ -84,7 +85,7 @@ def joined(parts: Sequence[Quality]) -> Quality:
     )
 
 
-def evaluate_tokenizer(model: VQModel, images_NCHW: torch.Tensor, batch_size: int = 64) -> dict:
+def evaluate_tokenizer(model: VQModel, images_NCHW: torch.Tensor, batch_size: int = 64) -> Record:
     """``psnr`` (dB), ``ssim``, ``codes_used`` and ``perplexity``; see ``tokenizer_quality``."""
     return tokenizer_quality(model, images_NCHW, batch_size).numbers()
 

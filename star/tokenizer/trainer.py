@@ -9,11 +9,13 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
 from star.base.errors import UserError
 from star.base.progress import OnRow, ShouldStop, never
+from star.base.record import Record
 from star.images.open import BadImageError, ImageSource
 from star.images.views import scaled
 from star.runs.checkpoint import CheckpointKind
@@ -40,8 +42,18 @@ TOKENIZER_RUN = CheckpointKind(
 )  # fmt: skip
 
 
+class TokenizerRunOptions(TypedDict, total=False):
+    """Options of ``TokenizerTrainer`` that no checkpoint keeps."""
+
+    lpips_vgg: Path | str | None
+    skip_bad: bool
+    facts: Record | None
+
+
 class TokenizerTrainer(TrainingLoop):
     """One run in one folder. ``TokenizerTrainer(...)`` starts afresh, ``.resume(...)`` goes on."""
+
+    config: TokenizerConfig
 
     def __init__(
         self,
@@ -50,9 +62,9 @@ class TokenizerTrainer(TrainingLoop):
         run: Path,
         device: torch.device | str = "cpu",
         *,
-        lpips_vgg: str | None = None,
+        lpips_vgg: Path | str | None = None,
         skip_bad: bool = False,
-        facts: dict | None = None,
+        facts: Record | None = None,
     ) -> None:
         """``facts`` (a command line, say) go into the tokenizer's card; a resumed run keeps its own."""
         super().__init__(RunFolder(run, config.keep, kind=TOKENIZER_RUN))
@@ -70,18 +82,28 @@ class TokenizerTrainer(TrainingLoop):
         split = source.split(self.held_out)
         self.val_NCHW = held_out_images(split, size, config.val_images, config.seed, skip_bad)
         self.learner = TokenizerLearner(config, device, lpips_vgg)
-        self._validated: tuple[int, dict] = -1, {}  # the step and its numbers
+        self._validated: tuple[int, Record] = -1, {}  # the step and its numbers
 
     @classmethod
     def resume(
-        cls, run: Path, source: ImageSource, device: torch.device | str = "cpu", **options: object
+        cls,
+        run: Path,
+        source: ImageSource,
+        device: torch.device | str = "cpu",
+        *,
+        lpips_vgg: Path | str | None = None,
+        skip_bad: bool = False,
+        facts: Record | None = None,
     ) -> "TokenizerTrainer":
-        """Go on from the newest checkpoint; ``options`` as for a new run.
+        """Go on from the newest checkpoint; options as for a new run, but ``facts`` stay the run's own.
 
         Raises ``UserError`` if there is none, it cannot be read, or it saw other images.
         """
         folder = RunFolder(run, kind=TOKENIZER_RUN)
-        trainer = cls(folder.settings(), source, run, device, **options)
+        settings = folder.settings()
+        trainer = cls(
+            settings, source, run, device, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=facts
+        )
         path, content = trainer.run.newest()
         for split, fingerprint in trainer._data().items():
             if content["data"].get(split) != fingerprint:
@@ -127,7 +149,7 @@ class TokenizerTrainer(TrainingLoop):
                 "--skip-bad without this image"
             ) from error
 
-    def _update(self, batch: torch.Tensor, stop: bool) -> tuple[dict, bool]:
+    def _update(self, batch: torch.Tensor, stop: bool) -> tuple[Record, bool]:
         return self.learner.update(scaled(batch), self.step), stop
 
     def _speed(self, steps: int, seconds: float) -> dict[str, float]:
@@ -136,7 +158,7 @@ class TokenizerTrainer(TrainingLoop):
     def _validation(self, should_stop: ShouldStop) -> dict[str, float]:
         return {f"val_{name}": value for name, value in self.validate().items()}
 
-    def validate(self) -> dict:
+    def validate(self) -> Record:
         """PSNR, SSIM and code usage on the held-out images; measured once a step."""
         if self._validated[0] != self.step:
             self._validated = self.step, evaluate_tokenizer(self.learner.model, self.val_NCHW)
@@ -149,7 +171,7 @@ class TokenizerTrainer(TrainingLoop):
         images_BCHW = scaled(self.val_NCHW[::every][:count]).to(self.learner.device)
         return images_BCHW.cpu(), self.learner.model(images_BCHW).clamp(-1, 1).cpu()
 
-    def _content(self) -> dict:
+    def _content(self) -> Record:
         return {
             **self.learner.state_dict(),
             "data": self._data(),
@@ -162,13 +184,13 @@ class TokenizerTrainer(TrainingLoop):
         super().save()
         self.publish()
 
-    def publish(self, measured: dict | None = None) -> Path:
+    def publish(self, measured: Record | None = None) -> Path:
         """Write the tokenizer's file; ``measured`` replaces the validation's numbers in its card."""
         path = self.run.path / TOKENIZER_FILE
         save_tokenizer(self.learner.model, path, self.card(measured))
         return path
 
-    def card(self, measured: dict | None = None) -> dict:
+    def card(self, measured: Record | None = None) -> Record:
         """What the tokenizer's file says of it: data, settings, quality."""
         config, name = self.config, self.source.name
         settings = asdict(config) | {"sizes": list(self.batches.sizes)}

@@ -7,7 +7,7 @@ not fill a batch at its end is dropped, so that no image meets itself among its 
 
 import mmap
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from star.base.errors import UserError
 from star.base.randomness import generator
-from star.codes.store import CodeStore, check_rows
+from star.codes.store import Codes, CodeStore, check_rows
 from star.training.config import TrainConfig
 
 __all__ = ["TrainBatch", "TrainLoader", "draw_steps", "draw_token_masks", "plain_batches"]
@@ -36,7 +36,9 @@ class TrainBatch:
     def split(self, parts: int) -> list["TrainBatch"]:
         """The same draws in ``parts`` equal groups of images."""
         by_image = ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn")
-        groups = zip(*(getattr(self, name).chunk(parts) for name in by_image), strict=True)
+        groups: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]] = zip(
+            *(getattr(self, name).chunk(parts) for name in by_image), strict=True
+        )
         return [TrainBatch(*group, self.steps_K) for group in groups]
 
     def pin_memory(self) -> "TrainBatch":
@@ -162,7 +164,7 @@ def _expect_random_access(codes: np.ndarray) -> None:
         codes.base.madvise(mmap.MADV_RANDOM)
 
 
-class _Steps(Dataset):
+class _Steps(Dataset[TrainBatch]):
     """Step number to batch, in the form torch's DataLoader wants."""
 
     def __init__(self, loader: TrainLoader) -> None:
@@ -178,7 +180,7 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 def plain_batches(
-    store: CodeStore, batch_size: int, device: torch.device | str, images: range | None = None
+    store: Codes, batch_size: int, device: torch.device | str, images: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(tokens_BT, labels_B) of the test view of ``images`` (default: all), in order."""
     chosen = range(len(store)) if images is None else images

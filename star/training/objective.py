@@ -7,21 +7,21 @@ nothing. Nothing here calls backward.
 Shapes: B images of this process, M views, T tokens, K sampled steps, S = B * M sequences, D width.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.model.dropout import Dropout
 from star.parallel.processes import gather_images, rank
 from star.training.batches import TrainBatch
 from star.training.config import ObjectiveConfig
-from star.training.losses import ar_loss, mim_loss, step_loss, view_loss
-from star.training.student import Student
+from star.training.losses import ContrastOptions, ar_loss, mim_loss, step_loss, view_loss
+from star.training.student import StudentOutput
 from star.training.teacher import Teacher
 
 __all__ = ["compute_losses"]
 
 
 def compute_losses(
-    student: Student,
+    student: nn.Module,
     teacher: Teacher,
     batch: TrainBatch,
     config: ObjectiveConfig,
@@ -39,8 +39,10 @@ def compute_losses(
     labels_S = batch.labels(model.num_classes, "same")
     wants_last = bool(config.mim_weight)
 
-    def run(masked: Tensor | None, targets: Tensor | None, last: bool, steps: Tensor | None):
-        return student(
+    def run(
+        masked: Tensor | None, targets: Tensor | None, last: bool, steps: Tensor | None
+    ) -> StudentOutput:
+        output: StudentOutput = student(
             inputs_Sn,
             labels_S,
             masked_Sn=masked,
@@ -49,12 +51,14 @@ def compute_losses(
             last=last,
             steps_K=steps,
         )
+        return output
 
     if config.student_pass == "one" or not wants_last:
         out = masked_out = run(masked_Sn, tokens_ST, wants_last, steps_K)
     else:
         out, masked_out = run(None, tokens_ST, False, steps_K), run(masked_Sn, None, True, None)
 
+    assert out.nll is not None  # its targets were given; below, what else was asked for
     terms = {"ar": ar_loss(out.nll)}
     total = terms["ar"]
     if not config.uses_teacher:
@@ -65,9 +69,11 @@ def compute_losses(
     layers |= {contrast_layer} if config.contrast_weight else set()
     targets = teacher.features(inputs_Sn, batch.labels(model.num_classes, config.teacher_class), layers)
     if config.mim_weight:
+        assert masked_out.last is not None
         terms["mim"] = mim_loss(masked_out.last, targets[model.layers], config.mim_distance)
         total = total + config.mim_weight * terms["mim"]
     if config.contrast_weight:
+        assert out.projected is not None
         targets_SKD = targets[contrast_layer][:, batch.steps_K - 1]
         terms |= _contrastive_terms(out.projected, targets_SKD, batch, config)
         total = total + config.contrast_weight / 2 * (terms["step_contrast"] + terms["view_contrast"])
@@ -81,7 +87,7 @@ def _contrastive_terms(
     projected_BMKD = projected_SKD.unflatten(0, (images, views))
     targets_BMKD = targets_SKD.unflatten(0, (images, views))
     everywhere = config.negatives == "global"
-    options = {
+    options: ContrastOptions = {
         "temperature": config.temperature,
         "form": config.contrast_form,
         "normalize": config.normalize,

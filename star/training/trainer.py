@@ -4,6 +4,7 @@ The loop is ``star.runs.loop``, one optimiser step ``star.training.learner``; he
 validation, and what a checkpoint holds.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from star.base.device import deterministic
 from star.base.errors import UserError
 from star.base.progress import OnRow, OnStep, ShouldStop, never, nothing
+from star.base.record import Record
 from star.codes.store import CodeStore
 from star.parallel.processes import alone, any_process, mean_over_processes, rank, world_size
 from star.runs.folder import RunFolder
@@ -29,6 +31,8 @@ __all__ = ["Trainer"]
 
 class Trainer(TrainingLoop):
     """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
+
+    config: TrainConfig
 
     def __init__(
         self, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
@@ -87,7 +91,7 @@ class Trainer(TrainingLoop):
         should_stop: ShouldStop = never,
         callbacks: Sequence[OnRow] = (),
         on_step: OnStep = nothing,
-        diagnose: Callable[["Trainer"], dict] | None = None,
+        diagnose: Callable[["Trainer"], Record] | None = None,
     ) -> RunResult:
         """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
 
@@ -96,26 +100,27 @@ class Trainer(TrainingLoop):
         nothing, and every process calls it, each as if it were alone.
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
-
-        def measure() -> dict:
-            # Other shapes than training: not worth compiling.
-            with alone(), torch.compiler.set_stance("force_eager"):
-                return diagnose(self)
-
-        every = self.config.diagnose_every
+        every, measure = self.config.diagnose_every, None
+        if diagnose is not None and every:
+            measure = functools.partial(self._diagnosis, diagnose)
         return self._run(
             stop_after,
             should_stop=should_stop,
             callbacks=callbacks,
             on_step=on_step,
-            measure=measure if diagnose is not None and every else None,
+            measure=measure,
             measure_every=every,
         )
+
+    def _diagnosis(self, diagnose: Callable[["Trainer"], Record]) -> Record:
+        # Other shapes than training: not worth compiling.
+        with alone(), torch.compiler.set_stance("force_eager"):
+            return diagnose(self)
 
     def _stream(self, first: int, last: int) -> Iterator[TrainBatch]:
         return self.loader.batches(first, last, pin=self.device.type == "cuda")
 
-    def _update(self, batch: TrainBatch, stop: bool) -> tuple[dict, bool]:
+    def _update(self, batch: TrainBatch, stop: bool) -> tuple[Record, bool]:
         with deterministic(self.config.deterministic):
             update = self.learner.update(batch, self.step, stop=stop)
         return update.row(), update.stop
@@ -151,7 +156,7 @@ class Trainer(TrainingLoop):
             values[name] = float(mean_over_processes(mine)) * world_size() / len(store)
         return values
 
-    def _content(self) -> dict:
+    def _content(self) -> Record:
         """All that a resume, a probe or a sampler needs."""
         train = self.stores["train"]
         return {
@@ -164,7 +169,7 @@ class Trainer(TrainingLoop):
             "data": data_record(self.stores),
         }
 
-    def _check_data(self, content: dict, path: Path) -> None:
+    def _check_data(self, content: Record, path: Path) -> None:
         for name, store in self.stores.items():
             own = content["data"].get(name)
             hashes = store.manifest["sha256"]

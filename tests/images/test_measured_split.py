@@ -9,6 +9,8 @@ from star.codes.store import open_splits
 from star.images.source import measured_split
 from star.training.checkpoint import open_model
 
+BEFORE = GOLDEN / "before"
+
 
 @pytest.mark.parametrize(
     ("splits", "expected"),
@@ -25,16 +27,16 @@ def test_test_comes_before_val_and_val_before_train(splits, expected):
 
 @pytest.mark.parametrize("missing", [(), ("test",), ("test", "val")])
 def test_the_image_shown_is_of_that_split(missing):
-    stores = open_splits(GOLDEN / "codes")
+    stores = open_splits(BEFORE / "codes")
     for name in missing:
         del stores[name]
     (subject,) = find_subjects(
-        open_model(GOLDEN / "run"),
+        open_model(BEFORE / "run"),
         images=[],
         codes=None,
         label=None,
         data=stores,
-        tokenizer=GOLDEN / "tokenizer.safetensors",
+        tokenizer=BEFORE / "tokenizer.safetensors",
     )
     expected = ("test", "val", "train")[len(missing)]
     assert subject.name == f"first {expected} image"

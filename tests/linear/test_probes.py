@@ -18,7 +18,7 @@ from probes.reading.features import (
     step_features,
     uniform_steps,
 )
-from probes.stats.intervals import mean_interval, wilson_interval
+from probes.stats.intervals import mean_interval, share_interval, wilson_interval
 from probes.tokens.augmentations import nudge
 from star.base.errors import UserError
 
@@ -126,6 +126,7 @@ def test_wilson_interval_against_published_values():
     ):
         assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
     assert wilson_interval(20, 20)[1] == 1.0
+    assert share_interval(np.arange(20) < 15) == (0.75, *wilson_interval(15, 20))
 
 
 def test_mean_interval():
@@ -134,6 +135,7 @@ def test_mean_interval():
     half = 1.959964 * np.std(values, ddof=1) / 2
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
     assert np.isnan(mean_interval(np.array([1.0]))[1:]).all()
+    assert np.isnan(mean_interval(np.array([]))).all() and len(mean_interval(np.array([]))) == 3
 
 
 def test_attention_rows_at_steps_are_rows_of_the_whole_pattern():

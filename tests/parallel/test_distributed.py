@@ -27,6 +27,7 @@ from star.training.teacher import Teacher
 from star.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 
 def losses_and_gradients(objective: ObjectiveConfig, rank: int, world: int):

@@ -6,15 +6,14 @@ import pytest
 import torch
 from fresh import in_two
 from helpers import small_model
-from probing import blob_task
-from test_atlas import STEPS, atlas_of, config
-from test_mae import GROUPS, label_sets, trained
+from probing import GROUPS, STEPS, atlas_of, blob_task, config, label_sets, trained
 from two_processes import one_of_two
 
 from probes.linear import mae, pixels
 from probes.linear.mae import MaeConfig
 from probes.results import read_result, write_result
 
+pytestmark = pytest.mark.slow
 UNEVEN = MaeConfig(base_lrs=(20.0, 102.4), epochs=5, warmup_epochs=2, batch_size=15)
 PROTOCOLS = ("mae", "ridge", "knn")
 

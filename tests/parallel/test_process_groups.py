@@ -41,6 +41,7 @@ def wait_long_then_hang(rank, folder):
                 time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_others_wait_for_rank_0_longer_than_for_a_collective_that_hangs(tmp_path):
     begun = time.monotonic()
     in_two(wait_long_then_hang, tmp_path)
@@ -132,6 +133,7 @@ def hold_and_cut(rank, folder):
     (folder / f"done-{rank}").touch()
 
 
+@pytest.mark.slow
 def test_gradients_are_held_once_and_sharding_stays_on_the_chosen_device(tmp_path):
     in_two(hold_and_cut, tmp_path)
     assert len(list(tmp_path.glob("done-*"))) == 2

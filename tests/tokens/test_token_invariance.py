@@ -49,6 +49,7 @@ def coarse_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_folder_gives_curves_tables_and_maps(star, digit_folder, tokenizer_file, tmp_path):
     asked = ("--augment", "shift,noise:0,2", "--images", "6", "--out", "o", "--device", "cpu")
     code, out, err = star("token-invariance", digit_folder, "--tokenizer", tokenizer_file, *asked)
@@ -68,6 +69,7 @@ def test_a_folder_gives_curves_tables_and_maps(star, digit_folder, tokenizer_fil
     assert (tmp_path / "o" / f"{stem}.csv").read_bytes() == before, "the seed decides"
 
 
+@pytest.mark.slow
 def test_two_tokenizers_are_compared_on_the_same_images(star, tokenizer_file, coarse_file, tmp_path):
     both = ("--tokenizer", tokenizer_file, "--tokenizer", coarse_file)
     code, out, err = star(
@@ -87,6 +89,7 @@ def test_two_tokenizers_are_compared_on_the_same_images(star, tokenizer_file, co
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_one_image_gives_figure_1c_and_maps_of_each_tokenizer(
     star, tokenizer_file, coarse_file, tmp_path
 ):

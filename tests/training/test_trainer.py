@@ -45,6 +45,7 @@ def test_training_learns_and_reports_every_term(stores, tmp_path):
     assert found[7]["loss"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tiny_set_is_overfitted(tmp_path):
     store = fake_store(images=8, views=2, classes=4)
     config = tiny(

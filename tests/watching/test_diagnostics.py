@@ -345,6 +345,7 @@ def measure_in_one_of_two(rank: int, folder, shard: bool):
         del trainer  # it holds the process group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_measure_what_one_does(stores, tmp_path, shard):
     in_two(measure_in_one_of_two, tmp_path, shard)
