@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from star.base.errors import UserError
 from star.base.names import shown
 
 RUNS = Path("runs")
+Given = TypeVar("Given")
 
 
 def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | None, grid: int | None):
@@ -74,7 +76,7 @@ def newest_run() -> Path:
     return found[-1].parent
 
 
-def tokenizer_path(run: Path, given: Path | None) -> Path | None:
+def tokenizer_path(run: Path, given: Given | None) -> Given | Path | None:
     """``given``, else the copy in the run folder, else None."""
     from star.tokenizer.file import TOKENIZER_FILE
 
@@ -117,12 +119,13 @@ def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> d
     from cli.terminal.screen import Stages
     from probes.reading.features import check_store, check_tokenizer
     from star.codes.store import same_images
+    from star.images.source import measured_split
 
     found: dict[str, tuple] = {}
     for name, loaded in opened.items():
         with Stages() as stages:
             prepared = run_data(loaded, data, tokenizer, stages)
-        store = next(prepared.stores[n] for n in ("test", "val", "train") if n in prepared.stores)
+        store = prepared.stores[measured_split(prepared.stores)]
         check_tokenizer(loaded, store)
         check_store(loaded.model, store, classes=False)
         found[name] = prepared.stores, store

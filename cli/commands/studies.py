@@ -5,13 +5,19 @@ from importlib import import_module
 
 from cli.options import with_options
 from cli.threads import computing
-from figures.requests import ablation
+from figures.requests import ablation, codebook, token_invariance
 
 __all__ = ["STUDIES", "answer", "command"]
 
 # command: the request, the study's module in figures.studies, what its first line says
 STUDIES = {
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
+    "token-invariance": (
+        token_invariance.Request,
+        "token_invariance",
+        "Looking which tokens change when the image hardly does",
+    ),
+    "codebook": (codebook.Request, "codebook", "Counting a tokenizer's codes"),
 }
 
 
@@ -23,7 +29,7 @@ def command(name: str) -> Callable:
         answer(study, request(**given[request]))
 
     ask.__doc__ = request.__doc__
-    return computing(doing)(with_options(request())(ask))
+    return computing(doing)(with_options(request)(ask))
 
 
 def answer(study: str, request: object) -> None:

@@ -36,6 +36,7 @@ def check_pictures(splits: ProbeSplits, source: ImageSource | None, tokenizer: V
             "were made from (--images FOLDER) or the tokenizer (--tokenizer FILE)"
         )
     if source is None:
+        assert tokenizer is not None
         check_decoder(tokenizer, splits.stores["train"])
         return
     for part in PARTS:
@@ -69,6 +70,7 @@ def small_pictures(
         if source is not None:
             pieces = _from_source(store, rows, _same_images(store, source))
         else:
+            assert tokenizer is not None
             pieces = _from_tokens(store, rows, tokenizer, steps)
         start = 0
         for images_NPHWC in pieces:

@@ -361,6 +361,7 @@ def test_uniform_rows_see_what_a_step_sees():
                       pd.DataFrame)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_pictures_and_a_comparison(star, trained, tmp_path, monkeypatch):
     options = ("--at", "1,9,30", "--images", "12", "--layers", "2", "--out", "s")
     code, out, err = star("attention-stats", trained, trained, *options)
