@@ -64,9 +64,11 @@ def probe(
     if nproc != 1:
         launch(nproc, asked.device)
     from cli.terminal.screen import console
+    from star.parallel.processes import leave
 
     console.quiet = int(os.environ.get("RANK", 0)) > 0
     answer(study, asked)
+    leave()
 
 
 def _refuse_idle(given: dict[type, dict], measure: bool, dry_run: bool, for_dry_run: bool) -> None:
@@ -88,4 +90,4 @@ def _refuse_idle(given: dict[type, dict], measure: bool, dry_run: bool, for_dry_
         raise UserError("--encoder, --encoder-weights and --split have an effect only with --measure")
     if measure and changed - of_measures:
         idle = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changed - of_measures))
-        raise UserError(f"{idle}: without effect on --measure; leave out one or the other")
+        raise UserError(f"--measure uses none of: {idle}; leave them out or probe without --measure")

@@ -1,8 +1,8 @@
 """What layers know of the class, step by step: an atlas of every checkpoint, and where they differ.
 
 Where files are written, what is done so far lies in a folder beside them until all is: an atlas that
-was interrupted goes on when the same is asked again. Processes that torchrun has started share the
-images; the first writes and speaks.
+was interrupted goes on when the same is asked again. Processes that torchrun has started are joined and
+share the images; the first writes and speaks. Whoever asks leaves (``star.parallel.processes``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +24,7 @@ from probes.linear.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.linear.classes import per_class_accuracy
 from probes.linear.compare import compare_hits
 from probes.linear.mae import MaeConfig
+from probes.linear.pixels import check_pictures
 from probes.linear.protocols import ProtocolConfig
 from probes.linear.splits import ProbeSplits, probe_splits
 from probes.reading.features import check_store, check_tokenizer
@@ -35,7 +36,7 @@ from star.codes.store import same_images
 from star.images.open import ImageSource, open_source
 from star.model.classes import null_label
 from star.model.config import ModelConfig
-from star.parallel.processes import join, leave, main_first, rank, world_size
+from star.parallel.processes import join, main_first, rank
 from star.tokenizer.model import VQModel
 from star.training.checkpoint import Loaded
 
@@ -90,11 +91,7 @@ class ProbingStudy(CheckpointStudy[Request, AtlasConfig, Material, Found]):
             splits = probe_splits(prepared.stores)
             images = given_images(asked.images, splits) if asked.images else prepared.source
             found[name] = Material(splits, images, prepared.tokenizer)
-        first, *others = (material.splits.describe()["source"]["test"] for material in found.values())
-        if not all(same_images(first, other) for other in others):
-            raise UserError(
-                "the checkpoints' test images differ; give --data to probe both on the same"
-            )
+            _check_beside(next(iter(found.values())), found[name])
         return found
 
     def stem(self, asked: Request, plan: AtlasConfig) -> str:
@@ -103,7 +100,6 @@ class ProbingStudy(CheckpointStudy[Request, AtlasConfig, Material, Found]):
 
     def findings(self, asked: Request, work: Work) -> Iterator[Finding]:
         """As for any checkpoints, with a share of the images for every process there is."""
-        joins = world_size() == 1
         where = join(asked.device)
         work = work if rank() == 0 else Work(writes=work.writes)
         for finding in super().findings(replace(asked, device=str(where)), work):
@@ -111,8 +107,6 @@ class ProbingStudy(CheckpointStudy[Request, AtlasConfig, Material, Found]):
             if finding.results and work.writes and rank() == 0:
                 remove_folder(finding.path(WORK))
             yield Finding(said=finding.said)
-        if joins:
-            leave()
 
     def measure(
         self,
@@ -234,6 +228,16 @@ def given_images(images: str, splits: ProbeSplits) -> ImageSource:
     """The source called ``images``, with the column of labels that the codes were made with."""
     noted = splits.stores["train"].manifest.get("source")
     return open_source(images, noted.get("label_column") if isinstance(noted, dict) else None)
+
+
+def _check_beside(first: Material, other: Material) -> None:
+    """Refuse other test images than the first checkpoint's, and codes whose pixels nobody has."""
+    of_first, of_other = first.splits.describe(), other.splits.describe()
+    if of_other == of_first:  # the first, or one that takes its controls over
+        return
+    if not same_images(of_first["source"]["test"], of_other["source"]["test"]):
+        raise UserError("the checkpoints' test images differ; give --data to probe both on the same")
+    check_pictures(other.splits, other.images, other.tokenizer)
 
 
 def _write_predictions(atlas: Atlas, path: Path) -> Iterable[Path]:
