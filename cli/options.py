@@ -60,7 +60,7 @@ Threads = Annotated[
 
 
 def with_options(
-    *defaults: "DataclassInstance",
+    *defaults: "DataclassInstance | type[DataclassInstance]",
     skip: tuple[str, ...] = (),
     panels: dict[type, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -59,19 +59,24 @@ def draw_all(material: Material, folder: Path) -> list[Path]:
 
 def _probe_figures(m: Material) -> dict[str, Figure]:
     plain = next(iter(m.probe_tables))
-    common = {"total_steps": m.total_steps, "chance": m.chance}
     own = _own(m)
     title = f"class read from layer {m.layer}"
     figures = {
         "figure1b": probe_curves(
             {plain: own[plain]},
             m.layer,
-            **common,
+            total_steps=m.total_steps,
+            chance=m.chance,
             controls={plain: m.probe_tables[plain]},
             title=f"Figure 1(b): {title} of {plain}",
         ),
         "figure4": probe_curves(
-            own, m.layer, **common, controls=m.probe_tables, title=f"Figure 4: {title}"
+            own,
+            m.layer,
+            total_steps=m.total_steps,
+            chance=m.chance,
+            controls=m.probe_tables,
+            title=f"Figure 4: {title}",
         ),
     }
     for name, table in own.items():

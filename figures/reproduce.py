@@ -285,6 +285,7 @@ def _draw(
     on_progress: Progress,
 ) -> list[Path]:
     source, tokenizer = data.source, data.tokenizer
+    assert source is not None and tokenizer is not None  # _check_source wants images, not codes
     stage, total = "figures", 4
     on_progress(stage, 0, total)
     size = data.stores["test"].grid * tokenizer.config.stride

@@ -8,7 +8,7 @@ before anything is measured. ``figures.checkpoints`` is the study of one checkpo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -22,7 +22,16 @@ from viz.base.style import save
 __all__ = ["Answer", "Finding", "Study"]
 
 
-Asked = TypeVar("Asked")
+class Request(Protocol):
+    """What every request is: a frozen dataclass that says where files go."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path | None: ...
+
+
+Asked = TypeVar("Asked", bound=Request)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """What ``star probe --dry-run`` prints: forward passes, FLOPs, memory and time, nothing computed."""
 
+from dataclasses import dataclass, replace
+
 from cli.terminal.dry_run import PEAK_TFLOPS, UTILISATION
 from cli.terminal.screen import print_line
 from figures.opening import open_checkpoints
@@ -27,21 +29,32 @@ def print_probe_costs(
     asked: Request, size: str | None, train_images: int, *, processes: int, tflops: float | None
 ) -> None:
     """Print what the atlas asked of a size takes, or of every checkpoint; nothing is tokenised."""
-    common = {"processes": processes, "device": asked.device, "tflops": tflops}
+    costs = []
     if size is not None:
         model = preset(size).model
-        images = {"train": train_images, "held_out": HELD_OUT, "views": VIEWS}
-        config = plan(asked, model, "cpu")
-        _print_cost(model, config, **images, classes=model.num_classes, **common)
-        return
-    how = {"weights": asked.weights, "device": "cpu", "heads": asked.heads, "grid": asked.grid}
-    for loaded in open_checkpoints(asked.ckpts, **how, say=print_line).values():
-        model, config = loaded.model.config, plan(asked, loaded.model.config, "cpu")
-        images = _images(open_run_data(loaded, asked.data, make_codes=False))
-        _print_cost(model, config, **images, **common)
+        images = _Images(train_images, HELD_OUT, VIEWS, model.num_classes)
+        costs.append((model, plan(asked, model, "cpu"), images))
+    else:
+        how = replace(asked, device="cpu")
+        for loaded in open_checkpoints(asked.ckpts, how, print_line).values():
+            model = loaded.model.config
+            images = _counted(open_run_data(loaded, asked.data, make_codes=False))
+            costs.append((model, plan(asked, model, "cpu"), images))
+    for model, config, images in costs:
+        _print_cost(model, config, images, processes=processes, device=asked.device, tflops=tflops)
 
 
-def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, int]:
+@dataclass(frozen=True)
+class _Images:
+    """What a cost depends on: images of the parts, views of a training image, classes."""
+
+    train: int
+    held_out: int
+    views: int
+    classes: int
+
+
+def _counted(data: ImageSource | dict[str, CodeStore]) -> _Images:
     """Images, views and classes of ``data``, without tokenising anything."""
     if isinstance(data, dict):
         splits = probe_splits(data)
@@ -52,17 +65,17 @@ def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, int]:
         train, held_out = counts.pop("train"), sum(counts.values())
         views = len(view_set(data.default_views, data.native_size))
         classes = len(data.class_names)
-    return {"train": train, "held_out": held_out, "views": views, "classes": classes}
+    return _Images(train, held_out, views, classes)
 
 
 def _print_cost(
-    model: ModelConfig, config: AtlasConfig, *, train: int, held_out: int, views: int, classes: int,
+    model: ModelConfig, config: AtlasConfig, images: _Images, *,
     processes: int, device: str, tflops: float | None,
 ) -> None:  # fmt: skip
     """Print the cost of an atlas ``config`` of ``model``; ``tflops``: what one device sustains."""
     if tflops is not None and not tflops > 0:
         raise UserError(f"tflops is {tflops}; expected a number > 0")
-    if min(train, held_out, views, processes) < 1:
+    if min(images.train, images.held_out, images.views, processes) < 1:
         raise UserError("a dry run needs at least 1 image, view and process")
     protocol, seeds = config.protocol, len(config.seeds)
     cost = probe_cost(
@@ -71,16 +84,19 @@ def _print_cost(
         mae=protocol.mae,
         layers=len(config.layers),
         steps=len(config.steps),
-        train=train,
-        held_out=held_out,
-        views=views,
-        classes=classes,
+        train=images.train,
+        held_out=images.held_out,
+        views=images.views,
+        classes=images.classes,
     )
     print_line(
         f"{model.size_name or 'custom'}: {len(config.layers)} layers x {len(config.steps)} steps, "
         f"protocol {protocol.name}, {cost.heads} heads a label set, {seeds} seed(s)"
     )
-    print_line(f"images: {train:,} training (views {views}), {held_out:,} held out; {classes} classes")
+    print_line(
+        f"images: {images.train:,} training (views {images.views}), {images.held_out:,} held out; "
+        f"{images.classes} classes"
+    )
     print_line(
         f"forward passes: {cost.forwards:,} sequences, checkpoint and random control "
         f"({cost.forward_flops:.3g} FLOPs a seed)"

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -57,7 +59,7 @@ class _Screen(Console):
         """A terminal that cannot move its cursor gets plain lines, as a log does."""
         return super().is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
-    def print(self, *objects: object, **options: object) -> None:
+    def print(self, *objects: object, **options: Any) -> None:
         """As rich's; a string is one line."""
         texts = (shown(item) if isinstance(item, str) else item for item in objects)
         super().print(*texts, **options)
@@ -80,7 +82,8 @@ class Stages:
             TimeRemainingColumn(),
             console=console,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._quarters: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self._started: dict[str, float] = {}
 
@@ -95,7 +98,7 @@ class Stages:
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Progress of ``stage``; the first call of a stage starts its bar."""
-        new = stage not in self._tasks or done < self._done.get(stage, 0)
+        new = stage not in self._done or done < self._done[stage]
         self._done[stage] = done
         if console.is_terminal:
             if new:
@@ -103,12 +106,12 @@ class Stages:
             self._progress.update(self._tasks[stage], completed=done, total=total)
             return
         if new:
-            self._tasks[stage] = done
+            self._quarters[stage] = done
             self._started[stage] = time.monotonic()
-        if done == total or done * 4 // total > self._tasks[stage] * 4 // total:
+        if done == total or done * 4 // total > self._quarters[stage] * 4 // total:
             seconds = time.monotonic() - self._started[stage]
             print_line(f"{stage}: {done}/{total} after {seconds:.0f} s")
-        self._tasks[stage] = done
+        self._quarters[stage] = done
 
     def say(self, said: Said) -> None:
         """A line or a table above the bars."""
