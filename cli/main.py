@@ -15,7 +15,6 @@ import typer
 
 from cli import shell
 from cli.commands import (
-    attention_stats,
     attn_maps,
     attribute,
     bench,
@@ -57,7 +56,7 @@ app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
 app.command("attn-maps")(attn_maps.attn_maps)
-app.command("attention-stats")(attention_stats.attention_stats)
+app.command("attention-stats")(studies.command("attention-stats"))
 app.command("attribute")(attribute.attribute)
 app.command("ablate")(studies.command("ablate"))
 app.command("token-invariance")(token_invariance.token_invariance)

@@ -120,11 +120,12 @@ def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str
     """The typer parameter of a field (``star.base.settings.option``)."""
     about = field.metadata
     default = getattr(shown, field.name)
-    said = about.get("said") or ("" if default is None else default)
+    flag = about.get("flag") or _flag(field.name, kind)
+    switch = kind is bool and "/" not in flag  # it can only be turned on
+    said = about.get("said") or ("" if default is None or switch else default)
     text = about["help"] + (f"  \\[default: {said}]" if said != "" else "")
     if about.get("argument"):
         return typer.Argument(None, metavar=about["argument"], help=text, show_default=False)
-    flag = about.get("flag") or _flag(field.name, kind)
     panel = about.get("panel") or panel
     return typer.Option(None, flag, help=text, rich_help_panel=panel, show_default=False)
 

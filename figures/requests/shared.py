@@ -11,6 +11,11 @@ __all__ = ["CheckpointRequest", "Precision", "checkpoints", "folder"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+def folder(default: str):
+    """The field of the folder that files are written to."""
+    return option(None, "Folder for csv, json, PNG and PDF.", said=default)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRequest:
     """What is asked of every checkpoint."""
@@ -18,6 +23,7 @@ class CheckpointRequest:
     data: str | None = option(None, "Source or code stores.", said="the run's own")
     tokenizer: Path | None = option(None, "Tokenizer file.", said="the run's own")
     weights: Literal["teacher", "student"] = option("teacher", "EMA teacher or student.")
+    out: Path | None = folder("RUN")  # each request names its own
     heads: int | None = option(None, "Heads of a LlamaGen checkpoint that does not say.")
     grid: int | None = option(None, "Grid of a LlamaGen checkpoint that does not say.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
@@ -31,8 +37,3 @@ def checkpoints():
         said="the newest run",
         argument="CKPT",
     )
-
-
-def folder(default: str):
-    """The field of the folder that files are written to."""
-    return option(None, "Folder for csv, json, PNG and PDF.", said=default)
