@@ -15,7 +15,6 @@ import typer
 
 from cli import shell
 from cli.commands import (
-    attn_maps,
     attribute,
     bench,
     codebook,
@@ -55,7 +54,7 @@ app.command("train-tokenizer")(train_tokenizer.train_tokenizer)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
-app.command("attn-maps")(attn_maps.attn_maps)
+app.command("attn-maps")(studies.command("attn-maps"))
 app.command("attention-stats")(studies.command("attention-stats"))
 app.command("attribute")(attribute.attribute)
 app.command("ablate")(studies.command("ablate"))

@@ -152,8 +152,8 @@ def test_the_command_line_starts_without_torch():
 
 
 OPENED = """
-import cli.drivers.probe_run, cli.drivers.attn_maps_run, cli.drivers.token_invariance_run
-import figures.studies.attention_stats
+import cli.drivers.probe_run, cli.drivers.token_invariance_run
+import figures.studies.attention_stats, figures.studies.attention_maps
 import star.training.trainer
 from star.training.config import preset
 from star.tokenizer.file import load_tokenizer
