@@ -15,7 +15,6 @@ import typer
 
 from cli import shell
 from cli.commands import (
-    attribute,
     bench,
     codebook,
     codes,
@@ -56,7 +55,7 @@ app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
 app.command("attn-maps")(studies.command("attn-maps"))
 app.command("attention-stats")(studies.command("attention-stats"))
-app.command("attribute")(attribute.attribute)
+app.command("attribute")(studies.command("attribute"))
 app.command("ablate")(studies.command("ablate"))
 app.command("token-invariance")(token_invariance.token_invariance)
 app.command("codebook")(codebook.codebook)

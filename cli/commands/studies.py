@@ -5,7 +5,7 @@ from importlib import import_module
 
 from cli.options import with_options
 from cli.threads import computing
-from figures.requests import ablation, attention_maps, attention_stats
+from figures.requests import ablation, attention_maps, attention_stats, attribution
 
 __all__ = ["STUDIES", "answer", "command"]
 
@@ -13,6 +13,7 @@ __all__ = ["STUDIES", "answer", "command"]
 STUDIES = {
     "attn-maps": (attention_maps.Request, "attention_maps", "Drawing where layers look"),
     "attention-stats": (attention_stats.Request, "attention_stats", "Measuring where models look"),
+    "attribute": (attribution.Request, "attribution", "Explaining the score of a step"),
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
 }
 
