@@ -10,13 +10,13 @@ import platform
 import signal
 import sys
 import time
+from typing import Any
 
 import typer
 
 from cli import shell
 from cli.commands import (
     bench,
-    codebook,
     codes,
     data,
     doctor,
@@ -26,7 +26,6 @@ from cli.commands import (
     reproduce,
     runs,
     studies,
-    token_invariance,
     train,
     train_tokenizer,
 )
@@ -37,7 +36,7 @@ from star.base.versions import PACKAGE, installed_version
 
 # typer carries its own copy of click or needs the installed one, by release; its public name for a
 # bad value inherits from all mistakes of usage in both.
-UsageError = typer.BadParameter.__base__
+UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     add_completion=False,
@@ -57,8 +56,8 @@ app.command("attn-maps")(studies.command("attn-maps"))
 app.command("attention-stats")(studies.command("attention-stats"))
 app.command("attribute")(studies.command("attribute"))
 app.command("ablate")(studies.command("ablate"))
-app.command("token-invariance")(token_invariance.token_invariance)
-app.command("codebook")(codebook.codebook)
+app.command("token-invariance")(studies.command("token-invariance"))
+app.command("codebook")(studies.command("codebook"))
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)
@@ -97,7 +96,7 @@ def main() -> None:
     except UserError as error:
         _refuse(str(error))
     except UsageError as error:
-        _refuse(_usage(error))
+        _refuse(_usage(error.format_message(), error.__cause__))
     except OSError as error:
         # A full disk, a read-only folder, a file where a folder should be: the user's to mend.
         what = f"{error.filename}: " if error.filename else ""
@@ -118,13 +117,14 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
-def _usage(error: UsageError) -> str:
+def _usage(message: str, cause: BaseException | None) -> str:
     """One line out of typer's mistake of usage: the command, what is wrong, where to look."""
     names = {command.name for command in app.registered_commands}
     command = " ".join(["star", *(name for name in sys.argv[1:2] if name in names)])
-    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = " ".join(message.split()).removesuffix(".")
     message = message.replace("Value error, ", "")
-    given = getattr(error.__cause__, "errors", list)()  # pydantic's, which typer's message leaves out
+    # pydantic's, which typer's message leaves out
+    given: list[dict[str, Any]] = getattr(cause, "errors", list)()
     if given and repr(given[0]["input"]) not in message:
         message += f" (given: {given[0]['input']!r})"
     return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"

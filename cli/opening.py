@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from star.base.errors import UserError
 from star.base.names import shown
 
 RUNS = Path("runs")
+Given = TypeVar("Given")
 
 
 def open_checkpoint(path: Path | None, weights: str, device: str, heads: int | None, grid: int | None):
@@ -74,7 +76,7 @@ def newest_run() -> Path:
     return found[-1].parent
 
 
-def tokenizer_path(run: Path, given: Path | None) -> Path | None:
+def tokenizer_path(run: Path, given: Given | None) -> Given | Path | None:
     """``given``, else the copy in the run folder, else None."""
     from star.tokenizer.file import TOKENIZER_FILE
 

@@ -11,9 +11,12 @@ import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +28,7 @@ __all__ = [
     "SourceTokenizer",
     "Threads",
     "Weights",
+    "sign",
     "with_options",
 ]
 
@@ -55,23 +59,34 @@ Threads = Annotated[
 ]
 
 
-def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[type, str] | None = None):
+def with_options(
+    *defaults: "DataclassInstance",
+    skip: tuple[str, ...] = (),
+    panels: dict[type, str] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate ``command(..., given: dict[type, dict])`` with an option for every field.
 
     ``given`` maps each class to the fields set on the command line; a field that several classes have
-    is one option for all of them. ``defaults`` holds an instance of each class, whose values ``--help``
+    is one option for all of them. ``defaults`` holds each class, or an instance whose values ``--help``
     shows; ``skip`` names fields that get no option here; ``panels`` maps a class to its heading. What a
-    class declares itself comes before what it inherits, arguments before options.
+    class declares itself comes before what it inherits, arguments before options; what the command
+    declares before ``given`` stands before them all, what it declares after it behind. A field
+    without a default must be given.
     """
     panels = panels or {}
 
-    def decorate(command: Callable) -> Callable:
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "given"]
-        annotations = {p.name: p.annotation for p in own}
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(command).parameters.values()
+        ]
+        place = [p.name for p in own].index("given")
+        before, after = own[:place], own[place + 1 :]
+        annotations = {p.name: p.annotation for p in before + after}
         owners: dict[str, list[type]] = {}
         extra = []
         for shown in defaults:
-            cls = type(shown)
+            cls = _class(shown)
             hints = typing.get_type_hints(cls)
             for field in _in_order(cls):
                 if field.name in skip or "help" not in field.metadata:
@@ -91,22 +106,32 @@ def with_options(*defaults: object, skip: tuple[str, ...] = (), panels: dict[typ
                 )
 
         @functools.wraps(command)
-        def run(**values):
-            given: dict[type, dict] = {type(shown): {} for shown in defaults}
+        def run(**values: Any) -> None:
+            given: dict[type, dict] = {_class(shown): {} for shown in defaults}
             for name, classes in owners.items():
                 value = values.pop(name)
                 if value is not None:
                     for cls in classes:
                         given[cls][name] = value
-            return command(**values, given=given)
+            command(**values, given=given)
 
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        run.__signature__ = inspect.Signature([*keyword_only, *extra])
-        run.__annotations__ = annotations
+        sign(run, inspect.Signature([*before, *extra, *after]), annotations)
         del run.__wrapped__  # typer would look through it at the undecorated signature
         return run
 
     return decorate
+
+
+def sign(
+    command: Callable[..., None], signature: inspect.Signature, annotations: dict[str, Any]
+) -> None:
+    """Let ``command`` show this signature, which typer makes its options of."""
+    vars(command)["__signature__"] = signature
+    command.__annotations__ = annotations
+
+
+def _class(shown: object) -> type:
+    return shown if isinstance(shown, type) else type(shown)
 
 
 def _in_order(cls: type) -> list[dataclasses.Field]:
@@ -116,18 +141,19 @@ def _in_order(cls: type) -> list[dataclasses.Field]:
     return sorted(fields, key=lambda field: not field.metadata.get("argument"))
 
 
-def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str | None):
+def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str | None) -> object:
     """The typer parameter of a field (``star.base.settings.option``)."""
     about = field.metadata
-    default = getattr(shown, field.name)
+    default = getattr(shown, field.name, ...)  # ...: it must be given
     flag = about.get("flag") or _flag(field.name, kind)
     switch = kind is bool and "/" not in flag  # it can only be turned on
-    said = about.get("said") or ("" if default is None or switch else default)
+    said = about.get("said") or ("" if switch or default in (None, ...) else default)
     text = about["help"] + (f"  \\[default: {said}]" if said != "" else "")
+    none = ... if default is ... else None
     if about.get("argument"):
-        return typer.Argument(None, metavar=about["argument"], help=text, show_default=False)
+        return typer.Argument(none, metavar=about["argument"], help=text, show_default=False)
     panel = about.get("panel") or panel
-    return typer.Option(None, flag, help=text, rich_help_panel=panel, show_default=False)
+    return typer.Option(none, flag, help=text, rich_help_panel=panel, show_default=False)
 
 
 def _flag(name: str, kind: object) -> str:

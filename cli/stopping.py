@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM as a request to stop at the next step; a second one stops at once."""
 
 import signal
+from typing import Any
 
 __all__ = ["StopSignals"]
 
@@ -13,7 +14,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,8 +8,9 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from cli.options import Threads
+from cli.options import Threads, sign
 from star.base.errors import UserError
 from star.base.threads import COUNTS, compute_threads, thread_settings, usable_cores
 
@@ -33,16 +34,18 @@ def share_cores(processes: int) -> None:
         os.environ[COUNTS[0]] = str(max(1, compute_threads() // processes))
 
 
-def computing(doing: str, *, option: bool = True) -> Callable:
+def computing(
+    doing: str, *, option: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command that computes: it gets ``--threads`` and says at once what it is ``doing``.
 
     The line goes to stdout like all progress, with ``--json`` to stderr, and only where torch is yet to
     be loaded. ``option``: whether the number of threads matters to the command.
     """
 
-    def decorate(command: Callable) -> Callable:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def run(threads: int | None = None, **values):
+        def run(threads: int | None = None, **values: Any) -> None:
             say = functools.partial(print, file=sys.stderr if values.get("json_") else None, flush=True)
             if threads is not None and not 1 <= threads <= MOST_THREADS:
                 raise UserError(f"threads is {threads}; expected 1 to {MOST_THREADS}")
@@ -52,13 +55,13 @@ def computing(doing: str, *, option: bool = True) -> Callable:
                 _use(threads)
                 if values.get("nproc", 1) == 1 and os.environ.get("RANK", "0") == "0":
                     _note_more_than_cores(threads, say)
-            return command(**values)
+            command(**values)
 
         if option:
             more = inspect.Parameter("threads", _KEYWORD, default=None, annotation=Threads)
             own = inspect.signature(command).parameters.values()
-            run.__signature__ = inspect.Signature([*(p.replace(kind=_KEYWORD) for p in own), more])
-            run.__annotations__ = {**command.__annotations__, "threads": Threads}
+            signature = inspect.Signature([*(p.replace(kind=_KEYWORD) for p in own), more])
+            sign(run, signature, {**command.__annotations__, "threads": Threads})
         return run
 
     return decorate

@@ -88,7 +88,7 @@ class WandB:
         self._run.finish()
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB}
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def _package(name: str, module: str) -> ModuleType:

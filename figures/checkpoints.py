@@ -71,12 +71,12 @@ class CheckpointStudy(Study[Asked], Generic[Asked, Plan, Data, Found]):
         """Raise ``UserError`` for what is known only now, when everything is written."""
 
     def compared(self, asked: Asked, found: dict[str, Found], first: str, other: str) -> Finding:
-        """``other`` beside ``first``."""
-        raise NotImplementedError
+        """``other`` beside ``first``; by default nothing."""
+        return Finding()
 
     def together(self, asked: Asked, found: dict[str, Found]) -> Finding:
-        """Several checkpoints in one picture."""
-        raise NotImplementedError
+        """Several checkpoints in one picture; by default none."""
+        return Finding()
 
     def findings(self, asked: Asked, work: Work) -> Iterator[Finding]:
         """One finding a checkpoint, then the comparisons with the first, then all in one picture."""

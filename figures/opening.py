@@ -9,11 +9,13 @@ from probes.reading.features import check_store, check_tokenizer, parse_steps, s
 from star.base.device import resolve_device
 from star.base.errors import UserError
 from star.base.names import shown
-from star.codes.open import PreparedData
+from star.codes.open import PreparedData, open_tokenizer
 from star.codes.store import CodeStore, same_images
 from star.images.open import ImageSource
-from star.runs.metrics import METRICS
-from star.tokenizer.file import TOKENIZER_FILE
+from star.images.source import measured_split
+from star.runs.metrics import RUNS
+from star.tokenizer.file import tokenizer_beside, tokenizer_sha256
+from star.tokenizer.model import VQModel
 from star.training.checkpoint import Loaded, newest_checkpoint, open_model
 from star.training.run_data import open_run_data, prepare_run_data
 
@@ -21,17 +23,14 @@ __all__ = [
     "check_out",
     "chosen_steps",
     "held_out_stores",
-    "newest_run",
     "open_checkpoint",
     "open_checkpoints",
+    "open_tokenizers",
     "output_folder",
     "run_data",
     "run_images",
     "tokenizer_path",
 ]
-
-RUNS = Path("runs")
-HELD_OUT = ("test", "val", "train")  # the split that is measured on: the first there is
 
 
 def open_checkpoint(
@@ -99,20 +98,31 @@ def _ending(path: Path, others: Sequence[Path]) -> str:
     return "/".join(end)
 
 
-def newest_run() -> Path:
-    """The folder of the run whose metrics changed last; ``UserError`` if there is none."""
-    found = sorted(RUNS.glob(f"**/{METRICS}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(f"there is no run below {RUNS}/; name a run folder, or train one: star train")
-    return found[-1].parent
+def open_tokenizers(paths: Sequence[str] | None, device: str, work: Work) -> dict[str, VQModel]:
+    """Tokenizers by the names they go by; without ``paths``, the one that ships with the package.
+
+    ``UserError`` if one is given twice.
+    """
+    where = resolve_device(device)
+    found: dict[str, VQModel] = {}
+    known: dict[str, str | None] = {}
+    for given in [*paths] if paths else [None]:
+        model = open_tokenizer(given, on_progress=work.stage, on_message=work.say)
+        twin = known.setdefault(tokenizer_sha256(model), given)
+        if len(known) == len(found):
+            raise UserError(f"{twin} and {given} are the same tokenizer; give each once")
+        name = model.name
+        if name in found:
+            name += f" ({shown(Path(given or '').stem)})"
+        while name in found:
+            name += " again"
+        found[name] = model.to(where)
+    return found
 
 
 def tokenizer_path(loaded: Loaded, given: Path | None) -> Path | None:
     """``given``, else the copy beside the checkpoint, else None."""
-    if given is not None:
-        return Path(given)
-    beside = loaded.path.parent / TOKENIZER_FILE
-    return beside if beside.exists() else None
+    return Path(given) if given is not None else tokenizer_beside(loaded.path.parent)
 
 
 def run_data(loaded: Loaded, data: str | None, tokenizer: Path | None, work: Work) -> PreparedData:
@@ -150,7 +160,7 @@ def held_out_stores(
     found = {}
     for name, loaded in opened.items():
         stores = run_data(loaded, data, tokenizer, work).stores
-        store = next(stores[split] for split in HELD_OUT if split in stores)
+        store = stores[measured_split(stores)]
         check_tokenizer(loaded, store)
         check_store(loaded.model, store, classes=False)
         found[name] = stores, store

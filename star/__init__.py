@@ -4,6 +4,7 @@
 """
 
 import importlib
+from typing import Any
 
 _EXPORTS = {
     "load_model": "star.training.checkpoint",
@@ -18,7 +19,7 @@ _EXPORTS = {
 __all__ = list(_EXPORTS)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'star' has no attribute {name!r}; it has: {', '.join(__all__)}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,17 +1,23 @@
 """Shared fixtures: the command line, a cache of our own, a folder of real images, a tokenizer."""
 
 import os
+import signal
 import sys
 
 import pytest
 
 from star.base.threads import thread_settings
 
-os.environ.update(thread_settings())  # before torch is imported: tests run beside other jobs
+# Before torch is imported: tests run beside other jobs, and beside each other, a thread each.
+os.environ.update(thread_settings(threads=1 if "PYTEST_XDIST_WORKER" in os.environ else None))
 
-from helpers import TINY, cli
+from helpers import TINY
 
 from cli.main import main
+
+# What a shell runs in its background ignores Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +91,11 @@ def trained(tmp_path_factory, digit_folder, tokenizer_file):
     """A run folder made by the command line, shared by the tests; none changes it."""
     run = tmp_path_factory.mktemp("runs") / "star"
     command = ["train", "--data", digit_folder, "--tokenizer", tokenizer_file, "--run", run, *TINY]
-    done = cli(*command)
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["star", *map(str, command)])
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert not end.value.code
     return run
 
 

@@ -139,6 +139,10 @@ def test_import_star_is_lazy_and_its_names_resolve():
     assert "torch" in used
 
 
+def test_the_data_loader_loads_no_model():
+    assert not modules_after("import star.training.batches") & {"star.model.transformer"}
+
+
 def test_an_unknown_name_lists_the_known_ones():
     import star
 
@@ -152,7 +156,7 @@ def test_the_command_line_starts_without_torch():
 
 
 OPENED = """
-import cli.drivers.probe_run, cli.drivers.token_invariance_run
+import figures.studies.probing, figures.studies.measures, figures.studies.token_invariance
 import figures.studies.attention_stats, figures.studies.attention_maps
 import star.training.trainer
 from star.training.config import preset

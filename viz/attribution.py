@@ -27,6 +27,7 @@ from viz.base.panel import (
     heat_scale,
     outline_cells,
     place_axes,
+    points_high,
     unseen_outline,
 )
 from viz.base.style import CURRENT, INK, MUTED, UNSEEN, new_figure, styled
@@ -133,7 +134,14 @@ def _layout(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     ]
 
 
-def _draw_foot(figure, panels: list[Axes], scales, over: list[bool], unit, predicted) -> None:
+def _draw_foot(
+    figure: Figure,
+    panels: list[Axes],
+    scales: list[Normalize],
+    over: list[bool],
+    unit: str,
+    predicted: bool,
+) -> None:
     """A scale below each column but the first, pointed where values go ``over`` it, and the key."""
     height = figure.get_figheight()
     places = [
@@ -162,13 +170,13 @@ def signed_scale(values_RT: np.ndarray) -> Normalize:
     return Normalize(-most, most, clip=True)
 
 
-def _check_shape(name: str, values, shape: tuple[int, ...]) -> np.ndarray:
+def _check_shape(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     require(values.shape == shape, f"{name} has shape {values.shape}; expected {shape}")
     return values
 
 
-def _check_contributions(values, shape: tuple[int, ...], step: int) -> np.ndarray:
+def _check_contributions(values: np.ndarray, shape: tuple[int, ...], step: int) -> np.ndarray:
     values = _check_shape("contributions", values, shape)
     require(bool(np.isfinite(values).all()), "contributions must be finite")
     require(1 <= step < shape[2], f"step is {step}; expected 1 to {shape[2] - 1}")
@@ -233,7 +241,7 @@ def _frame_predicted(axes: Axes, place: int, grid: int) -> None:
 
 def _cell(axes: Axes, grid: int) -> float:
     """Side of a cell in points."""
-    return axes.get_position().height * axes.figure.get_figheight() * 72 / grid
+    return points_high(axes) / grid
 
 
 def _note(axes: Axes, grid: int, first: str, second: str) -> None:
@@ -247,13 +255,14 @@ def _number(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:+.2f}"
 
 
-def _draw_signed_scale(figure, place: Bbox, norm: Normalize, clipped: bool, unit: str) -> None:
-    axes = figure.add_axes(place)
+def _draw_signed_scale(figure: Figure, place: Bbox, norm: Normalize, clipped: bool, unit: str) -> None:
+    axes = figure.add_axes(place.bounds)
     bar = figure.colorbar(
         ScalarMappable(norm, SIGNED_MAP), cax=axes, orientation="horizontal",
         extend="both" if clipped else "neither", label=f"contribution ({unit})",
     )  # fmt: skip
     bar.outline.set_linewidth(0.5)
+    assert norm.vmin is not None and norm.vmax is not None
     axes.set_xticks([norm.vmin, 0, norm.vmax], [f"{norm.vmin:+.2g}", "0", f"{norm.vmax:+.2g}"])
     axes.tick_params(labelsize=8)
 

@@ -5,6 +5,7 @@ have no unit but kNN's accuracy, a fraction 0..1 there and percent in the pictur
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from viz.base.checks import check_columns, require
 from viz.base.names import in_heading
@@ -166,7 +168,8 @@ def measure_figures(
             same = pairs[pairs[fixed].eq(pairs[f"{fixed}_b"]) & pairs[free].ne(pairs[f"{free}_b"])]
             if len(same):
                 at = int(same[fixed].max())
-                figure = measure_heatmap(table, measure, against=against, **{fixed: at})
+                place: dict[str, Any] = {fixed: at}
+                figure = measure_heatmap(table, measure, against=against, **place)
                 yield f"{name}-{free}s-at-{fixed}-{at}", figure
 
 
@@ -193,7 +196,7 @@ def _curve_rows(table: pd.DataFrame, measure: str, against: str | None) -> pd.Da
     return rows
 
 
-def _draw_curve(axes: Axes, curve: pd.DataFrame, across: str, colour) -> None:
+def _draw_curve(axes: Axes, curve: pd.DataFrame, across: str, colour: ColorType) -> None:
     x, value, low, high = (curve[key].to_numpy(dtype=float) for key in (across, "value", "low", "high"))
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(x, value, color=colour, marker="o", markersize=4, linewidth=1.8)
@@ -202,7 +205,7 @@ def _draw_curve(axes: Axes, curve: pd.DataFrame, across: str, colour) -> None:
 def _draw_baselines(axes: Axes, curves: list, by_layer: bool, name: str) -> None:
     values = np.concatenate([curve["baseline"].to_numpy(dtype=float) for curve, _ in curves])
     known = values[np.isfinite(values)]
-    dashes = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
+    dashes: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 1}
     if len(known) and np.ptp(known) < 1e-9:
         axes.axhline(known[0], color=MUTED, **dashes)
     elif len(known):

@@ -73,7 +73,14 @@ def _head(figure: Figure, left: float, top: float, text: str) -> None:
     figure.text(left / _WIDTH, 1 - top / _HEIGHT, in_heading(text), va="center", weight="bold", size=11)
 
 
-def _draw_attention(figure: Figure, image, maps_by_model, class_weights, steps, grid: int) -> None:
+def _draw_attention(
+    figure: Figure,
+    image: np.ndarray,
+    maps_by_model: Mapping[str, np.ndarray],
+    class_weights: Mapping[str, np.ndarray],
+    steps: Sequence[int],
+    grid: int,
+) -> None:
     names = list(maps_by_model)
     require(len(names) == 2, f"maps_by_model holds {len(names)} models; expected two to compare")
     require(set(names) == set(class_weights), "class_weights and maps_by_model name different models")
@@ -115,7 +122,13 @@ def _draw_attention(figure: Figure, image, maps_by_model, class_weights, steps, 
     )  # fmt: skip
 
 
-def _draw_tokens(figure: Figure, views, indices, labels, share: float | None) -> None:
+def _draw_tokens(
+    figure: Figure,
+    views: Sequence[np.ndarray],
+    indices: Sequence[np.ndarray],
+    labels: Sequence[str],
+    share: float | None,
+) -> None:
     require(
         len(views) == len(indices) == len(labels) == 2, "expected two views, index grids and labels"
     )

@@ -24,7 +24,7 @@ _NAME = 28  # letters of a class name; longer ones leave no room for the images
 @styled
 def sample_grid(
     images: np.ndarray,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     class_names: Sequence[str],
     *,
     title: str | None = None,

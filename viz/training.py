@@ -1,10 +1,11 @@
 """Training curves from metrics rows: losses, learning rate, gradient norm, in-loop diagnostics."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -126,9 +127,9 @@ def _votes(key: str, metrics: Mapping[str, pd.DataFrame]) -> str:
     return f", k = {', '.join(map(str, values))}" if values else ""
 
 
-def _legend(panels) -> tuple[list, list[str]]:
+def _legend(panels: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
     """One handle per run over all panels (a run may lack some columns)."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)

@@ -1,13 +1,18 @@
 """``star bench``: how fast steps, probes and batches are on this machine, as ratios with intervals."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from cli.options import Device
 from cli.threads import computing
+from star.base.progress import Progress
 from star.model.config import SIZES
+
+if TYPE_CHECKING:
+    from cli.terminal.screen import Stages
+    from probes.speed.timing import Timings
 
 bench = typer.Typer(
     no_args_is_help=True, help="Measure speed on this machine: alternating arms, medians and ratios."
@@ -286,7 +291,7 @@ def contention(
     _show(found.timings, ratios, facts, f"{work}, alone and beside others", json_)
 
 
-def _reporter(stages, as_json: bool):
+def _reporter(stages: "Stages", as_json: bool) -> Progress:
     """Progress of the rounds; none where only JSON may be printed."""
     if as_json:
         return lambda done, total: None
@@ -301,7 +306,13 @@ def _rounds(rounds: int) -> int:
     return rounds
 
 
-def _show(timings, ratios: dict[str, tuple[str, str]], facts: dict, title: str, as_json: bool) -> None:
+def _show(
+    timings: "Timings",
+    ratios: dict[str, tuple[str, str]],
+    facts: dict,
+    title: str,
+    as_json: bool,
+) -> None:
     """Print medians with quartiles and ratios with their intervals, and the facts beside them."""
     import json
     from dataclasses import asdict

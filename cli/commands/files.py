@@ -39,12 +39,14 @@ def export(
     grid: Grid = None,
 ) -> None:
     """Write the transformer alone (no projector, no optimiser) for other programs."""
-    from cli.opening import open_checkpoint
-    from cli.terminal.screen import console
+    from cli.terminal.screen import console, print_line
+    from figures.opening import open_checkpoint
     from star.training.export import ENDINGS, check_ending, export_model
 
     if out is not None:
         check_ending(out, form)
-    loaded = open_checkpoint(ckpt, weights, "cpu", heads, grid)
+    loaded = open_checkpoint(
+        ckpt, weights=weights, device="cpu", heads=heads, grid=grid, say=print_line
+    )
     path = out or loaded.path.with_name(f"{loaded.path.stem}-{weights}-{form}{ENDINGS[form]}")
     console.print(f"written: {export_model(loaded, path, form)}", highlight=False, markup=False)

@@ -1,12 +1,16 @@
 """``star sample``: what does a model draw?"""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from cli.options import Checkpoint, Device, Grid, Heads, RunTokenizer, Weights
 from cli.threads import computing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 @computing("Drawing samples")
@@ -38,12 +42,12 @@ def sample(
     """Sample images class by class into one labelled grid, with a key-value cache and guidance."""
     import numpy as np
 
-    from cli.opening import open_checkpoint, output_folder, tokenizer_path
-    from cli.terminal.screen import Stages, note_stand_ins, print_line, print_written
+    from cli.terminal.screen import Stages, print_line, print_written
+    from figures.opening import open_checkpoint, output_folder, tokenizer_path
+    from figures.sentences import names_in_pictures
     from probes.reading.example import require_tokenizer
     from star.base.device import resolve_precision
     from star.base.errors import UserError
-    from star.base.files import publish_file
     from star.model.classes import class_words, null_label, parse_classes
     from star.model.decoder import in_precision
     from star.model.sampler import generate
@@ -51,19 +55,21 @@ def sample(
     from viz.base.style import save
     from viz.samples import sample_grid
 
-    loaded = open_checkpoint(ckpt, weights, device, heads, grid)
+    loaded = open_checkpoint(
+        ckpt, weights=weights, device=device, heads=heads, grid=grid, say=print_line
+    )
     config = loaded.model.config
     if cfg_scale != 1:
         null_label(config, f"guidance (--cfg-scale {cfg_scale:g})", "give --cfg-scale 1")
     chosen = parse_classes(
         classes, config.num_classes, loaded.class_names, null_class=config.null_class
     )
-    decoder = require_tokenizer(loaded, tokenizer_path(loaded.path.parent, tokenizer))
+    decoder = require_tokenizer(loaded, tokenizer_path(loaded, tokenizer))
     if not 1 <= each <= 100:
         raise UserError(f"each is {each}; expected 1 to 100 images a class")
     where = loaded.model.output.weight.device
-    default = "auto" if where.type == "cuda" else "fp32"
-    model = in_precision(loaded.model, resolve_precision(precision or default, where))
+    precision = precision or ("auto" if where.type == "cuda" else "fp32")
+    model = in_precision(loaded.model, resolve_precision(precision, where))
     if classes is not None:
         words = (class_words(label, config.num_classes, loaded.class_names) for label in chosen)
         print_line(f"sampled: {'; '.join(words)}")
@@ -81,12 +87,20 @@ def sample(
             on_step=lambda done, total: stages.report("sample", done, total),
         )
     images = decode_tokens(decoder, tokens, config.grid)
-    names = loaded.class_names or tuple(str(c) for c in range(config.num_classes))
-    names = [*names, "null class"]
+    names = [*(loaded.class_names or map(str, range(config.num_classes))), "null class"]
     figure = sample_grid(images, labels, names, title=f"Samples, guidance {cfg_scale:g}", columns=each)
-    folder = output_folder(loaded, out, "samples")
-    written = save(figure, folder / f"samples-{weights}")
-    with publish_file(folder / f"samples-{weights}.npz") as temporary, open(temporary, "wb") as file:
+    stem = output_folder(loaded, out, "samples") / f"samples-{weights}"
+    written = [*save(figure, stem), _save_codes(stem.with_suffix(".npz"), images, tokens, labels)]
+    for line in names_in_pictures(names, labels):
+        print_line(line)
+    print_written(written)
+
+
+def _save_codes(path: Path, images: "np.ndarray", tokens: "Tensor", labels: "np.ndarray") -> Path:
+    import numpy as np
+
+    from star.base.files import publish_file
+
+    with publish_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, arr_0=images, tokens=tokens.cpu().numpy(), labels=labels)
-    note_stand_ins(names, labels)
-    print_written([*written, folder / f"samples-{weights}.npz"])
+    return path

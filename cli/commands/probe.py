@@ -1,70 +1,39 @@
-"""``star probe``: what layers know of the class, step by step, with controls and comparisons."""
+"""``star probe``: one of two questions, what a probe reads of the class or measures without labels."""
 
-from pathlib import Path
-from typing import Literal
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
 
 import typer
 
-from cli.options import Data, Device, Grid, Heads, RunTokenizer, Weights
+from cli.commands.studies import answer
+from cli.options import with_options
+from cli.processes import launch
 from cli.threads import computing
+from figures.requests import measures, probing
+from star.base.errors import UserError
 from star.model.config import SIZES
 
-MAE, MEASURES, DRY = "Protocol mae", "Representation measures", "Dry run"
-PROTOCOLS = Literal["logreg", "mae", "ridge", "knn", "attentive"]
+DRY = "Dry run"
+OF_MEASURES = """
+    --measure takes label-free numbers of the same features instead:
+    step_consistency, view_consistency, alignment, uniformity, effective_rank,
+    knn, lds, cka, mutual_knn, cknna.
+"""
+
+
+def _described(command: Callable) -> Callable:
+    command.__doc__ = f"{(probing.Request.__doc__ or '').rstrip()}\n{OF_MEASURES}"
+    return command
 
 
 @computing("Probing what layers know of the class")
+@with_options(probing.Request(), measures.Request())
+@_described
 def probe(
-    ckpts: list[Path] = typer.Argument(
-        None,
-        metavar="CKPT",
-        help="Checkpoints or run folders; two or more are compared.  \\[default: the newest run]",
-    ),
-    layer: str = typer.Option(
-        None,
-        help="Layer 1 to L (output of that block), several (2,4,6), or all.  "
-        "\\[default: half the depth, the paper's 6 of 12]",
-    ),
-    steps: int = typer.Option(8, help="Number of uniformly spaced steps, the last being T."),
-    protocol: PROTOCOLS = typer.Option("logreg", help="How a probe is fitted, see above."),
-    lr: str = typer.Option(
-        None,
-        help="Base rates per 256 images, e.g. 0.1,1,10; the best on validation is taken.  "
-        "\\[default: 0.1]",
-        rich_help_panel=MAE,
-    ),
-    epochs: int = typer.Option(
-        None, help="Epochs, a ninth of them warm-up.  \\[default: 90]", rich_help_panel=MAE
-    ),
-    batch_size: int = typer.Option(
-        None, help="Images a batch.  \\[default: min(16384, N)]", rich_help_panel=MAE
-    ),
-    seeds: int = typer.Option(1, help="Probe with seeds 0, 1, ..; means and spread are printed."),
-    cache_gb: float = typer.Option(4.0, help="Memory for features a process; beyond, they stream."),
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = typer.Option(
-        "fp32", help="Of the frozen model's forward passes."
-    ),
-    data: Data = None,
-    images: str = typer.Option(
-        None, help="Image folder that code stores were made from, for the pixel control."
-    ),
-    tokenizer: RunTokenizer = None,
-    weights: Weights = "teacher",
-    out: Path = typer.Option(None, help="Folder for csv, json, PNG and PDF.  \\[default: RUN/probe]"),
-    heads: Heads = None,
-    grid: Grid = None,
-    measure: str = typer.Option(
-        None, help="Instead of probes: all, or names such as cka,knn,lds.", rich_help_panel=MEASURES
-    ),
-    split: Literal["test", "val", "train"] = typer.Option(
-        "test", help="Images that are measured.", rich_help_panel=MEASURES
-    ),
-    encoder: str = typer.Option(
-        None, help="Frozen encoder to align with: resnet50 or timm/NAME.", rich_help_panel=MEASURES
-    ),
-    encoder_weights: Path = typer.Option(None, help="File of its weights.", rich_help_panel=MEASURES),
+    given: dict[type, dict],
     nproc: int = typer.Option(1, help="Processes (torchrun); each takes a share of the images."),
-    device: Device = "auto",
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print sizes, FLOPs and time; do nothing.", rich_help_panel=DRY
     ),
@@ -76,21 +45,49 @@ def probe(
     ),
     tflops: float = typer.Option(None, help="TFLOP/s that one device sustains.", rich_help_panel=DRY),
 ) -> None:
-    """Probe frozen features for the class; every number beside its controls.
+    measure = given[measures.Request].get("measure") is not None
+    _refuse_idle(given, measure, dry_run, size is not None or tflops is not None)
+    study = "measures" if measure else "probing"
+    request = measures.Request if measure else probing.Request
+    asked = request(**given[request])
+    if size is not None and asked.ckpts:
+        raise UserError("--preset stands in for a checkpoint in a dry run; give one of them")
+    from figures.opening import check_out
 
-    Step t has seen the class position (null class) and tokens 1 to t-1.
-    Choices are made on the validation split, accuracies are of the test split.
-    An interrupted probe goes on when it is started again.
+    check_out(asked.out)
+    import_module(f"figures.studies.{study}").check(asked)
+    if dry_run:
+        from cli.terminal.probe_cost import print_probe_costs
 
-    logreg: logistic regression (L-BFGS). mae: MAE's linear probing (BatchNorm,
-    LARS), made for large data. ridge: closed form. knn: up to 20 neighbours.
-    attentive: a learned query over the steps seen so far.
+        print_probe_costs(asked, size, train_images, processes=nproc, tflops=tflops)
+        return
+    if nproc != 1:
+        launch(nproc, asked.device)
+    from cli.terminal.screen import console
+    from star.parallel.processes import leave
 
-    --measure takes label-free numbers of the same features instead:
-    step_consistency, view_consistency, alignment, uniformity, effective_rank,
-    knn, lds, cka, mutual_knn, cknna.
-    """
-    options = locals()
-    from cli.drivers.probe_run import ProbeRequest, run
+    console.quiet = int(os.environ.get("RANK", 0)) > 0
+    answer(study, asked)
+    leave()
 
-    run(ProbeRequest(**options))
+
+def _refuse_idle(given: dict[type, dict], measure: bool, dry_run: bool, for_dry_run: bool) -> None:
+    """Refuse options that would have no effect: of the dry run, and of the question not asked."""
+    if for_dry_run and not dry_run:
+        raise UserError("--preset and --tflops have an effect only with --dry-run")
+    if dry_run and measure:
+        raise UserError("--dry-run says what probes take; leave out --measure")
+    changed = {
+        name
+        for request, values in given.items()
+        for name, value in values.items()
+        if value != getattr(request, name)
+    }
+    of_probing, of_measures = (
+        {field.name for field in fields(question)} for question in (probing.Request, measures.Request)
+    )
+    if not measure and changed - of_probing:
+        raise UserError("--encoder, --encoder-weights and --split have an effect only with --measure")
+    if measure and changed - of_measures:
+        idle = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(changed - of_measures))
+        raise UserError(f"--measure uses none of: {idle}; leave them out or probe without --measure")

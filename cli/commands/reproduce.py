@@ -32,9 +32,10 @@ def reproduce(
     from figures.reproduce import plan_for
     from figures.reproduce import reproduce as run
     from star.base.device import resolve_device
+    from star.runs.metrics import RUNS
 
     plan = plan_for(source, seed=seed, max_steps=max_steps, batch_size=batch_size)
-    out = out or Path("runs") / f"reproduce-{Path(source).name}"
+    out = out or RUNS / f"reproduce-{Path(source).name}"
     with Stages() as stages:
         summary = run(
             plan,

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -9,6 +10,9 @@ from star.base.names import shown
 from star.base.settings import config_from_dict
 from star.tokenizer.config import TokenizerConfig
 from star.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def watch(
@@ -23,11 +27,10 @@ def watch(
     """
     from rich.live import Live
 
-    from cli.opening import newest_run
     from cli.terminal.screen import console, print_line
     from cli.terminal.training import NEWEST, clock, collapse_warning, overview, row_line, seconds_left
     from star.base.errors import UserError
-    from star.runs.metrics import METRICS, read_metrics
+    from star.runs.metrics import METRICS, newest_run, read_metrics
 
     if not every > 0:
         raise UserError(f"every is {every}; expected a number of seconds > 0")
@@ -44,7 +47,7 @@ def watch(
         seconds = seconds_left(rows, config)
         return "no row yet" if seconds is None else clock(seconds)
 
-    def view(rows: list[dict]):
+    def view(rows: list[dict]) -> "RenderableType":
         note = left(rows)
         if rows:
             age = max(0.0, time.time() - (folder / METRICS).stat().st_mtime)
@@ -88,10 +91,9 @@ def plot(
     """
     import pandas as pd
 
-    from cli.opening import newest_run
     from cli.terminal.screen import console, print_written
     from star.base.errors import UserError
-    from star.runs.metrics import METRICS, read_metrics
+    from star.runs.metrics import METRICS, newest_run, read_metrics
     from viz.base.style import save
     from viz.training import training_curves
 

@@ -5,7 +5,14 @@ from importlib import import_module
 
 from cli.options import with_options
 from cli.threads import computing
-from figures.requests import ablation, attention_maps, attention_stats, attribution
+from figures.requests import (
+    ablation,
+    attention_maps,
+    attention_stats,
+    attribution,
+    codebook,
+    token_invariance,
+)
 
 __all__ = ["STUDIES", "answer", "command"]
 
@@ -15,6 +22,12 @@ STUDIES = {
     "attention-stats": (attention_stats.Request, "attention_stats", "Measuring where models look"),
     "attribute": (attribution.Request, "attribution", "Explaining the score of a step"),
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
+    "token-invariance": (
+        token_invariance.Request,
+        "token_invariance",
+        "Looking which tokens change when the image hardly does",
+    ),
+    "codebook": (codebook.Request, "codebook", "Counting a tokenizer's codes"),
 }
 
 
@@ -26,7 +39,7 @@ def command(name: str) -> Callable:
         answer(study, request(**given[request]))
 
     ask.__doc__ = request.__doc__
-    return computing(doing)(with_options(request())(ask))
+    return computing(doing)(with_options(request)(ask))
 
 
 def answer(study: str, request: object) -> None:

@@ -3,14 +3,20 @@
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from cli.options import Device, SourceTokenizer, with_options
 from cli.threads import computing
+from star.base.progress import OnRow
 from star.model.config import SIZES, ModelConfig
 from star.training.config import ObjectiveConfig, TrainConfig, for_cuda, preset
+
+if TYPE_CHECKING:
+    from cli.tracking import Tracker
+    from star.training.own_data import OwnData
+    from star.training.trainer import Trainer
 
 SIZE_NAMES = ", ".join(SIZES)
 TINY = preset("tiny")
@@ -75,6 +81,7 @@ def train(
     from cli.tracking import TRACKERS
     from star.base.errors import UserError
     from star.runs.folder import RunFolder
+    from star.runs.metrics import RUNS
     from star.training.checkpoint import MODEL_RUN
 
     _refuse_idle(resume, [*given.values(), config, run, objective, size], dry_run, tflops, stop_after)
@@ -85,12 +92,14 @@ def train(
         print_estimate(settings, nproc, device, tflops)
         return
     tracker = TRACKERS[track]() if track else None
-    folder = resume or run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
+    folder = resume or run or RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{objective or 'star'}"
     if resume is None and RunFolder(folder, kind=MODEL_RUN).newest_path() is not None:
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
         launch(nproc, device)
-    trainer = _prepared(settings, chosen, folder, resume and left, tokenizer, skip_bad, device)
+    trainer = _prepared(
+        settings, chosen, folder, None if resume is None else left, tokenizer, skip_bad, device
+    )
     _fit(trainer, stop_after, tracker)
 
 
@@ -102,16 +111,16 @@ def _prepared(
     tokenizer: str | None,
     skip_bad: bool,
     device: str,
-):
+) -> "Trainer":
     """The trainer of this process; its codes are made if need be.
 
     ``chosen`` names the settings of a new run that the user gave. ``without``: None for a new run, else
     the parts to go on without from where the run ended.
     """
-    from cli.opening import tokenizer_path
     from cli.terminal.screen import Stages, console
     from star.codes.open import keep_tokenizer, prepare_data
     from star.parallel import processes as distributed
+    from star.tokenizer.file import tokenizer_beside
     from star.training.estimate import require_training_memory
     from star.training.trainer import Trainer
 
@@ -127,10 +136,10 @@ def _prepared(
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
-            tokenizer=tokenizer if without is None else tokenizer_path(folder, tokenizer),
+            tokenizer=tokenizer or (None if without is None else tokenizer_beside(folder)),
             skip_bad=skip_bad,
             device=str(where),
-            on_source=own and own.check_source,
+            on_source=None if own is None else own.check_source,
             on_progress=stages.report,
             on_message=stages.say,
         )
@@ -146,7 +155,7 @@ def _prepared(
     return trainer
 
 
-def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
+def _own_data(settings: TrainConfig, folder: Path, without: list[str]) -> "OwnData":
     """What the run in ``folder`` recorded of its data; ``UserError`` if there are none."""
     from star.runs.folder import RunFolder
     from star.training.checkpoint import MODEL_RUN
@@ -164,7 +173,7 @@ def _own_data(settings: TrainConfig, folder: Path, without: list[str]):
     return own
 
 
-def _fit(trainer, stop_after: int | None, tracker) -> None:
+def _fit(trainer: "Trainer", stop_after: int | None, tracker: "Tracker | None") -> None:
     """Train under the live view, with diagnostics, and say where it ended; exits on a signal."""
     import sys
 
@@ -179,7 +188,7 @@ def _fit(trainer, stop_after: int | None, tracker) -> None:
     view = TrainingView(
         str(folder), trainer.config.max_steps, read_metrics(folder)[0] if trainer.step else ()
     )
-    callbacks = [view]
+    callbacks: list[OnRow] = [view]
     if tracker is not None and distributed.rank() == 0:
         tracker.start(folder, trainer.config, trainer.step)
         callbacks.append(tracker)
@@ -194,7 +203,7 @@ def _fit(trainer, stop_after: int | None, tracker) -> None:
                 ),
             )
     finally:
-        if len(callbacks) > 1:
+        if tracker is not None and len(callbacks) > 1:
             tracker.close()
     done = "finished" if result.finished else f"saved, go on with: star train --resume {folder}"
     console.print(f"step {result.step}/{trainer.config.max_steps} {done}", highlight=False)

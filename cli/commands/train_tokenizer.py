@@ -2,13 +2,23 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from cli.options import Device, with_options
 from cli.threads import computing
+from star.base.progress import StageProgress
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Unpack
+
+    import numpy as np
+    import torch
+
+    from star.tokenizer.trainer import TokenizerRunOptions, TokenizerTrainer
 
 SMALL = tokenizer_preset("small")
 RUNS = Path("tokenizers")  # apart from runs/, whose newest model other commands take
@@ -91,7 +101,13 @@ def train_tokenizer(
         _measure(trainer, test_images, features, skip_bad, stages.report)
 
 
-def _prepared(settings: TokenizerConfig, run: Path | None, resume: Path | None, where, **options):
+def _prepared(
+    settings: TokenizerConfig,
+    run: Path | None,
+    resume: Path | None,
+    where: "torch.device",
+    **options: "Unpack[TokenizerRunOptions]",
+) -> "TokenizerTrainer":
     """The trainer of a new run or of the one in ``resume``; says where and how it computes."""
     from cli.terminal.screen import print_line
     from star.base.errors import UserError
@@ -162,7 +178,7 @@ def _facts() -> dict:
     return {"command": provenance()["command"]}
 
 
-def _fit(trainer, stop_after: int | None) -> None:
+def _fit(trainer: "TokenizerTrainer", stop_after: int | None) -> None:
     """Train under the live view and say where it ended; exits on a signal or an early end."""
     import sys
 
@@ -194,7 +210,7 @@ def _fit(trainer, stop_after: int | None) -> None:
         sys.exit(128 + signals.received if signals.received is not None else 0)
 
 
-def _draw(folder: Path, step: int, images, redrawn) -> None:
+def _draw(folder: Path, step: int, images: "torch.Tensor", redrawn: "torch.Tensor") -> None:
     """Held-out images above their reconstructions."""
     import numpy as np
 
@@ -210,16 +226,23 @@ def _draw(folder: Path, step: int, images, redrawn) -> None:
     save(figure, folder / "reconstructions" / f"step-{step:09d}", formats=("png",))
 
 
-def _measure(trainer, test_images: int, inception, skip_bad: bool, report) -> None:
+def _measure(
+    trainer: "TokenizerTrainer",
+    test_images: int,
+    inception: "Callable[[torch.Tensor], np.ndarray] | None",
+    skip_bad: bool,
+    report: StageProgress,
+) -> None:
     """The card's numbers, on the test split (else val, else train), and what they are."""
     from cli.terminal.screen import print_line, print_written
     from probes.results import Result, provenance, write_result
     from probes.tokens.reconstruction import reconstruction_report
+    from star.images.source import measured_split
     from star.tokenizer.batches import held_out_images
     from star.tokenizer.file import tokenizer_sha256
 
     source, size = trainer.source, trainer.batches.sizes[0]
-    split = next(name for name in ("test", "val", "train") if name in source.splits)
+    split = measured_split(source.splits)
     images = held_out_images(source.splits[split], size, test_images, trainer.config.seed, skip_bad)
     found = reconstruction_report(
         trainer.learner.model,

@@ -1,22 +1,65 @@
 """What ``star probe --dry-run`` prints: forward passes, FLOPs, memory and time, nothing computed."""
 
 from cli.terminal.dry_run import PEAK_TFLOPS, UTILISATION
+from cli.terminal.screen import print_line
+from figures.opening import open_checkpoints
+from figures.requests.probing import Request
+from figures.studies.probing import plan
+from probes.linear.atlas import AtlasConfig
+from probes.linear.cost import probe_cost
+from probes.linear.splits import probe_splits
+from star.base.device import parse_device
+from star.base.errors import UserError
+from star.codes.store import CodeStore
+from star.images.open import ImageSource
+from star.images.views import view_set
+from star.model.config import ModelConfig
+from star.training.config import preset
+from star.training.run_data import open_run_data
 
-__all__ = ["print_probe_cost"]
+__all__ = ["print_probe_costs"]
 
 GB = 1e9
+HELD_OUT, VIEWS = 60_000, 10  # ImageNet: 50,000 tested on, 10,000 cut from train
 
 
-def print_probe_cost(
-    model, config, *, train: int, held_out: int, views: int, classes: int, processes: int,
-    device: str, tflops: float | None,
+def print_probe_costs(
+    asked: Request, size: str | None, train_images: int, *, processes: int, tflops: float | None
+) -> None:
+    """Print what the atlas asked of a size takes, or of every checkpoint; nothing is tokenised."""
+    common = {"processes": processes, "device": asked.device, "tflops": tflops}
+    if size is not None:
+        model = preset(size).model
+        images = {"train": train_images, "held_out": HELD_OUT, "views": VIEWS}
+        config = plan(asked, model, "cpu")
+        _print_cost(model, config, **images, classes=model.num_classes, **common)
+        return
+    how = {"weights": asked.weights, "device": "cpu", "heads": asked.heads, "grid": asked.grid}
+    for loaded in open_checkpoints(asked.ckpts, **how, say=print_line).values():
+        model, config = loaded.model.config, plan(asked, loaded.model.config, "cpu")
+        images = _images(open_run_data(loaded, asked.data, make_codes=False))
+        _print_cost(model, config, **images, **common)
+
+
+def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, int]:
+    """Images, views and classes of ``data``, without tokenising anything."""
+    if isinstance(data, dict):
+        splits = probe_splits(data)
+        train, views = splits.count("train"), splits.stores["train"].views
+        held_out, classes = splits.count("val") + splits.count("test"), splits.classes
+    else:
+        counts = {name: len(split) for name, split in data.splits.items()}
+        train, held_out = counts.pop("train"), sum(counts.values())
+        views = len(view_set(data.default_views, data.native_size))
+        classes = len(data.class_names)
+    return {"train": train, "held_out": held_out, "views": views, "classes": classes}
+
+
+def _print_cost(
+    model: ModelConfig, config: AtlasConfig, *, train: int, held_out: int, views: int, classes: int,
+    processes: int, device: str, tflops: float | None,
 ) -> None:  # fmt: skip
     """Print the cost of an atlas ``config`` of ``model``; ``tflops``: what one device sustains."""
-    from cli.terminal.screen import print_line
-    from probes.linear.cost import probe_cost
-    from star.base.device import parse_device
-    from star.base.errors import UserError
-
     if tflops is not None and not tflops > 0:
         raise UserError(f"tflops is {tflops}; expected a number > 0")
     if min(train, held_out, views, processes) < 1:

@@ -2,18 +2,32 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from star.base.settings import option
 
-__all__ = ["CheckpointRequest", "Precision", "checkpoints", "folder"]
+__all__ = [
+    "CheckpointRequest",
+    "Precision",
+    "checkpoints",
+    "compute_device",
+    "folder",
+    "layers_of_features",
+    "steps_of_features",
+]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def folder(default: str):
-    """The field of the folder that files are written to."""
-    return option(None, "Folder for csv, json, PNG and PDF.", said=default)
+def compute_device() -> Any:
+    """The field of the device that computes."""
+    return option("auto", "auto, cpu, cuda or cuda:N.")
+
+
+def folder(default: str | Path) -> Any:
+    """The field of the folder that files are written to: by default this path, or what a text says."""
+    text = "Folder for csv, json, PNG and PDF."
+    return option(default, text) if isinstance(default, Path) else option(None, text, said=default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +40,10 @@ class CheckpointRequest:
     out: Path | None = folder("RUN")  # each request names its own
     heads: int | None = option(None, "Heads of a LlamaGen checkpoint that does not say.")
     grid: int | None = option(None, "Grid of a LlamaGen checkpoint that does not say.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    device: str = compute_device()
 
 
-def checkpoints():
+def checkpoints() -> Any:
     """The field of the checkpoints that a question is asked of, compared with the first."""
     return option(
         None,
@@ -37,3 +51,17 @@ def checkpoints():
         said="the newest run",
         argument="CKPT",
     )
+
+
+def layers_of_features() -> Any:
+    """The field of the layers whose features are read."""
+    return option(
+        None,
+        "Layer 1 to L (output of that block), several (2,4,6), or all.",
+        said="half the depth, the paper's 6 of 12",
+    )
+
+
+def steps_of_features() -> Any:
+    """The field of the steps at which features are read."""
+    return option(8, "Number of uniformly spaced steps, the last being T.")

@@ -9,19 +9,19 @@ reaches the features.
 Shapes: N test images, K steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probes.ablation.cuts import Cut
 from probes.ablation.nll import Ablation, Row, cut_name
 from probes.linear.protocols import ProtocolConfig, run_protocol
 from probes.linear.sources import ModelSource
-from probes.linear.splits import PARTS, ProbeSplits
-from probes.reading.features import check_steps, check_store
+from probes.linear.splits import PARTS, ProbeSplits, check_probe
 from star.base.errors import UserError
-from star.model.transformer import Transformer, check_layers
+from star.model.transformer import Transformer
 
 __all__ = ["READINGS", "ablate_probe"]
 
@@ -35,27 +35,23 @@ def ablate_probe(
     *,
     layer: int,
     steps: Sequence[int],
-    protocol: ProtocolConfig | None = None,
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Ablation:
-    """Test accuracy of a probe (default: ridge) of ``layer`` with each cut, beside without.
+    """Test accuracy of a probe (ridge) of ``layer`` with each cut, beside without.
 
     A row for each reading is the mean over ``steps``, one for each of them follows
     (``accuracy_refit_step_32``). on_progress(done, total) counts probes. Raises ``UserError`` for a
     layer or step that does not exist, codes that do not fit, and features that are not finite.
     """
-    check_layers(model.config, [layer])
-    check_steps(model.config.tokens, steps)
-    for store in splits.stores.values():
-        check_store(model, store, classes=False)
-    protocol = protocol or ProtocolConfig(name="ridge")
+    check_probe(model, splits, [layer], steps)
+    protocol = ProtocolConfig(name="ridge")
     labels_N = splits.labels("test")
     patterns = [cut.patterns(model.config) for cut in cuts]
     total, done = 1 + len(READINGS) * len(cuts), 0
 
-    def hits(cut=None, parts: Sequence[str] = PARTS) -> np.ndarray:
+    def hits(cut: Mapping[int, Tensor] | None = None, parts: Sequence[str] = PARTS) -> np.ndarray:
         nonlocal done
         source = ModelSource(
             model, splits, layers=[layer], steps=list(steps), precision=precision, cut=cut,

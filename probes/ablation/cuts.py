@@ -77,6 +77,7 @@ class Cut:
 
     def _pattern(self, name: str, grid: int) -> Tensor:
         if name == "beyond":
+            assert self.reach is not None
             return cut_beyond(grid, self.reach)
         if name == "random":
             return _random(grid, self.seed)

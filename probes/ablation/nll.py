@@ -8,16 +8,18 @@ Shapes: N images, T tokens, R reaches, K steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from probes.ablation.cuts import Cut, strict_window
 from probes.reading.features import check_steps, check_store
 from probes.stats.intervals import paired_test
-from probes.stats.paired import ALPHA, NEITHER, holm
+from probes.stats.paired import paired_row, paired_table
 from star.base.device import autocast
 from star.base.errors import UserError
 from star.codes.store import CodeStore
@@ -31,6 +33,10 @@ __all__ = ["STRICT", "Ablation", "Row", "ablate_nll", "compare_ablations", "cut_
 ABLATION_COLUMNS = (
     "cut", "reach", "layers", "steps", "measure", "intact", "value", "difference", "low", "high",
     "p", "n",
+)  # fmt: skip
+KEY = ABLATION_COLUMNS[:5]
+COMPARED_COLUMNS = (
+    *KEY, "first", "second", "difference", "low", "high", "p", "n", "p_holm", "higher",
 )  # fmt: skip
 STRICT = "strict window"
 Progress = Callable[[int, int], None]
@@ -97,7 +103,7 @@ def ablate_nll(
     fit and cuts that do not exist in this model.
     """
     check_store(model, store)
-    options = {"batch_size": batch_size, "precision": precision}
+    options: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
     patterns = [cut.patterns(model.config) for cut in cuts]
     intact_NT = token_nll(model, store, **options)
     _check_finite(intact_NT)
@@ -164,7 +170,14 @@ def strict_nll(
     )
 
 
-def _nll_at(model, store, step: int, cut: dict, batch_size: int, precision: torch.dtype) -> np.ndarray:
+def _nll_at(
+    model: Transformer,
+    store: CodeStore,
+    step: int,
+    cut: dict[int, Tensor],
+    batch_size: int,
+    precision: torch.dtype,
+) -> np.ndarray:
     """(N,) NLL of token ``step`` of every image."""
     device, parts = model.output.weight.device, []
     batch_size = images_at_once(model.config, batch_size, with_logits=True)
@@ -179,9 +192,8 @@ def _nll_at(model, store, step: int, cut: dict, batch_size: int, precision: torc
 def compare_ablations(first: Ablation, second: Ablation, names: tuple[str, str]) -> pd.DataFrame:
     """Whose number changes more: the second's change minus the first's, paired by image.
 
-    Columns cut, reach, layers, steps, measure, first, second (mean changes), difference, low, high, p,
-    p_holm, larger (the model whose change is larger by the Holm-corrected test, or "neither"), n. Only
-    rows that both have.
+    Columns ``COMPARED_COLUMNS``: ``first`` and ``second`` are mean changes, ``higher`` the model whose
+    change is (``probes.stats.paired.paired_table``). Only rows that both have.
     """
     of_second = {row.key: row for row in second.rows}
     rows = []
@@ -189,14 +201,6 @@ def compare_ablations(first: Ablation, second: Ablation, names: tuple[str, str])
         other = of_second.get(row.key)
         if other is None or len(other.intact) != len(row.intact):
             continue
-        tested = paired_test(other.difference - row.difference)
-        means = (row.difference.mean(), other.difference.mean())
-        rows.append((*row.key, *means, *tested, len(row.intact)))
-    columns = (*ABLATION_COLUMNS[:5], "first", "second", "difference", "low", "high", "p", "n")
-    table = pd.DataFrame(rows, columns=list(columns)).astype({"reach": "Int64"})
-    tested = table["p"].notna()  # not with too few images
-    table["p_holm"] = np.nan
-    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy())
-    ahead = np.where(table["difference"] > 0, names[1], names[0])
-    table["larger"] = np.where(table["p_holm"] < ALPHA, ahead, NEITHER)
-    return table
+        key = dict(zip(KEY, row.key, strict=True))
+        rows.append(key | paired_row(row.difference, other.difference))
+    return paired_table(rows, COMPARED_COLUMNS, names).astype({"reach": "Int64"})

@@ -2,19 +2,18 @@
 
 At every layer and step, heads averaged: the mean over images of the second model's number minus the
 first's, its 95 % normal interval, and the two-sided p of the same paired z test. The p of all cells of
-all measures are corrected together by Holm's procedure (``probes.linear.compare``).
+all measures are corrected together by Holm's procedure (``probes.stats.paired``).
 
 Shapes: N images, L layers, K steps, H heads.
 """
 
 import math
 
-import numpy as np
 import pandas as pd
 
 from probes.attention.stats import AttentionStats
-from probes.stats.intervals import FEWEST, paired_test
-from probes.stats.paired import ALPHA, NEITHER, holm
+from probes.stats.intervals import FEWEST
+from probes.stats.paired import paired_row, paired_table
 from star.base.errors import UserError
 
 __all__ = ["DIFFERENCE_COLUMNS", "attention_sentences", "compare_attention"]
@@ -53,20 +52,13 @@ def compare_attention(
     for measure in first.values:
         if measure not in second.values:
             continue
-        sides = [side.values[measure].mean(3).astype(np.float64) for side in (first, second)]
+        sides = [side.values[measure].mean(3).astype(float) for side in (first, second)]
         uniform_LK = first.uniform[measure].mean(2)
         for layer, step, at in cells + means:
             one_N, two_N = (side[:, *at].reshape(first.images, -1).mean(1) for side in sides)
-            difference, low, high, p = paired_test(two_N - one_N)
-            row = (measure, layer, step, one_N.mean(), two_N.mean(), difference, low, high)
-            rows.append((*row, float(uniform_LK[at].mean()), p if step else math.nan))
-    table = pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS[:10]))
-    tested = table["step"] > 0
-    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy())
-    ahead = np.where(table["difference"] > 0, names[1], names[0])
-    ahead = np.where(table["p_holm"] < ALPHA, ahead, NEITHER).astype(object)
-    table["higher"] = np.where(tested, ahead, None)
-    return table.assign(n=first.images)[list(DIFFERENCE_COLUMNS)]
+            row = {"measure": measure, "layer": layer, "step": step, **paired_row(one_N, two_N)}
+            rows.append(row | {"uniform": uniform_LK[at].mean()} | ({} if step else {"p": math.nan}))
+    return paired_table(rows, DIFFERENCE_COLUMNS, names)
 
 
 def attention_sentences(table: pd.DataFrame, names: tuple[str, str]) -> list[str]:

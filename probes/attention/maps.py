@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from probes.attention.rollout import attention_rollout
-from probes.reading.features import check_prefix, check_steps
+from probes.reading.features import capture_steps, check_cells, check_prefix
 from star.base.errors import UserError
 from star.model.config import ModelConfig
-from star.model.transformer import Transformer, check_layers
+from star.model.transformer import Transformer
 
 __all__ = ["AttentionMaps", "attention_at_steps", "attention_maps", "check_head"]
 
@@ -42,13 +42,10 @@ def attention_at_steps(
     model: Transformer, tokens_BT: Tensor, labels_B: Tensor, *, layers: list[int], steps: list[int]
 ) -> Tensor:
     """(L, B, H, K, N) softmax rows of the queries at ``steps``; N = max(steps) positions."""
-    check_layers(model.config, layers)
-    check_steps(model.config.tokens, steps)
+    check_cells(model.config, layers, steps)
     names = [f"layers.{layer}.attention" for layer in layers]
-    seen = tokens_BT[:, : max(steps) - 1]
-    positions = torch.tensor(steps, device=tokens_BT.device) - 1
-    out = model(seen, labels_B, capture=names, capture_at=positions, with_logits=False)
-    return torch.stack([out.captured[name] for name in names])
+    captured = capture_steps(model, tokens_BT, labels_B, names, steps)
+    return torch.stack([captured[name] for name in names])
 
 
 def attention_maps(
@@ -69,8 +66,7 @@ def attention_maps(
     config = model.config
     check_prefix(config, tokens_T, label)
     check_head(config, head)
-    check_layers(config, layers)
-    check_steps(config.tokens, steps)
+    check_cells(config, layers, steps)
     device = model.output.weight.device
     tokens_1T, labels_1 = tokens_T[None].to(device), torch.tensor([label], device=device)
     if head == "rollout":
@@ -105,4 +101,4 @@ def _over_heads(rows_LHKN: Tensor, head: int | str) -> Tensor:
         return rows_LHKN
     if head == "mean":
         return rows_LHKN.mean(1)
-    return rows_LHKN.amax(1) if head == "max" else rows_LHKN[:, head - 1]
+    return rows_LHKN[:, head - 1] if isinstance(head, int) else rows_LHKN.amax(1)

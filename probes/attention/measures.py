@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probes.attention.places import euclidean_distance, place_patterns
-from star.model.transformer import Transformer
+from star.model.transformer import Block, Transformer
 
 __all__ = ["MEASURES", "NORM_MEASURES", "SHARES", "row_measures", "uniform_rows", "value_norms"]
 
@@ -44,7 +44,9 @@ def value_norms(model: Transformer, layer: int, values_BHNC: Tensor) -> Tensor:
     its weight says how large the other logits are, not what is read.
     """
     heads, channels = values_BHNC.shape[1], values_BHNC.shape[3]
-    wo_DHC = model.layers[layer - 1].attention.wo.weight.float().unflatten(1, (heads, channels))
+    block = model.layers[layer - 1]
+    assert isinstance(block, Block)
+    wo_DHC = block.attention.wo.weight.float().unflatten(1, (heads, channels))
     values = values_BHNC.float()
     with torch.autocast(values.device.type, enabled=False):  # squares overflow in half precision
         gram_HCC = torch.einsum("dhc,dhe->hce", wo_DHC, wo_DHC)

@@ -7,6 +7,8 @@ sees (causal). The same patterns are summed over by the statistics and cut by th
 Shapes: N positions (class first), T tokens, g grid.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -88,7 +90,7 @@ def chebyshev_distance(grid: int) -> Tensor:
     return _between(grid, lambda offsets: offsets.abs().amax(-1))
 
 
-def _between(grid: int, length) -> Tensor:
+def _between(grid: int, length: Callable[[Tensor], Tensor]) -> Tensor:
     cells_T2 = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).float().view(-1, 2)
     distance_NN = torch.full((grid * grid + 1, grid * grid + 1), torch.inf)
     distance_NN[1:, 1:] = length(cells_T2[:, None] - cells_T2)

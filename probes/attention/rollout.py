@@ -10,8 +10,8 @@ Shapes: B images, N positions (class first), K steps, L layers asked for.
 import torch
 from torch import Tensor
 
-from probes.reading.features import check_steps
-from star.model.transformer import Transformer, check_layers
+from probes.reading.features import capture_steps, check_cells
+from star.model.transformer import Transformer
 
 __all__ = ["attention_rollout", "rollout"]
 
@@ -36,11 +36,10 @@ def attention_rollout(
     It needs the whole patterns of all layers up to the last: keep B small. Raises ``UserError`` for a
     layer or step that does not exist.
     """
-    check_layers(model.config, layers)
-    check_steps(model.config.tokens, steps)
+    check_cells(model.config, layers, steps)
     names = [f"layers.{layer}.attention" for layer in range(1, max(layers) + 1)]
     seen = tokens_BT[:, : max(steps) - 1]
-    captured = model(seen, labels_B, capture=names, with_logits=False).captured
+    captured = capture_steps(model, seen, labels_B, names, steps=None)
     through = rollout(torch.stack([captured.pop(name).mean(1) for name in names]))
     positions = torch.tensor(steps, device=tokens_BT.device) - 1
     return through[torch.tensor(layers, device=tokens_BT.device) - 1][:, :, positions]

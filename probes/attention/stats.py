@@ -9,9 +9,10 @@ image is averaged first, so that the interval is over images).
 Shapes: N images, L layers, K steps, H heads, P positions (class first).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,13 +28,13 @@ from probes.attention.measures import (
 )
 from probes.attention.places import place_cells
 from probes.attention.rollout import attention_rollout
-from probes.reading.features import check_steps, check_store
+from probes.reading.features import capture_steps, check_cells, check_store
 from probes.stats.intervals import Z, mean_interval
 from star.base.device import autocast
 from star.base.errors import UserError, require_choice
-from star.codes.store import CodeStore
+from star.codes.store import Codes
 from star.model.classes import null_label
-from star.model.transformer import Transformer, check_layers
+from star.model.transformer import Transformer
 from star.training.batches import plain_batches
 
 __all__ = ["SINK", "STATS_COLUMNS", "AttentionStats", "attention_stats"]
@@ -77,7 +78,7 @@ class AttentionStats:
                 rows.append((*cell, float(uniform_LKH[at].mean()), self.images))
         return pd.DataFrame(rows, columns=list(STATS_COLUMNS))
 
-    def _cells(self, heads: int):
+    def _cells(self, heads: int) -> Iterator[tuple[int, int, int, tuple[int | slice, ...]]]:
         """(layer, step, head, where in (L, K, H)); 0 is the mean over all."""
         every = slice(None)
         layers, steps = list(enumerate(self.layers)), list(enumerate(self.steps))
@@ -130,7 +131,7 @@ class AttentionStats:
 @torch.no_grad()
 def attention_stats(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     layers: list[int],
     steps: list[int],
@@ -152,8 +153,7 @@ def attention_stats(
     model, for steps that hold step 1 alone, and for attention that is not finite.
     """
     check_store(model, store, classes=not null_class)
-    check_layers(model.config, layers)
-    check_steps(model.config.tokens, steps)
+    check_cells(model.config, layers, steps)
     null = null_label(model.config, "--null-class", "leave it out") if null_class else 0
     names = _names(names, rollout)
     steps = [step for step in steps if step > 1]
@@ -165,7 +165,7 @@ def attention_stats(
     received = []
     even_KN = uniform_rows(steps, device)
     seen_N = (even_KN > 0).sum(0)
-    at = {"steps": steps, "grid": model.config.grid}
+    at: dict[str, Any] = {"steps": steps, "grid": model.config.grid}
     # Even attention gives the same of every image, but where it is weighted by the image's values.
     same = [name for name in names if name not in NORM_MEASURES]
     evens: dict[str, list[np.ndarray]] = {name: [] for name in names if name in NORM_MEASURES}
@@ -225,13 +225,8 @@ def _rows(
             :, :, None
         ], None
     sites = ["attention", *(["values"] if set(names) & set(NORM_MEASURES) else [])]
-    captured = model(
-        tokens_BT[:, : max(steps) - 1],
-        labels_B,
-        capture=[f"layers.{layer}.{site}" for layer in layers for site in sites],
-        capture_at=torch.tensor(steps, device=tokens_BT.device) - 1,
-        with_logits=False,
-    ).captured
+    wanted = [f"layers.{layer}.{site}" for layer in layers for site in sites]
+    captured = capture_steps(model, tokens_BT, labels_B, wanted, steps)
     norms = [
         value_norms(model, layer, captured.pop(f"layers.{layer}.values"))
         for layer in (layers if "values" in sites else [])

@@ -127,7 +127,14 @@ def attribute(
     return found
 
 
-def _values(method, scores, inputs, baselines, index, config) -> tuple[Tensor, Tensor]:
+def _values(
+    method: str,
+    scores: StepScores,
+    inputs: tuple[Tensor, Tensor],
+    baselines: tuple[Tensor, Tensor],
+    index: int,
+    config: AttributionConfig,
+) -> tuple[Tensor, Tensor]:
     """(1, n) and (1,) contributions of indices."""
     if method != "integrated_gradients":
         embedded = scores.embed(*inputs), scores.embed(*baselines)
@@ -155,7 +162,7 @@ def attribute_embedded(
 
     ``baselines`` are embeddings (1, n, D) and (1, D).
     """
-    inputs = tuple(value.detach() for value in inputs)
+    inputs = inputs[0].detach(), inputs[1].detach()
     if method == "integrated_gradients":
         found = IntegratedGradients(scores.embedded).attribute(
             inputs, baselines=baselines, target=index, n_steps=config.points,
@@ -169,7 +176,13 @@ def attribute_embedded(
     return tuple(value.detach().sum(-1) for value in found)
 
 
-def _occluded(scores, inputs, baselines, index, config) -> tuple[Tensor, Tensor]:
+def _occluded(
+    scores: StepScores,
+    inputs: tuple[Tensor, Tensor],
+    baselines: tuple[Tensor, Tensor],
+    index: int,
+    config: AttributionConfig,
+) -> tuple[Tensor, Tensor]:
     seen, device = inputs[0].shape[1], inputs[0].device
     groups = occlusion_groups(scores.model.config.grid, config.patch)[:seen]
     # captum takes groups numbered 0, 1, ..; the class is the last one.

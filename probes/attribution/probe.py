@@ -9,21 +9,20 @@ the seed, which keeps a probe for one picture to seconds.
 Shapes: G = 1 group, S = 1 label set, P penalties, B images, D width, C classes.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from probes.linear.logreg import predict
-from probes.linear.predictions import Progress, choose, predict_part, streamed
-from probes.linear.protocols import PENALTIES
-from probes.linear.ridge import Moments, fit_ridge
+from probes.linear.predictions import Progress, predict_held_out
+from probes.linear.protocols import PENALTIES, ridge_heads
 from probes.linear.sources import ModelSource
-from probes.linear.splits import PARTS, ProbeSplits, fewer_images
-from probes.reading.features import check_steps, check_store
-from probes.stats.intervals import wilson_interval
+from probes.linear.splits import PARTS, ProbeSplits, check_probe, fewer_images
+from probes.stats.intervals import share_interval
 from star.base.errors import UserError
-from star.model.transformer import Transformer, check_layers
+from star.model.transformer import Transformer
 
 __all__ = ["StepProbe", "fit_step_probe"]
 
@@ -73,40 +72,30 @@ def fit_step_probe(
     Raises ``UserError`` for a layer or step that does not exist, codes that do not fit the model, too
     few images, or features that are not finite.
     """
-    check_layers(model.config, [layer])
-    check_steps(model.config.tokens, [step])
-    check_store(model, splits.stores["train"], classes=False)
+    check_probe(model, splits, [layer], [step])
     if images < LEAST_IMAGES:
         raise UserError(f"probe-images is {images}; expected at least {LEAST_IMAGES}")
     fewer = fewer_images(splits, images, seed)
     source = ModelSource(model, fewer, layers=[layer], steps=[step])
-    moments = Moments(1, fewer.classes)
     labels_SN = torch.from_numpy(fewer.labels("train"))[None].to(source.device)
-    for done, chosen, features_GBD in streamed(source, "train", fewer.count("train")):
-        moments.add(features_GBD, labels_SN[:, chosen])
-        on_progress("probe train", done, fewer.count("train"))
-    weight_GDSPC, bias_GSPC = fit_ridge(moments.gather(), PENALTIES)
-    found = [
-        predict_part(
-            source,
-            part,
-            fewer.count(part),
-            lambda features: predict(features, weight_GDSPC, bias_GSPC),
-            lambda phase, done, total: on_progress(f"probe {phase}", done, total),
-        )
-        for part in ("val", "test")
-    ]
+    report = functools.partial(on_progress, "probe train")
+    weight_GDSPC, bias_GSPC = ridge_heads(source, fewer, labels_SN, report)
+    taken = predict_held_out(
+        source,
+        fewer,
+        lambda features: predict(features, weight_GDSPC, bias_GSPC),
+        PENALTIES,
+        lambda phase, done, total: on_progress(f"probe {phase}", done, total),
+    )
     if source.broken:
         raise UserError(
             f"features of layer {layer} at step {step} are not finite; the checkpoint is broken"
         )
-    taken = choose(*found, fewer, list(PENALTIES))
     penalty = float(taken.choice[0, 0])
     place = PENALTIES.index(penalty)
-    hits = taken.predicted[0, 0] == fewer.labels("test")
-    low, high = wilson_interval(int(hits.sum()), len(hits))
+    accuracy, low, high = share_interval(taken.predicted[0, 0] == fewer.labels("test"))
     return StepProbe(
         weight=weight_GDSPC[0, :, 0, place], bias=bias_GSPC[0, 0, place], layer=layer, step=step,
-        penalty=penalty, accuracy=float(hits.mean()), low=low, high=high, chance=fewer.chance,
+        penalty=penalty, accuracy=accuracy, low=low, high=high, chance=fewer.chance,
         counts={part: fewer.count(part) for part in PARTS},
     )  # fmt: skip

@@ -107,7 +107,4 @@ def attention_agreement(found: Attribution, attention_T: np.ndarray) -> float:
 
 def spearman(a_N: np.ndarray, b_N: np.ndarray) -> float:
     """Correlation of ranks, equals sharing their mean rank; NaN if either is constant or N < 2."""
-    ranks = [pd.Series(values).rank().to_numpy() for values in (a_N, b_N)]
-    centred = [values - values.mean() for values in ranks]
-    length = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-    return float((centred[0] @ centred[1]) / length) if length else float("nan")
+    return float(pd.DataFrame({"a": a_N, "b": b_N}).corr("spearman").loc["a", "b"])

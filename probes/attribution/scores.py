@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.attribution.probe import StepProbe
+from probes.reading.features import capture_steps
 from star.base.errors import UserError, require_choice
 from star.model.classes import null_label
 from star.model.transformer import Transformer
@@ -86,7 +87,7 @@ class StepScores(nn.Module):
         return len(self.model.layers)
 
     @property
-    def embedding_layers(self) -> list[nn.Module]:
+    def embedding_layers(self) -> list[nn.Embedding]:
         """The token and the class embedding, whose outputs are (B, n, D) and (B, D)."""
         return [self.model.tok_embeddings, self.model.cls_embedding.embedding_table]
 
@@ -106,9 +107,7 @@ class StepScores(nn.Module):
     def run(self, model: Transformer, tokens: Tensor, labels: Tensor) -> Tensor:
         """(B, S) scores; ``model`` says whether it is given indices or embeddings."""
         name = "norm" if self.probe is None else f"layers.{self.probe.layer}"
-        last = torch.tensor([self.step - 1], device=tokens.device)
-        out = model(tokens, labels, capture=name, capture_at=last, with_logits=False)
-        hidden_BD = out.captured[name][:, 0]
+        hidden_BD = capture_steps(model, tokens, labels, [name], [self.step])[name][:, 0]
         if self.probe is not None:
             return self.probe.scores(hidden_BD)
         logits_BV = model.output(hidden_BD)
@@ -121,7 +120,8 @@ class _Embedded(nn.Module):
     def __init__(self, scores: StepScores) -> None:
         super().__init__()
         self.model = scores._twin(scores.model)
-        self.model.tok_embeddings = self.model.cls_embedding = nn.Identity()
+        for name in ("tok_embeddings", "cls_embedding"):
+            setattr(self.model, name, nn.Identity())
         self.scores = scores.run
 
     def forward(self, tokens_BnD: Tensor, classes_BD: Tensor) -> Tensor:

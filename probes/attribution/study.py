@@ -119,7 +119,9 @@ def check_attention_layers(config: ModelConfig, layers: Sequence[int], reached: 
         )
 
 
-def _attention(loaded: Loaded, scores: StepScores, image: Explained, layers) -> np.ndarray:
+def _attention(
+    loaded: Loaded, scores: StepScores, image: Explained, layers: Sequence[int]
+) -> np.ndarray:
     """(1 + T,) attention of the step: the class first, 0 where unseen."""
     config = scores.model.config
     seen_1n, label_1 = one_input(scores, image.tokens, image.label)
@@ -136,7 +138,13 @@ def _score(scores: StepScores, image: Explained) -> float:
     return float(scores(*one_input(scores, image.tokens, image.label))[0, image.index])
 
 
-def _measured(scores, image: Explained, found, attention, config) -> Iterator[dict]:
+def _measured(
+    scores: StepScores,
+    image: Explained,
+    found: list[Attribution],
+    attention: np.ndarray,
+    config: AttributionConfig,
+) -> Iterator[dict]:
     """Every measure, method by method; ``change`` is the mean squared change of the score."""
     given = scores, image.tokens, image.label, image.index
     value = _score(scores, image)
@@ -155,7 +163,12 @@ def _measured(scores, image: Explained, found, attention, config) -> Iterator[di
         yield values
 
 
-def _places(images, found, attention, grid: int) -> pd.DataFrame:
+def _places(
+    images: Sequence[Explained],
+    found: list[list[Attribution]],
+    attention: list[np.ndarray],
+    grid: int,
+) -> pd.DataFrame:
     """One row an image, method and place."""
     place = np.arange(1 + grid * grid)
     parts = [
@@ -197,10 +210,17 @@ def _mean(group: pd.DataFrame, name: str) -> tuple[float, float, float, int]:
         return *jackknife_interval(float(over.sum() / under.sum()), left_out), len(group)
     values = group[name].abs() if name == "gap" else group[name]
     known = values.dropna().to_numpy()  # an image of equal contributions has no ranks to correlate
-    return *(mean_interval(known) if len(known) else (math.nan,) * 3), len(known)
+    return *mean_interval(known), len(known)
 
 
-def _info(loaded: Loaded, scores: StepScores, images, config, attention_layers, facts) -> dict:
+def _info(
+    loaded: Loaded,
+    scores: StepScores,
+    images: Sequence[Explained],
+    config: AttributionConfig,
+    attention_layers: Sequence[int],
+    facts: dict,
+) -> dict:
     baseline_class = "null class" if images[0].label != scores.null else "mean of the class embeddings"
     return provenance(
         measurement="attribution of a step's score to the prefix",

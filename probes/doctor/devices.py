@@ -3,13 +3,19 @@
 Facts of cards are values (``Card``, ``Build``), so that cards which are not here can be judged.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from probes.doctor.lines import FAIL, NOTE, OK, Line, checked, reason, size
-from probes.doctor.machine import Read, read_file
+from probes.doctor.machine import read_file
+from star.base.threads import Read
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "Build",
@@ -150,12 +156,12 @@ def device_lines() -> Iterator[Line]:
     found_driver = driver()
     count = torch.cuda.device_count()
     for index in range(count):
-        yield from checked(SECTION, f"cuda:{index}", lambda index=index: _card_lines(index, build))
+        yield from checked(SECTION, f"cuda:{index}", functools.partial(_card_lines, index, build))
     if count:
         yield Line(SECTION, "driver", OK, found_driver or "not told by this system")
     else:
         yield no_card_line(build, found_driver, _why_none())
-    backends = torch.backends
+    backends: Any = torch.backends  # some of its attributes are made at run time
     convolutions = backends.cudnn.conv.fp32_precision
     yield rounding_line(backends.cuda.matmul.fp32_precision, convolutions)
 
@@ -171,7 +177,7 @@ def _card_lines(index: int, build: Build) -> Iterator[Line]:
     yield _precision(torch.device("cuda", index), capability)
 
 
-def _precision(device, capability: tuple[int, int] | None) -> Line:
+def _precision(device: "torch.device", capability: tuple[int, int] | None) -> Line:
     from star.base.device import resolve_precision
 
     dtype = str(resolve_precision("auto", device)).removeprefix("torch.")

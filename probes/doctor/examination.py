@@ -87,7 +87,9 @@ def _kernels() -> Line:
 
 
 def _cores() -> Line:
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    affinity = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     quota = cpu_quota(machine.read_file)
     return threads.core_line(usable_cores(), len(affinity), os.cpu_count() or 1, quota)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from probes.doctor.folders import writable
 from probes.doctor.lines import FAIL, OK, REPORT, Line, checked, size
@@ -69,7 +70,7 @@ def _lines(section: str, name: str, test: Callable[[], Result], advice: str) -> 
     yield Line(section, name, OK, value) if right else Line(section, name, FAIL, value, advice)
 
 
-def _compared(found, expected, tolerance: float) -> Result:
+def _compared(found: Any, expected: Any, tolerance: float) -> Result:
     """Whether numbers of the same nesting differ by ``tolerance`` at most; NaN never does."""
     import torch
 
@@ -84,11 +85,11 @@ def _equal(what: str, found: list, expected: list) -> Result:
     """Whether whole numbers are the same, and how many are."""
     import numpy as np
 
-    found, expected = np.asarray(found), np.asarray(expected)
-    if found.shape != expected.shape:
-        return False, f"shape {found.shape}, expected {expected.shape}"
-    same = int((found == expected).sum())
-    return same == expected.size, f"{same} of {expected.size} {what} as expected"
+    one, other = np.asarray(found), np.asarray(expected)
+    if one.shape != other.shape:
+        return False, f"shape {one.shape}, expected {other.shape}"
+    same = int((one == other).sum())
+    return same == other.size, f"{same} of {other.size} {what} as expected"
 
 
 def _draws(kept: Mapping) -> Result:
@@ -174,7 +175,8 @@ def _gloo() -> Result:
 
     if not (dist.is_available() and dist.is_gloo_available()):
         return True, "not tested: this torch has no gloo"
-    group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, timedelta(seconds=10))
+    gloo: Any = dist  # whose stubs leave these out
+    group = gloo.ProcessGroupGloo(gloo.HashStore(), 0, 1, timedelta(seconds=10))
     numbers = torch.arange(3.0)
     group.allreduce([numbers]).wait()
     return numbers.tolist() == [0, 1, 2], "a sum over one process"

@@ -8,6 +8,7 @@ Shapes: B images, M views, T tokens, V codebook size.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from star.base.randomness import generator, torch_generator
 from star.base.settings import config_to_dict
+from star.images.views import scaled
 from star.model.config import ModelConfig
 from star.model.sampler import generate
 from star.model.transformer import Transformer, build_model
 from star.runs.checkpoint import load_checkpoint, save_checkpoint
+from star.training.batches import TrainBatch, draw_steps, draw_token_masks
 from star.training.checkpoint import MODEL_RUN
 from star.training.config import ObjectiveConfig, TrainConfig
 from star.training.learner import Learner
-from star.training.masks import draw_steps, draw_token_masks
-from star.training.objective import TrainBatch
 
 __all__ = [
     "CONFIG",
@@ -111,7 +112,7 @@ def trial_learner(device: torch.device) -> Learner:
     return learner
 
 
-def losses(device: torch.device) -> list[dict[str, float]]:
+def losses(device: torch.device) -> list[dict[str, float | None]]:
     """Losses, their terms and the gradient norm of two steps on one batch.
 
     The second depends on all that the first changed.
@@ -138,7 +139,7 @@ def saved_and_loaded(device: torch.device, path: Path) -> bool:
     return _same(content, {key: found[key] for key in content})
 
 
-def _same(a: object, b: object) -> bool:
+def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -153,4 +154,4 @@ def image() -> Tensor:
     """
     channel, row, column = np.ogrid[:3, :32, :32]
     pixels = (column * (10 + 5 * channel) + row * (15 - channel)) % 256
-    return torch.from_numpy(pixels.astype(np.float32))[None] / 127.5 - 1
+    return scaled(torch.from_numpy(pixels.astype(np.uint8))[None])

@@ -37,6 +37,7 @@ PACKAGES = (
     Package("numpy", "numpy"),
     Package("torch", "torch"),
     Package("torchvision", "torchvision"),
+    Package("scipy", "scipy"),
     Package("scikit-learn", "sklearn"),
     Package("captum", "captum"),
     Package("pandas", "pandas"),

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,15 +29,15 @@ from probes.linear.predictions import Predictions
 from probes.linear.protocols import ProtocolConfig, describe_protocol, run_protocol
 from probes.linear.sharing import share_broken
 from probes.linear.sources import CodeSource, ModelSource, PixelSource, Source
-from probes.linear.splits import ProbeSplits
+from probes.linear.splits import ProbeSplits, check_probe
 from probes.linear.work import AtlasWork
-from probes.reading.features import check_steps, check_store, check_tokenizer
+from probes.reading.features import check_tokenizer
 from probes.results import PROBE_COLUMNS, Result, checkpoint_facts, provenance
-from probes.stats.intervals import wilson_interval
+from probes.stats.intervals import share_interval
 from star.base.errors import UserError
 from star.base.randomness import generator, torch_generator
 from star.images.open import ImageSource
-from star.model.transformer import build_model, check_layers
+from star.model.transformer import build_model
 from star.parallel.processes import world_size
 from star.tokenizer.model import VQModel
 from star.training.checkpoint import Loaded
@@ -120,10 +121,7 @@ def probe_atlas(
     Raises ``UserError`` for a layer or step that does not exist, and for codes of another vocabulary,
     grid or tokenizer than the model's.
     """
-    check_layers(loaded.model.config, config.layers)
-    check_steps(loaded.model.config.tokens, config.steps)
-    for store in splits.stores.values():
-        check_store(loaded.model, store, classes=False)
+    check_probe(loaded.model, splits, config.layers, config.steps)
     check_tokenizer(loaded, splits.stores["train"])
     if like is None:
         report = functools.partial(on_stage, "pixels")
@@ -145,7 +143,11 @@ def _sources(
     """Arms by name, each with a function from a seed to its source; the data's own need pictures."""
     model, steps = loaded.model, list(config.steps)
     device = model.output.weight.device
-    options = {"layers": list(config.layers), "steps": steps, "precision": config.precision}
+    options: dict[str, Any] = {
+        "layers": list(config.layers),
+        "steps": steps,
+        "precision": config.precision,
+    }
 
     def random_model(seed: int) -> Source:
         fresh = build_model(model.config, torch_generator(seed, "probe control"), device)
@@ -172,11 +174,13 @@ def _run_arm(
     stages = [
         (seed, name if len(config.seeds) == 1 else f"{name}, seed {seed}") for seed in config.seeds
     ]
-    by_seed, source, before = {}, None, None
+    by_seed = {}
+    source: Source | None = None
+    before: Source | None = None
     of_any_seed: set[int] = set()
     for seed, stage in stages:
         uncached = source_of(seed)
-        if uncached is not before:
+        if source is None or uncached is not before:
             limit = config.protocol.cache_gb
             source = cached(uncached, splits.count("train"), world_size(), limit)
         before = uncached
@@ -189,9 +193,7 @@ def _run_arm(
                 labels_SN,
                 config.protocol,
                 seed=seed,
-                on_progress=lambda phase, done, total, stage=stage: on_stage(
-                    f"{stage}: {phase}", done, total
-                ),
+                on_progress=functools.partial(_staged, on_stage, stage),
                 bank_file=kept.bank_file(name, seed),
             )
             broken = share_broken(source.broken, len(source.groups), source.device)
@@ -202,7 +204,12 @@ def _run_arm(
         predictions, broken = found
         of_any_seed |= broken
         by_seed[seed] = predictions
+    assert source is not None  # there is a seed at least
     return _Arm(name, source, controls, of_any_seed, by_seed)
+
+
+def _staged(on_stage: Stage, stage: str, phase: str, done: int, total: int) -> None:
+    on_stage(f"{stage}: {phase}", done, total)
 
 
 def _later(broken: set[int], source: Source) -> set[int]:
@@ -277,12 +284,8 @@ def _rows(
         for group, (layer, step) in enumerate(arm.source.groups):
             if group in arm.broken:
                 continue
-            hits = int((predictions.predicted[place, group] == labels_N).sum())
-            low, high = wilson_interval(hits, len(labels_N))
-            values = (
-                layer, step, protocol, control, seed, "test",
-                hits / len(labels_N), low, high, len(labels_N),
-            )  # fmt: skip
+            interval = share_interval(predictions.predicted[place, group] == labels_N)
+            values = (layer, step, protocol, control, seed, "test", *interval, len(labels_N))
             row = dict(zip(PROBE_COLUMNS, values, strict=True))
             row["val_accuracy"] = predictions.val_accuracy[place, group]
             row["choice"] = predictions.choice[place, group]

@@ -13,13 +13,15 @@ C classes, B batch; a head is one (l, k, s, r).
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from probes.linear.mae import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
+from probes.linear.lars import linprobe_lr
+from probes.linear.mae import batch_normalise, running_normalise
 from probes.linear.predictions import epoch_batches
 from probes.linear.sharing import add_up
 from probes.linear.sources import Source
@@ -66,16 +68,9 @@ class AttentiveBank:
 
     def normalise(self, features_GBD: Tensor, images: int | None) -> Tensor:
         """States by their batch's moments (``images`` over all processes), or by the running ones."""
-        x_GBD = features_GBD
         if images is None:
-            scale_GD = (self.variance + BATCH_NORM_EPS).rsqrt()
-            return (x_GBD - self.mean[:, None]) * scale_GD[:, None]
-        mean_GD = add_up(x_GBD.sum(1)) / images
-        x_GBD = x_GBD - mean_GD[:, None]
-        variance_GD = add_up(x_GBD.square().sum(1)) / images
-        self.mean.lerp_(mean_GD, BATCH_NORM_MOMENTUM)
-        self.variance.lerp_(variance_GD, BATCH_NORM_MOMENTUM)
-        return x_GBD * (variance_GD + BATCH_NORM_EPS).rsqrt()[:, None]
+            return running_normalise(features_GBD, self.mean, self.variance)
+        return batch_normalise(features_GBD, images, self.mean, self.variance, unbiased=False)
 
     @torch.no_grad()
     def predict(self, features_GBD: Tensor) -> Tensor:
@@ -101,6 +96,7 @@ def train_attentive(
     batches = images // batch
     labels = torch.from_numpy(labels_SN).to(source.device)
     optimizer = _optimizer(bank)
+    schedule: dict[str, Any] = {"epochs": epochs, "warmup_epochs": min(WARMUP_EPOCHS, epochs / 2)}
     for epoch in range(epochs):
         found = epoch_batches(source, images, batch, seed, epoch)
         for index, (chosen, features) in enumerate(found):
@@ -111,9 +107,10 @@ def train_attentive(
                 loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum")
                 (loss / batch).backward()
             for value in bank.parameters():
+                assert value.grad is not None
                 add_up(value.grad)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * _factor(epoch + index / batches, epochs)
+                group["lr"] = group["peak"] * linprobe_lr(epoch + index / batches, 1, **schedule)
             optimizer.step()
             optimizer.zero_grad()
             on_batch((epoch * batches + index + 1) * batch, epochs * batches * batch)
@@ -129,13 +126,6 @@ def _optimizer(bank: AttentiveBank) -> torch.optim.AdamW:
         groups.append({"params": [weight], "peak": rate, "weight_decay": WEIGHT_DECAY})
         groups.append({"params": [query, bias], "peak": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(groups)
-
-
-def _factor(epoch: float, epochs: int) -> float:
-    warm = min(WARMUP_EPOCHS, epochs / 2)
-    if epoch < warm:
-        return epoch / warm
-    return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / (epochs - warm)))
 
 
 def _first_query(width: int, seed: int, layer: int, step: int) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from probes.stats.intervals import bootstrap_interval
-from probes.stats.paired import ALPHA, NEITHER, holm, mcnemar
+from probes.stats.paired import ALPHA, NEITHER, mcnemar, paired_table
 from star.base.errors import UserError
 from star.base.randomness import generator
 
@@ -25,7 +25,7 @@ __all__ = ["COMPARE_COLUMNS", "Comparison", "compare_hits"]
 
 COMPARE_COLUMNS = (
     "layer", "step", "first", "second", "difference", "low", "high",
-    "only_first", "only_second", "p", "p_holm", "better", "n",
+    "only_first", "only_second", "p", "p_holm", "higher", "n",
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ class Comparison:
     ``table``: columns ``COMPARE_COLUMNS``, one row per layer and step, and per layer one row of step 0,
     the mean over its steps. ``first``, ``second`` (accuracies), ``difference`` (second minus first),
     ``low`` and ``high`` are fractions; ``only_first`` and ``only_second`` are McNemar's b and c;
-    ``better`` is the name of the model ahead, or "neither", and is blank where nothing was tested
+    ``higher`` is the name of the model ahead, or "neither", and is blank where nothing was tested
     (step 0). ``gains_LKN``: hits of the second minus hits of the first, summed over ``seeds`` seeds.
     """
 
@@ -57,7 +57,7 @@ class Comparison:
         """
         cells = self.table[self.table["step"] > 0]
         shape = (len(self.layers), len(self.steps))
-        better_LK = cells["better"].to_numpy(dtype=object).reshape(shape)
+        better_LK = cells["higher"].to_numpy(dtype=object).reshape(shape)
         found = []
         for winner, loser in (self.names[::-1], self.names):
             groups = _groups(better_LK == winner)
@@ -109,7 +109,7 @@ def compare_hits(
     """Compare probe hits, bool (S, L, K, N), of two models on the same test images in the same order.
 
     ``layers`` (L,), ``steps`` (K,), ``names`` (first, second); ``seed`` is that of the bootstrap. A
-    model is ``better`` at a cell if the corrected p is below 0.05 and the bootstrap interval, which
+    model is ``higher`` at a cell if the corrected p is below 0.05 and the bootstrap interval, which
     sees all probe seeds, lies on the same side. ``UserError`` if the shapes differ.
     """
     _check(first_SLKN, second_SLKN, layers, steps, names)
@@ -118,19 +118,15 @@ def compare_hits(
     gains_LKN = second_LKN - first_LKN
     only_first_LK = (first_SLKN[0] & ~second_SLKN[0]).sum(-1)
     only_second_LK = (second_SLKN[0] & ~first_SLKN[0]).sum(-1)
-    p_LK = np.vectorize(mcnemar, otypes=[float])(only_first_LK, only_second_LK)
-    holm_LK = holm(p_LK)
+    p_LK = np.asarray(mcnemar(only_first_LK, only_second_LK))
     rows, means = [], []
     for a, layer in enumerate(layers):
         for k, step in enumerate(steps):
-            b, c = int(only_first_LK[a, k]), int(only_second_LK[a, k])
+            b, c = only_first_LK[a, k], only_second_LK[a, k]
             low, high = bootstrap_interval(gains_LKN[a, k] / seeds, generator(seed, "bootstrap", a, k))
-            side = int(low > 0) - int(high < 0)
-            agree = holm_LK[a, k] < ALPHA and side == np.sign(c - b)
             rows.append({
                 "layer": layer, "step": step, "low": low, "high": high, "only_first": b,
-                "only_second": c, "p": p_LK[a, k], "p_holm": holm_LK[a, k],
-                "better": names[int(c > b)] if agree else NEITHER,
+                "only_second": c, "p": p_LK[a, k],
                 "first": first_LKN[a, k].mean() / seeds, "second": second_LKN[a, k].mean() / seeds,
             })  # fmt: skip
         mean_N = gains_LKN[a].mean(0) / seeds
@@ -139,15 +135,24 @@ def compare_hits(
             "layer": layer, "step": 0, "low": low, "high": high,
             "first": first_LKN[a].mean() / seeds, "second": second_LKN[a].mean() / seeds,
         })  # fmt: skip
-    table = pd.DataFrame(rows + means)
-    table = table.assign(difference=table["second"] - table["first"], n=images)
+    rows = [row | {"difference": row["second"] - row["first"], "n": images} for row in rows + means]
+    table = paired_table(rows, COMPARE_COLUMNS, names)
+    side = (table["low"] > 0).astype(int) - (table["high"] < 0)
+    agree = side == np.sign(table["only_second"] - table["only_first"])
+    table.loc[table["p"].notna() & ~agree, "higher"] = NEITHER
     return Comparison(
-        table=table[list(COMPARE_COLUMNS)], names=tuple(names), layers=tuple(layers),
+        table=table, names=(names[0], names[1]), layers=tuple(layers),
         steps=tuple(steps), seeds=seeds, seed=seed, gains_LKN=gains_LKN,
     )  # fmt: skip
 
 
-def _check(first: np.ndarray, second: np.ndarray, layers, steps, names) -> None:
+def _check(
+    first: np.ndarray,
+    second: np.ndarray,
+    layers: Sequence[int],
+    steps: Sequence[int],
+    names: Sequence[str],
+) -> None:
     if len(names) != 2 or names[0] == names[1] or NEITHER in names:
         raise UserError(f"names is {list(names)}; expected two different model names")
     for name, hits in zip(names, (first, second), strict=True):

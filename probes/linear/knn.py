@@ -13,15 +13,15 @@ import torch.nn.functional as F
 
 from star.base.errors import UserError
 
-__all__ = ["NEIGHBOURS", "TEMPERATURE", "knn_predict", "voters"]
+__all__ = ["TEMPERATURE", "VOTERS", "knn_predict", "voters"]
 
-NEIGHBOURS = 20
+VOTERS = 20
 TEMPERATURE = 0.07
 
 
 def voters(references: int) -> int:
     """k, the neighbours that vote among so many reference images."""
-    return min(NEIGHBOURS, references)
+    return min(VOTERS, references)
 
 
 def knn_predict(
@@ -29,7 +29,7 @@ def knn_predict(
     labels_R: np.ndarray,
     queries_QD: np.ndarray,
     *,
-    k: int = NEIGHBOURS,
+    k: int = VOTERS,
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
     batch_size: int = 1024,

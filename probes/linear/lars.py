@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MOMENTUM", "TRUST", "lars_step", "linprobe_lr"]
+__all__ = ["lars_step", "linprobe_lr"]
 
 MOMENTUM = 0.9
 TRUST = 0.001
@@ -25,8 +25,6 @@ def lars_step(
     *,
     head_dims: tuple[int, ...] = (),
     adapt: bool,
-    momentum: float = MOMENTUM,
-    trust: float = TRUST,
 ) -> None:
     """One step in place: velocity = momentum velocity + scaled gradient, weight -= lr velocity.
 
@@ -37,13 +35,13 @@ def lars_step(
         weight_norm = weight.square().sum(head_dims, keepdim=True).sqrt()
         gradient_norm = gradient.square().sum(head_dims, keepdim=True).sqrt()
         usable = (weight_norm > 0) & (gradient_norm > 0)
-        ratio = trust * weight_norm / gradient_norm.where(usable, torch.ones_like(gradient_norm))
+        ratio = TRUST * weight_norm / gradient_norm.where(usable, torch.ones_like(gradient_norm))
         gradient = gradient * ratio.where(usable, torch.ones_like(ratio))
-    velocity.mul_(momentum).add_(gradient)
+    velocity.mul_(MOMENTUM).add_(gradient)
     weight.sub_(velocity * lr)
 
 
-def linprobe_lr(epoch: float, base: float, *, epochs: int, warmup_epochs: int) -> float:
+def linprobe_lr(epoch: float, base: float, *, epochs: int, warmup_epochs: float) -> float:
     """Rate at a fractional ``epoch``: linear from 0 to ``base``, then a half cosine to 0."""
     if epoch < warmup_epochs:
         return base * epoch / warmup_epochs

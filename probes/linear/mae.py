@@ -27,7 +27,14 @@ from star.base.errors import UserError
 from star.base.randomness import torch_generator
 from star.parallel.processes import world_size
 
-__all__ = ["DEPARTURES", "HeadBank", "MaeConfig", "train_heads"]
+__all__ = [
+    "DEPARTURES",
+    "HeadBank",
+    "MaeConfig",
+    "batch_normalise",
+    "running_normalise",
+    "train_heads",
+]
 
 DEPARTURES = (
     "RandomResizedCrop and flip become a random stored view of each image, drawn anew every epoch; the "
@@ -84,12 +91,19 @@ class HeadBank:
         self.variance = torch.ones(shape[:2], device=device)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name."""
-        return dict(vars(self))
+        """Everything that training changes, by name; the tensors themselves."""
+        return {
+            "weight": self.weight,
+            "bias": self.bias,
+            "weight_velocity": self.weight_velocity,
+            "bias_velocity": self.bias_velocity,
+            "mean": self.mean,
+            "variance": self.variance,
+        }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from ``state``."""
-        for name, value in vars(self).items():
+        for name, value in self.state().items():
             value.copy_(state[name])
 
     @torch.no_grad()
@@ -98,7 +112,8 @@ class HeadBank:
         weight_gradient, bias_gradient = torch.empty_like(self.weight), torch.empty_like(self.bias)
         # Pieces by the mean share of a process: their sums over processes must be the same ones in all.
         for some in self._pieces(-(-images // world_size())):
-            x_GBD = self._normalise(features_GBD[some], some, images)
+            moments = self.mean[some], self.variance[some]
+            x_GBD = batch_normalise(features_GBD[some], images, *moments, unbiased=True)
             error_GBH = self._error(x_GBD, some, labels_SB, images)
             weight_gradient[some] = (x_GBD.mT @ error_GBH).view_as(self.weight[some])
             bias_gradient[some] = error_GBH.sum(1).view_as(self.bias[some])
@@ -115,16 +130,6 @@ class HeadBank:
         floats = max(1, batch) * (self.weight.shape[1] + 3 * self.bias[0].numel())
         size = max(1, PIECE // floats)
         return [slice(start, start + size) for start in range(0, len(self.weight), size)]
-
-    def _normalise(self, x_GBD: Tensor, some: slice, images: int) -> Tensor:
-        """Batch norm by the batch's own moments, which move the running ones."""
-        mean_GD = add_up(x_GBD.sum(1)) / images
-        x_GBD = x_GBD - mean_GD[:, None]
-        variance_GD = add_up(x_GBD.square().sum(1)) / images
-        x_GBD *= (variance_GD + BATCH_NORM_EPS).rsqrt()[:, None]
-        self.mean[some].lerp_(mean_GD, BATCH_NORM_MOMENTUM)
-        self.variance[some].lerp_(variance_GD * images / (images - 1), BATCH_NORM_MOMENTUM)
-        return x_GBD
 
     def _error(self, x_GBD: Tensor, some: slice, labels_SB: Tensor, images: int) -> Tensor:
         """(G, B, H) gradient of the mean cross-entropy with respect to the logits."""
@@ -144,10 +149,31 @@ class HeadBank:
         """(G, S, R, B) predicted classes, with the running moments."""
         found = []
         for some in self._pieces(features_GBD.shape[1]):
-            scale_GD = (self.variance[some] + BATCH_NORM_EPS).rsqrt()
-            x_GBD = (features_GBD[some] - self.mean[some][:, None]) * scale_GD[:, None]
+            x_GBD = running_normalise(features_GBD[some], self.mean[some], self.variance[some])
             found.append(self._logits(x_GBD, some).argmax(-1).permute(0, 2, 3, 1))
         return torch.cat(found)
+
+
+def batch_normalise(
+    x_GBD: Tensor, images: int, mean_GD: Tensor, variance_GD: Tensor, *, unbiased: bool
+) -> Tensor:
+    """Batch norm by the moments of the whole batch, ``images`` over all processes.
+
+    They move the running ``mean_GD`` and ``variance_GD`` in place; ``unbiased``: with ddof 1, as torch.
+    """
+    batch_GD = add_up(x_GBD.sum(1)) / images
+    x_GBD = x_GBD - batch_GD[:, None]
+    spread_GD = add_up(x_GBD.square().sum(1)) / images
+    x_GBD *= (spread_GD + BATCH_NORM_EPS).rsqrt()[:, None]
+    mean_GD.lerp_(batch_GD, BATCH_NORM_MOMENTUM)
+    moved_GD = spread_GD * images / (images - 1) if unbiased else spread_GD
+    variance_GD.lerp_(moved_GD, BATCH_NORM_MOMENTUM)
+    return x_GBD
+
+
+def running_normalise(x_GBD: Tensor, mean_GD: Tensor, variance_GD: Tensor) -> Tensor:
+    """Batch norm by the running moments."""
+    return (x_GBD - mean_GD[:, None]) * (variance_GD + BATCH_NORM_EPS).rsqrt()[:, None]
 
 
 def train_heads(

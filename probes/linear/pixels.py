@@ -23,9 +23,24 @@ from star.images.open import ImageSource, Split
 from star.images.views import ViewSet, view_set
 from star.tokenizer.model import VQModel, to_uint8
 
-__all__ = ["small_pictures"]
+__all__ = ["check_pictures", "small_pictures"]
 
 SIDE = 32  # pixels that the cells of a row have together, about
+
+
+def check_pictures(splits: ProbeSplits, source: ImageSource | None, tokenizer: VQModel | None) -> None:
+    """Raise ``UserError`` if neither gives pictures of the images that the codes were made from."""
+    if source is None and tokenizer is None:
+        raise UserError(
+            f"{splits.stores['train'].path} holds codes alone; the pixel control needs the images they "
+            "were made from (--images FOLDER) or the tokenizer (--tokenizer FILE)"
+        )
+    if source is None:
+        assert tokenizer is not None
+        check_decoder(tokenizer, splits.stores["train"])
+        return
+    for part in PARTS:
+        _same_images(splits.stores[part], source)
 
 
 def small_pictures(
@@ -40,13 +55,7 @@ def small_pictures(
     Raises ``UserError`` if there is neither a source nor a tokenizer, or if the source's images (the
     tokenizer) are not those (is not the one) that the codes were made from.
     """
-    if source is None and tokenizer is None:
-        raise UserError(
-            f"{splits.stores['train'].path} holds codes alone; the pixel control needs the images they "
-            "were made from (--images FOLDER) or the tokenizer (--tokenizer FILE)"
-        )
-    if source is None:
-        check_decoder(tokenizer, splits.stores["train"])
+    check_pictures(splits, source, tokenizer)
     grid = splits.stores["train"].grid
     side = grid * max(1, SIDE // grid)
     total = sum(splits.count(part) for part in PARTS)
@@ -61,6 +70,7 @@ def small_pictures(
         if source is not None:
             pieces = _from_source(store, rows, _same_images(store, source))
         else:
+            assert tokenizer is not None
             pieces = _from_tokens(store, rows, tokenizer, steps)
         start = 0
         for images_NPHWC in pieces:

@@ -4,7 +4,7 @@ Shapes: G groups, S label sets (true, shuffled), H choices (rates, strengths) of
 N images of a part, D width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ __all__ = [
     "collect",
     "epoch_batches",
     "pieces",
-    "predict_part",
+    "predict_held_out",
     "streamed",
 ]
 
@@ -81,11 +81,26 @@ def predict_part(
             found = torch.zeros(shape, dtype=torch.int32, device=predicted.device)
         found[..., torch.from_numpy(chosen)] = predicted.int()
         on_progress(f"predict {part}", done, images)
+    assert found is not None
     return add_up(found).cpu().numpy()
 
 
+def predict_held_out(
+    source: Source,
+    splits: ProbeSplits,
+    predict: Callable[[Tensor], Tensor],
+    settings: Sequence[float],
+    on_progress: Progress,
+) -> Predictions:
+    """``predict_part`` of val and test, and ``choose`` between the settings."""
+    of_val, of_test = (
+        predict_part(source, part, splits.count(part), predict, on_progress) for part in ("val", "test")
+    )
+    return choose(of_val, of_test, splits, settings)
+
+
 def choose(
-    val_GSHN: np.ndarray, test_GSHN: np.ndarray, splits: ProbeSplits, settings: list[float]
+    val_GSHN: np.ndarray, test_GSHN: np.ndarray, splits: ProbeSplits, settings: Sequence[float]
 ) -> Predictions:
     """Take of each group and label set the choice that is best on the (true) validation labels."""
     accuracy_GSH = (val_GSHN == splits.labels("val")).mean(-1)

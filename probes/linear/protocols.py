@@ -5,12 +5,14 @@ predicts the test part. ``mae`` and ``attentive`` see a random stored view of ea
 every epoch, the others its test view.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probes.linear.attentive import RATES, AttentiveBank, train_attentive
 from probes.linear.cached import GB
@@ -24,7 +26,7 @@ from probes.linear.predictions import (
     choose,
     collect,
     pieces,
-    predict_part,
+    predict_held_out,
     streamed,
 )
 from probes.linear.ridge import Moments, fit_ridge
@@ -33,7 +35,14 @@ from probes.linear.sources import Source
 from probes.linear.splits import ProbeSplits
 from star.base.errors import require_choice
 
-__all__ = ["PROTOCOLS", "ProtocolConfig", "describe_protocol", "run_protocol"]
+__all__ = [
+    "PENALTIES",
+    "PROTOCOLS",
+    "ProtocolConfig",
+    "describe_protocol",
+    "ridge_heads",
+    "run_protocol",
+]
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strength C of logreg
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge, in units of a feature's variance
@@ -43,7 +52,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge, in units of a feature's v
 class ProtocolConfig:
     """Which protocol and its settings; ``cache_gb`` bounds what features may take in memory."""
 
-    name: str = "mae"
+    name: str = "logreg"
     mae: MaeConfig = field(default_factory=MaeConfig)
     cache_gb: float = 4.0
 
@@ -118,7 +127,7 @@ def _mae(task: Task) -> Predictions:
         on_batch=task.on_batch,
         on_epoch=lambda done: file.save(bank, done),
     )
-    return _predicted(task, bank.predict, list(config.base_lrs))
+    return predict_held_out(source, task.splits, bank.predict, config.base_lrs, task.on_progress)
 
 
 def _attentive(task: Task) -> Predictions:
@@ -126,16 +135,25 @@ def _attentive(task: Task) -> Predictions:
     steps = len({step for _, step in source.groups})
     bank = AttentiveBank(source, steps, len(task.labels_SN), task.splits.classes, task.seed)
     train_attentive(bank, source, task.labels_SN, seed=task.seed, on_batch=task.on_batch)
-    return _predicted(task, bank.predict, list(RATES))
+    return predict_held_out(source, task.splits, bank.predict, RATES, task.on_progress)
 
 
-def _predicted(task: Task, predict: Callable, settings: Sequence[float]) -> Predictions:
-    _, val, test = task.counts
-    found = [
-        predict_part(task.source, part, images, predict, task.on_progress)
-        for part, images in (("val", val), ("test", test))
-    ]
-    return choose(*found, task.splits, list(settings))
+def ridge_heads(
+    source: Source,
+    splits: ProbeSplits,
+    labels_SN: torch.Tensor,
+    on_batch: Callable[[int, int], None],
+    some: slice = slice(None),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ridge regression of some groups by one pass over the training part, at all ``PENALTIES``.
+
+    Weights (G, D, S, P, C) and biases (G, S, P, C), what ``probes.linear.logreg.predict`` takes.
+    """
+    moments, images = Moments(len(labels_SN), splits.classes), splits.count("train")
+    for done, chosen, features_GBD in streamed(source, "train", images):
+        moments.add(features_GBD[some], labels_SN[:, chosen])
+        on_batch(done, images)
+    return fit_ridge(moments.gather(), PENALTIES)
 
 
 def _ridge(task: Task) -> Predictions:
@@ -145,18 +163,17 @@ def _ridge(task: Task) -> Predictions:
     parts = []
     todo = pieces(len(source.groups), each, task.config.cache_gb * GB)
     for index, some in enumerate(todo):
-        moments = Moments(len(labels), task.splits.classes)
-        for done, chosen, features_GBD in streamed(source, "train", task.counts[0]):
-            moments.add(features_GBD[some], labels[:, chosen])
-            task.on_progress("moments", done, task.counts[0])
-        weight_GDSPC, bias_GSPC = fit_ridge(moments.gather(), PENALTIES)
+        report = functools.partial(task.on_progress, "moments")
+        heads = ridge_heads(source, task.splits, labels, report, some)
 
-        def predict(features, some=some, weight=weight_GDSPC, bias=bias_GSPC):
-            return predict_logreg(features[some], weight, bias)
-
-        parts.append(_predicted(task, predict, PENALTIES))
+        predict = functools.partial(_of_groups, some, *heads)
+        parts.append(predict_held_out(source, task.splits, predict, PENALTIES, task.on_progress))
         task.on_progress("fit", index + 1, len(todo))
     return _joined(parts)
+
+
+def _of_groups(some: slice, weight_GDSPC: Tensor, bias_GSPC: Tensor, features_GBD: Tensor) -> Tensor:
+    return predict_logreg(features_GBD[some], weight_GDSPC, bias_GSPC)
 
 
 def _collected(task: Task, extra_bytes: float, fit: Callable) -> Predictions:
@@ -180,19 +197,19 @@ def _collected(task: Task, extra_bytes: float, fit: Callable) -> Predictions:
 def _logreg(task: Task) -> Predictions:
     heads = len(task.labels_SN) * task.splits.classes  # of a group; strengths are fitted in turn
 
-    def fit(train_GND, val_GND, test_GND) -> Predictions:
+    def fit(train_GND: Tensor, val_GND: Tensor, test_GND: Tensor) -> Predictions:
         # A feature that never changes (the class position at step 1) stays 0 instead of becoming NaN.
         mean, spread = train_GND.mean(1, keepdim=True), train_GND.std(1, keepdim=True).clamp_min(1e-6)
         train_GND, val_GND, test_GND = ((x - mean) / spread for x in (train_GND, val_GND, test_GND))
         weight, bias = fit_logreg(train_GND, task.labels(), task.splits.classes, STRENGTHS)
-        found = [predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND)]
-        return choose(*found, task.splits, list(STRENGTHS))
+        of_val, of_test = (predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND))
+        return choose(of_val, of_test, task.splits, STRENGTHS)
 
     return _collected(task, 4 * 4 * heads * task.counts[0], fit)
 
 
 def _knn(task: Task) -> Predictions:
-    def fit(train_GND, val_GND, test_GND) -> Predictions:
+    def fit(train_GND: Tensor, val_GND: Tensor, test_GND: Tensor) -> Predictions:
         predicted = np.stack(
             [
                 [_neighbours(train_ND, labels_N, test_ND, task) for labels_N in task.labels_SN]
@@ -205,7 +222,7 @@ def _knn(task: Task) -> Predictions:
     return _collected(task, 0, fit)
 
 
-def _neighbours(train_ND, labels_N: np.ndarray, test_ND, task: Task) -> np.ndarray:
+def _neighbours(train_ND: Tensor, labels_N: np.ndarray, test_ND: Tensor, task: Task) -> np.ndarray:
     k = voters(len(labels_N))
     return knn_predict(
         train_ND.cpu().numpy(), labels_N, test_ND.cpu().numpy(), k=k, device=task.source.device

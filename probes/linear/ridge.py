@@ -9,6 +9,7 @@ Shapes: G groups, N images, D width, S label sets, P penalties, C classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,8 @@ class Moments:
 
     def add(self, x_GBD: Tensor, labels_SB: Tensor) -> None:
         """Take in a batch of features (float) and the labels of each label set."""
-        if self.centre_GD is None:
-            self._start(x_GBD)
-        x_GBD = x_GBD - self.centre_GD[:, None].to(x_GBD.dtype)
+        centre_GD = self._start(x_GBD) if self.centre_GD is None else self.centre_GD
+        x_GBD = x_GBD - centre_GD[:, None].to(x_GBD.dtype)
         # (B, S C); a product in the features' own precision, sums in float64
         y_BZ = F.one_hot(labels_SB.T, self.classes).flatten(1).to(x_GBD.dtype)
         self.x_GD += x_GBD.sum(1).double()
@@ -46,15 +46,17 @@ class Moments:
         self.xy_GDZ += (x_GBD.mT @ y_BZ).double()
         self.count += x_GBD.shape[1]
 
-    def _start(self, x_GBD: Tensor) -> None:
+    def _start(self, x_GBD: Tensor) -> Tensor:
+        """Sums of nothing yet; the centre."""
         groups, _, width = x_GBD.shape
         outputs = self.label_sets * self.classes
-        new = {"dtype": torch.float64, "device": x_GBD.device}
+        new: dict[str, Any] = {"dtype": torch.float64, "device": x_GBD.device}
         images = add_up(torch.tensor(float(x_GBD.shape[1]), **new))
-        self.centre_GD = add_up(x_GBD.double().sum(1)) / images
+        self.centre_GD = centre_GD = add_up(x_GBD.double().sum(1)) / images
         self.x_GD, self.y_Z = torch.zeros(groups, width, **new), torch.zeros(outputs, **new)
         self.xx_GDD = torch.zeros(groups, width, width, **new)
         self.xy_GDZ = torch.zeros(groups, width, outputs, **new)
+        return centre_GD
 
     def gather(self) -> "Moments":
         """Sum over processes; to be called once, after the last batch."""
@@ -81,6 +83,7 @@ def fit_ridge(moments: Moments, penalties: Sequence[float]) -> tuple[Tensor, Ten
     ]
     shape = (moments.label_sets, moments.classes)
     weight_GDPZ = torch.stack(weights, dim=2)
+    assert moments.centre_GD is not None  # a batch at least was added
     at_GD = moments.centre_GD + mean_GD
     bias_GPZ = mean_Z - torch.einsum("gd,gdpz->gpz", at_GD, weight_GDPZ)
     weight = weight_GDPZ.unflatten(3, shape).transpose(2, 3)

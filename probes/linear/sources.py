@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.linear.splits import PARTS, ProbeSplits
-from star.base.device import autocast
+from probes.reading.features import capture_steps
+from star.codes.store import check_rows
+from star.images.views import scaled
 from star.model.classes import null_label
 from star.model.transformer import Transformer
-from star.training.batches import check_rows
 from star.training.estimate import images_at_once
 
 __all__ = ["CodeSource", "ModelSource", "PixelSource", "Source"]
@@ -96,15 +97,10 @@ class ModelSource:
         return features_GBD
 
     def _forward(self, tokens_BT: Tensor, cut: Mapping[int, Tensor] | None) -> Tensor:
-        null_B = torch.full((len(tokens_BT),), self.null, device=self.device)
         names = [f"layers.{layer}" for layer in self.layers]
-        # Nothing after the last step is needed: causal attention cannot see it.
-        seen = tokens_BT[:, : max(self.steps) - 1]
-        positions = torch.tensor(self.steps, device=self.device) - 1
-        with autocast(self.device, self.precision):
-            captured = self.model(
-                seen, null_B, capture=names, capture_at=positions, cut=cut, with_logits=False
-            ).captured
+        captured = capture_steps(
+            self.model, tokens_BT, self.null, names, self.steps, precision=self.precision, cut=cut
+        )
         features = torch.cat([captured[name] for name in names], dim=1)
         return self._finite(features.transpose(0, 1).float())
 
@@ -167,6 +163,6 @@ class PixelSource:
         order_HW1 = F.interpolate(order.float(), size=(side, side), mode="nearest")[0, 0, :, :, None]
         seen = []
         for place, step in enumerate(self.steps):
-            images_BHWC = pictures_BPHWC[:, min(place, last)].float() / 127.5 - 1
+            images_BHWC = scaled(pictures_BPHWC[:, min(place, last)])
             seen.append((images_BHWC * (order_HW1 < step - 1)).flatten(1))
         return torch.stack(seen)

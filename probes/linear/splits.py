@@ -5,17 +5,19 @@ the test images. A data set with a test split keeps its three splits. One that h
 as ImageNet is used, is tested on val, and its validation images are cut from train by the seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from probes.reading.features import check_cells, check_store
 from probes.reading.images import draw_rows
 from star.base.errors import UserError
 from star.base.randomness import generator
 from star.codes.store import CodeStore
+from star.model.transformer import Transformer
 
-__all__ = ["PARTS", "ProbeSplits", "fewer_images", "probe_splits"]
+__all__ = ["PARTS", "ProbeSplits", "check_probe", "fewer_images", "probe_splits"]
 
 PARTS = ("train", "val", "test")
 HELD_OUT = 20  # one training image in so many is cut off, but no more than
@@ -110,6 +112,15 @@ def _check(splits: ProbeSplits) -> None:
             f"{splits.stores['test'].path} has {splits.count('test')} test images for {len(known)} "
             "classes; a probe needs at least one test image a class"
         )
+
+
+def check_probe(
+    model: Transformer, splits: ProbeSplits, layers: Sequence[int], steps: Sequence[int]
+) -> None:
+    """Raise ``UserError`` unless layers and steps exist and the codes fit the model (null class)."""
+    check_cells(model.config, layers, steps)
+    for store in splits.stores.values():
+        check_store(model, store, classes=False)
 
 
 def fewer_images(splits: ProbeSplits, count: int, seed: int) -> ProbeSplits:

@@ -34,6 +34,7 @@ class AtlasWork:
             write_json(self._folder / "settings.json", same)
 
     def _path(self, arm: str, seed: int, ending: str) -> Path:
+        assert self._folder is not None
         return self._folder / f"{arm}-seed-{seed}.{ending}"
 
     def bank_file(self, arm: str, seed: int) -> Path | None:

@@ -1,24 +1,31 @@
 """The images that pictures of a model are about: their tokens, their class, what they look like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from probes.reading.features import check_store, check_tokenizer
+from probes.reading.images import spread_images
 from star.base.errors import UserError
 from star.base.names import shown, slug
+from star.base.progress import Progress, nothing
 from star.codes.store import CodeStore
 from star.images.open import ImageSource, load_image
+from star.images.source import measured_split
 from star.images.views import center_crop
 from star.model.classes import class_words, null_label
 from star.model.sampler import generate
 from star.tokenizer.file import load_tokenizer, tokenizer_sha256
 from star.tokenizer.model import VQModel, decode_tokens, encode_images
 from star.training.checkpoint import Loaded
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Subject", "find_subjects", "require_tokenizer", "sampled_subjects"]
 
@@ -81,34 +88,44 @@ def find_subjects(
     data: ImageSource | Mapping[str, CodeStore] | None,
     tokenizer: Path | None,
 ) -> list[Subject]:
-    """The images named by the caller, the codes given, or the first test image of ``data``.
+    """The images named by the caller, the codes given, or the first image of ``data``: of test, else
+    val, else train.
 
     label: the class shown, by default the image's own, or the null class where nobody says. Raises
     ``UserError`` if there is no image, or no null class where it is needed.
     """
     config = loaded.model.config
-    if label is None and (images or codes is not None):
-        label = null_label(config, "an image without a class", "give --class")
     if codes is not None:
-        return [_coded(loaded, codes, label, tokenizer)]
-    if not images and data is None:
+        return [_coded(loaded, codes, _class_of(loaded, label), tokenizer)]
+    if images:
+        shown_as = _class_of(loaded, label)
+        model = require_tokenizer(loaded, tokenizer)
+        return [_tokenized(loaded, model, name, load_image(name), shown_as) for name in images]
+    if data is None:
         raise UserError(
             f"{loaded.path} does not say what data it was trained on; name an image, or give --codes"
         )
     model = require_tokenizer(loaded, tokenizer)
-    if images:
-        return [_tokenized(loaded, model, name, load_image(name), label) for name in images]
     if isinstance(data, Mapping):
-        store = data.get("test") or data["train"]
+        name = measured_split(data)
+        store = data[name]
         check_store(loaded.model, store)
         check_tokenizer(loaded, store)
-        tokens = torch.from_numpy(store.codes[0, store.test_view].astype(np.int64))
-        shown = decode_tokens(model, tokens[None], config.grid)[0]
-        label = int(store.labels[0]) if label is None else label
-        return [_subject(loaded, "first test image", tokens, label, shown, "decoded from the codes")]
-    split = data.split("test")
+        _, tokens_1T, labels_1 = spread_images(store, 1)
+        shown = decode_tokens(model, tokens_1T, config.grid)[0]
+        label = int(labels_1[0]) if label is None else label
+        words = f"first {name} image", tokens_1T[0], label, shown, "decoded from the codes"
+        return [_subject(loaded, *words)]
+    split = data.split(measured_split(data.splits))
     label = int(split.labels[0]) if label is None else label
     return [_tokenized(loaded, model, split.name(0), split.load(0), label)]
+
+
+def _class_of(loaded: Loaded, label: int | None) -> int:
+    """``label``, or for an image without a class the null class."""
+    if label is not None:
+        return label
+    return null_label(loaded.model.config, "an image without a class", "give --class")
 
 
 def sampled_subjects(
@@ -119,7 +136,7 @@ def sampled_subjects(
     seed: int,
     cfg_scale: float,
     tokenizer: Path | None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress = nothing,
 ) -> list[Subject]:
     """``count`` images that the model samples under ``label`` (None: the null class).
 
@@ -163,7 +180,9 @@ def _coded(loaded: Loaded, codes: Path, label: int, tokenizer: Path | None) -> S
     return _subject(loaded, codes.name, tokens, label, image, "decoded from the codes")
 
 
-def _tokenized(loaded: Loaded, tokenizer: VQModel, name: str, picture, label: int) -> Subject:
+def _tokenized(
+    loaded: Loaded, tokenizer: VQModel, name: str, picture: "Image.Image", label: int
+) -> Subject:
     size = loaded.model.config.grid * tokenizer.config.stride
     cropped = np.asarray(center_crop(picture, size))
     tokens = torch.from_numpy(encode_images(tokenizer, cropped[None])[0].reshape(-1))

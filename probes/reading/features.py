@@ -7,7 +7,7 @@ label reaches the features.
 Shapes: N images, T tokens, K steps, L layers asked for, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from star.base.device import autocast
 from star.base.errors import UserError
-from star.codes.store import CodeStore
+from star.codes.store import Codes, CodeStore
 from star.model.classes import class_numbers, null_label
 from star.model.config import ModelConfig
 from star.model.transformer import Transformer, check_layers
@@ -28,6 +28,8 @@ from star.training.estimate import images_at_once
 
 __all__ = [
     "StepFeatures",
+    "capture_steps",
+    "check_cells",
     "check_decoder",
     "check_finite",
     "check_prefix",
@@ -74,6 +76,12 @@ def parse_steps(text: str, tokens: int) -> list[int]:
     return steps
 
 
+def check_cells(config: ModelConfig, layers: Sequence[int], steps: Sequence[int]) -> None:
+    """Raise ``UserError`` unless every layer and every step exists."""
+    check_layers(config, layers)
+    check_steps(config.tokens, steps)
+
+
 def check_steps(tokens: int, steps: Sequence[int]) -> None:
     """Raise ``UserError`` unless every step is between 1 and T."""
     for step in steps:
@@ -91,7 +99,7 @@ def parse_layers(text: str, layers: int) -> list[int]:
         raise UserError(f"layer is {text!r}; expected all, a number or numbers such as 2,4,6") from None
 
 
-def check_store(model: Transformer, store: CodeStore, *, classes: bool = True) -> None:
+def check_store(model: Transformer, store: Codes, *, classes: bool = True) -> None:
     """Raise ``UserError`` unless the codes fit the model's vocabulary, grid and (``classes``) classes.
 
     Under the null class, a model may be shown images of any classes.
@@ -147,6 +155,35 @@ def check_decoder(tokenizer: VQModel, store: CodeStore) -> None:
         )
 
 
+def capture_steps(
+    model: Transformer,
+    tokens_BT: Tensor,
+    labels_B: Tensor | int,
+    sites: Sequence[str],
+    steps: Sequence[int] | None,
+    *,
+    precision: torch.dtype = torch.float32,
+    cut: Mapping[int, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Activations of a batch by the names ``sites`` (``star.model.transformer.capture_names``).
+
+    labels_B: (B,) classes, or the one class of all. steps: where outputs, queries and attention rows
+    are captured, K in place of N positions; None: at every position of the tokens given. precision, if
+    not float32, is autocast to. cut is the model's.
+    """
+    device, at = tokens_BT.device, None
+    if isinstance(labels_B, int):
+        labels_B = torch.full((len(tokens_BT),), labels_B, device=device)
+    if steps is not None:
+        # Nothing after the last step is needed: causal attention cannot see it.
+        tokens_BT = tokens_BT[:, : max(steps) - 1]
+        at = torch.tensor(steps, device=device) - 1
+    with autocast(device, precision):
+        return model(
+            tokens_BT, labels_B, capture=sites, capture_at=at, cut=cut, with_logits=False
+        ).captured
+
+
 @dataclass(frozen=True)
 class StepFeatures:
     """``values`` (L, K, N, D) float32 of ``layers`` at ``steps``, with ``labels`` (N,)."""
@@ -160,7 +197,7 @@ class StepFeatures:
 @torch.no_grad()
 def step_features(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     layers: list[int],
     steps: list[int],
@@ -172,28 +209,17 @@ def step_features(
     Raises ``UserError`` for a layer or step that does not exist, for codes that do not fit and for a
     model without a null class.
     """
-    check_layers(model.config, layers)
+    check_cells(model.config, layers, steps)
     check_store(model, store, classes=False)
-    check_steps(model.config.tokens, steps)
     null = null_label(model.config, "a feature without a class")
     names = [f"layers.{layer}" for layer in layers]
-    positions = torch.tensor(steps, device=model.output.weight.device) - 1
     values = np.empty((len(layers), len(steps), len(store), model.config.width), dtype=np.float32)
     done = 0
     batch_size = images_at_once(model.config, batch_size, with_logits=False)
     for tokens_BT, labels_B in plain_batches(store, batch_size, model.output.weight.device):
-        null_B = torch.full_like(labels_B, null)
-        with autocast(tokens_BT.device, precision):
-            # Nothing after the last step is needed: causal attention cannot see it.
-            out = model(
-                tokens_BT[:, : max(steps) - 1],
-                null_B,
-                capture=names,
-                capture_at=positions,
-                with_logits=False,
-            )
+        captured = capture_steps(model, tokens_BT, null, names, steps, precision=precision)
         for place, name in enumerate(names):
-            chosen_BKD = out.captured[name].float().cpu().numpy()
+            chosen_BKD = captured[name].float().cpu().numpy()
             values[place, :, done : done + len(labels_B)] = chosen_BKD.swapaxes(0, 1)
         done += len(labels_B)
     return StepFeatures(values, np.asarray(store.labels), list(layers), list(steps))

@@ -17,6 +17,7 @@ import itertools
 import math
 
 import numpy as np
+from scipy.special import hyp0f1
 
 __all__ = [
     "MAX_COSINE",
@@ -145,13 +146,10 @@ def uniformity(features_ND: np.ndarray, rows: int = 1024) -> tuple[float, np.nda
 def even_uniformity(width: int) -> float:
     """Uniformity of features spread evenly over the sphere in ``width`` dimensions, the least possible.
 
-    E exp(4 u.v) of independent even u, v is the series sum_j 4^j / (j! (D/2)(D/2 + 1)..(D/2 + j - 1)).
+    E exp(4 u.v) of independent even u, v is the series sum_j 4^j / (j! (D/2)(D/2 + 1)..(D/2 + j - 1)),
+    the hypergeometric 0F1 of D/2 at 4.
     """
-    term = total = 1.0
-    for j in range(60):
-        term *= 4 / ((j + 1) * (width / 2 + j))
-        total += term
-    return math.log(total) - 4
+    return math.log(hyp0f1(width / 2, 4)) - 4
 
 
 def is_collapsed(rank: float, cosine: float) -> bool:

@@ -170,6 +170,7 @@ class Materials:
         return sides
 
     def _encoded(self) -> np.ndarray:
+        assert self.encoder is not None and self.tokenizer is not None
         parts = []
         for start in range(0, len(self.sample), BATCH):
             codes = self.sample.codes[start : start + BATCH, 0].astype(np.int64)

@@ -100,12 +100,14 @@ def cka_left_out(cross: Hsic, first: Hsic, second: Hsic) -> tuple[float, np.ndar
     return float(value), _ratio(cross.left_out_N, first.left_out_N, second.left_out_N)
 
 
-def _ratio(cross, first, second):
+def _ratio(
+    cross: np.ndarray | float, first: np.ndarray | float, second: np.ndarray | float
+) -> np.ndarray:
     square = np.maximum(first, 0) * np.maximum(second, 0)
     return np.where(square > 0, cross / np.sqrt(np.where(square > 0, square, 1)), np.nan)
 
 
-def _unbiased(traces, sums, lines, count: int):
+def _unbiased(traces: np.ndarray, sums: np.ndarray, lines: np.ndarray, count: int) -> np.ndarray:
     """Song et al.'s equation 5 from tr(KL), 1'K1 1'L1 and 1'KL1, diagonals zero."""
     inside = traces + sums / ((count - 1) * (count - 2)) - 2 * lines / (count - 2)
     return inside / (count * (count - 3))
@@ -200,4 +202,4 @@ def _local_hsic(first: Neighbours, second: Neighbours) -> float:
     traces = (k_P[here] * l_P[there]).sum()
     k_N = np.bincount(columns_P, k_P, minlength=first.total)
     l_N = np.bincount(rows_P, l_P, minlength=first.total)
-    return _unbiased(traces, k_P.sum() * l_P.sum(), (k_N * l_N).sum(), len(first.images))
+    return float(_unbiased(traces, k_P.sum() * l_P.sum(), (k_N * l_N).sum(), len(first.images)))

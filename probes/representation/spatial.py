@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from probes.reading.features import check_store
-from star.base.device import autocast
+from probes.reading.features import capture_steps, check_store
 from star.base.errors import UserError
-from star.codes.store import CodeStore
+from star.codes.store import Codes
 from star.model.classes import null_label
 from star.model.transformer import Transformer, check_layers
 from star.training.batches import plain_batches
@@ -54,7 +53,7 @@ def lds(hidden_BTD: Tensor, weights_TT: Tensor) -> Tensor:
 @torch.no_grad()
 def layer_lds(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     layers: list[int],
     far: int = FAR,
@@ -75,10 +74,8 @@ def layer_lds(
     batch = max(1, FLOATS // (len(layers) * (config.tokens + 1) * config.width))
     sums_LTD = torch.zeros(len(layers), config.tokens, config.width, device=device)
     parts = []
-    for tokens_BT, labels_B in plain_batches(store, batch, device):
-        null_B = torch.full_like(labels_B, null)
-        with autocast(device, precision):
-            captured = model(tokens_BT, null_B, capture=names, with_logits=False).captured
+    for tokens_BT, _ in plain_batches(store, batch, device):
+        captured = capture_steps(model, tokens_BT, null, names, steps=None, precision=precision)
         of_batch = []
         for place, name in enumerate(names):
             hidden_BTD = captured[name][:, 1:].float()

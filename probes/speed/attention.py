@@ -4,13 +4,15 @@ Every memory is measured in a process of its own, as what the forward pass and a
 most beyond the model; the pass without capture is subtracted.
 """
 
+import functools
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 
 import torch
 
-from probes.reading.features import uniform_steps
+from probes.reading.features import capture_steps, uniform_steps
 from probes.speed.timing import Timings, alternate
 from star.base.device import peak_memory_bytes, reset_peak_memory, resident_bytes, resolve_device
 from star.base.randomness import torch_generator
@@ -42,12 +44,12 @@ def bench_attention(
     images: int = 32,
     steps: int = 8,
     rounds: int = 5,
-    on_round=lambda done, total: None,
+    on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> AttentionBench:
     """Capture all layers of ``images`` random images: rows at ``steps`` steps, whole patterns."""
     model = build_model(config, torch_generator(0, "bench"), device)
     timings = alternate(
-        {arm: lambda index, arm=arm: _pass(model, arm, images, steps) for arm in ARMS},
+        {arm: functools.partial(_pass, model, arm, images, steps) for arm in ARMS},
         rounds=rounds,
         warmup=1,
         synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,
@@ -76,12 +78,12 @@ def capture_memory(config: ModelConfig, device: str, arm: str, images: int, step
 
 
 @torch.no_grad()
-def _pass(model: Transformer, arm: str, images: int, steps: int) -> dict[str, torch.Tensor]:
+def _pass(
+    model: Transformer, arm: str, images: int, steps: int, index: int = 0
+) -> dict[str, torch.Tensor]:
     config, device = model.config, model.output.weight.device
     seen = torch.zeros(images, config.tokens - 1, dtype=torch.long, device=device)
     labels_B = torch.zeros(images, dtype=torch.long, device=device)
     names = [] if arm == ARMS[0] else [f"layers.{n + 1}.attention" for n in range(config.layers)]
-    at = None
-    if arm == ARMS[1]:
-        at = torch.tensor(uniform_steps(config.tokens, steps), device=device) - 1
-    return model(seen, labels_B, capture=names, capture_at=at, with_logits=False).captured
+    at = uniform_steps(config.tokens, steps) if arm == ARMS[1] else None
+    return capture_steps(model, seen, labels_B, names, at)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Self
+from multiprocessing.process import BaseProcess
+from typing import Any, Self
 
 from probes.speed.contention_work import GO, STOP, serve
 from probes.speed.timing import Timings, alternate
@@ -94,7 +95,7 @@ def bench_contention(
             arms,
             rounds=rounds,
             most_seconds=MOST_SECONDS,
-            measured=lambda elapsed, result: result,
+            measured=lambda elapsed, result: float(result),
             on_round=on_round,
         )
     count, cores = threads[SETTINGS[1]], usable_cores()
@@ -126,7 +127,7 @@ class _Member:
             competitor._answer()
         return found
 
-    def _answer(self):
+    def _answer(self) -> Any:
         try:
             if self._link.poll(PATIENCE):
                 return self._link.recv()
@@ -141,7 +142,7 @@ class _Crew:
     """Starts processes and ends them all on the way out."""
 
     def __init__(self) -> None:
-        self._processes = []
+        self._processes: list[BaseProcess] = []
         self._context = get_context("spawn")
 
     def __enter__(self) -> Self:

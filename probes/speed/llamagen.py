@@ -18,8 +18,8 @@ from star.base.randomness import torch_generator
 from star.model.config import ModelConfig
 from star.model.rotary import rotary_table
 from star.model.transformer import build_model
+from star.training.batches import TrainBatch
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch
 
 __all__ = ["LlamaGenStep", "LlamaGenTransformer"]
 
@@ -105,6 +105,8 @@ class _ClassEmbedding(nn.Module):
 
 class LlamaGenTransformer(nn.Module):
     """Logits (B, N, V) of tokens (B, n) and labels (B,); dropout in train mode."""
+
+    table: Tensor
 
     def __init__(self, config: ModelConfig, dropout: float = 0.0):
         super().__init__()

@@ -64,11 +64,15 @@ def bench_probe(
         source = ModelSource(model, splits, layers=layers, steps=chosen, precision=precision)
         _train(source, splits)
 
+    def each_step() -> None:
+        for step in at:
+            epoch([layer], [step])
+
     timings = alternate(
         {
             ARMS[0]: lambda _: epoch(every, at),
             ARMS[1]: lambda _: epoch([layer], at),
-            ARMS[2]: lambda _: [epoch([layer], [step]) for step in at],
+            ARMS[2]: lambda _: each_step(),
         },
         rounds=rounds,
         synchronize=torch.cuda.synchronize if device.type == "cuda" else lambda: None,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def step_memory(config: TrainConfig, device: str) -> int:
     where = resolve_device(device)
     small = ModelConfig(layers=2, heads=2, width=32, vocab_size=16)
     objective = dataclasses.replace(config.objective, contrast_layer=0)
-    warm = {"model": small, "objective": objective, "batch_size": 2, "accumulate": 1}
+    warm: dict[str, Any] = {"model": small, "objective": objective, "batch_size": 2, "accumulate": 1}
     _two_steps(dataclasses.replace(config, **warm), where)
     gc.collect()
     before = resident_bytes(where)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def alternate(
     warmup: int = 1,
     most_seconds: float = math.inf,
     synchronize: Callable[[], object] = lambda: None,
-    measured: Callable[[float, object], float] = lambda seconds, result: seconds,
+    measured: Callable[[float, Any], float] = lambda seconds, result: seconds,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> Timings:
     """Call every arm once a round, forwards in even rounds and backwards in odd ones.
@@ -72,7 +73,7 @@ def alternate(
     for index in range(warmup + rounds):
         if index >= warmup + 2 and time.perf_counter() - began > most_seconds:
             break
-        for name in arms if index % 2 == 0 else reversed(arms):
+        for name in arms if index % 2 == 0 else reversed(list(arms)):
             synchronize()
             start = time.perf_counter()
             result = arms[name](index)

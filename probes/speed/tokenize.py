@@ -66,7 +66,7 @@ def bench_tokenize(
         raise UserError(f"images is {images}; expected at least 2")
     if workers < 0:
         raise UserError(f"workers is {workers}; expected 0 or more")
-    ours = open_for_bench(tokenizer).to(device, memory_format=torch.channels_last)
+    ours = open_for_bench(tokenizer).to(device).to(memory_format=torch.channels_last)
     theirs = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
     stride = ours.config.stride
     if size < stride or size % stride:

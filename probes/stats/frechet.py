@@ -37,6 +37,7 @@ class Moments:
     @property
     def mean(self) -> np.ndarray:
         """(D,) mean."""
+        assert self.origin_D is not None
         return self.origin_D + self.total_D / self.count
 
     @property

@@ -14,6 +14,7 @@ __all__ = [
     "jackknife_interval",
     "mean_interval",
     "paired_test",
+    "share_interval",
     "student_quantile",
     "wilson_interval",
 ]
@@ -34,8 +35,16 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def share_interval(hits_N: np.ndarray) -> tuple[float, float, float]:
+    """(share, low, high) of images where ``hits_N`` is True, by Wilson."""
+    hits, images = int(hits_N.sum()), len(hits_N)
+    return hits / images, *wilson_interval(hits, images)
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, low, high) over independent images; one image has no interval (NaN)."""
+    """(mean, low, high) over independent images; NaN: the interval of one image, all of none."""
+    if len(values) == 0:
+        return (math.nan,) * 3
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan, math.nan
@@ -84,10 +93,7 @@ def jackknife_interval(value: float, left_out_G: np.ndarray) -> tuple[float, flo
 
 
 def student_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t (Cornish-Fisher series; to 0.001 from 8 degrees of freedom on)."""
-    terms = (
-        (Z**3 + Z) / 4,
-        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
-        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
-    )
-    return Z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+    """97.5 % quantile of Student's t; 12.71 at one degree of freedom."""
+    from scipy.stats import t  # takes half a second, and few commands need it
+
+    return float(t.ppf(0.975, freedom))

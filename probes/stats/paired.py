@@ -1,30 +1,33 @@
-"""Paired tests: McNemar's exact test, and Holm's correction of many p values at once.
+"""Two sides of a comparison on the same images: one table of paired tests, corrected together.
+
+Beside it McNemar's exact test, and Holm's correction of many p values at once.
 
 Sources: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
 percentages"; Holm 1979, "A simple sequentially rejective multiple test procedure".
 """
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-__all__ = ["ALPHA", "NEITHER", "holm", "mcnemar"]
+from probes.stats.intervals import paired_test
+
+__all__ = ["ALPHA", "NEITHER", "holm", "mcnemar", "paired_row", "paired_table"]
 
 ALPHA = 0.05
 NEITHER = "neither"
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test: twice the smaller tail of Binomial(b + c, 1/2)."""
-    trials = only_first + only_second
-    k = np.arange(min(only_first, only_second) + 1)
-    # log of trials! / (k! (trials - k)!) for every k, from running sums of logarithms
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
-    log_terms = log_factorial[trials] - log_factorial[k] - log_factorial[trials - k]
-    log_terms -= trials * math.log(2)
-    peak = log_terms.max()
-    log_tail = peak + math.log(np.exp(log_terms - peak).sum())
-    return min(1.0, 2 * math.exp(log_tail))
+def mcnemar(only_first: np.ndarray | int, only_second: np.ndarray | int) -> np.ndarray | float:
+    """Exact two-sided p of McNemar's test: twice the smaller tail of Binomial(b + c, 1/2).
+
+    ``scipy.stats.binomtest`` gives the same, a number at a time; 1 where b + c is 0.
+    """
+    from scipy.stats import binom  # takes half a second, and few commands need it
+
+    tail = binom.cdf(np.minimum(only_first, only_second), np.add(only_first, only_second), 0.5)
+    return np.minimum(1.0, 2 * tail)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -35,3 +38,33 @@ def holm(p: np.ndarray) -> np.ndarray:
     adjusted = np.empty_like(flat)
     adjusted[order] = np.maximum.accumulate(stepped)
     return adjusted.reshape(np.shape(p))
+
+
+def paired_row(first_N: np.ndarray, second_N: np.ndarray) -> dict[str, float]:
+    """What ``paired_table`` takes of two sides' numbers (N,) of the same images, in the same order.
+
+    ``first`` and ``second`` (means), ``difference`` (second minus first) with its 95 % interval ``low``
+    to ``high`` and ``p`` by the normal law (``probes.stats.intervals.paired_test``), ``n``.
+    """
+    difference, low, high, p = paired_test(second_N - first_N)
+    return {
+        "first": first_N.mean(), "second": second_N.mean(), "difference": difference, "low": low,
+        "high": high, "p": p, "n": len(first_N),
+    }  # fmt: skip
+
+
+def paired_table(rows: Sequence[dict], columns: Sequence[str], names: tuple[str, str]) -> pd.DataFrame:
+    """``rows`` as a table of ``columns``, among them ``p_holm`` and ``higher``, which are found here.
+
+    ``p_holm``: Holm's correction of the p of all rows that were tested (p is not NaN). ``higher``: the
+    one of ``names`` (first, second) whose number is higher by the corrected test, or "neither"; blank
+    where nothing was tested.
+    """
+    table = pd.DataFrame(rows, columns=[name for name in columns if name not in ("p_holm", "higher")])
+    tested = table["p"].notna()
+    table["p_holm"] = np.nan
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy(dtype=float))
+    ahead = np.where(table["difference"] > 0, names[1], names[0])
+    ahead = np.where(table["p_holm"] < ALPHA, ahead, NEITHER).astype(object)
+    table["higher"] = np.where(tested, ahead, np.array(None, dtype=object))
+    return table[list(columns)]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from probes.reading.features import check_decoder
+from probes.reading.images import spread_images
 from probes.stats.intervals import jackknife_interval
 from star.codes.store import CodeStore
 from star.tokenizer.model import VQModel, decode_tokens
@@ -121,15 +122,15 @@ def code_pictures(tokenizer: VQModel, store: CodeStore, images: int = 1000) -> n
     """
     check_decoder(tokenizer, store)
     size, stride, grid = tokenizer.config.codebook_size, tokenizer.config.stride, store.grid
-    rows = np.arange(min(images, len(store))) * len(store) // min(images, len(store))
+    codes_NT = spread_images(store, min(images, len(store)))[1]
     sums_Vss3 = np.zeros((size, stride, stride, 3))
     counts_V = np.zeros(size)
-    for start in range(0, len(rows), 64):
-        codes = np.asarray(store.codes[rows[start : start + 64], store.test_view], dtype=np.int64)
-        drawn = decode_tokens(tokenizer, torch.from_numpy(codes), grid)
+    for codes_BT in codes_NT.split(64):
+        drawn = decode_tokens(tokenizer, codes_BT, grid)
         cells = drawn.reshape(-1, grid, stride, grid, stride, 3).swapaxes(2, 3)
-        np.add.at(sums_Vss3, codes.ravel(), cells.reshape(-1, stride, stride, 3))
-        counts_V += np.bincount(codes.ravel(), minlength=size)
+        codes = codes_BT.numpy().ravel()
+        np.add.at(sums_Vss3, codes, cells.reshape(-1, stride, stride, 3))
+        counts_V += np.bincount(codes, minlength=size)
     pictures = sums_Vss3 / np.maximum(counts_V, 1)[:, None, None, None]
     unseen = np.flatnonzero(counts_V == 0)
     for some in np.array_split(unseen, -(-len(unseen) // 64)) if len(unseen) else ():

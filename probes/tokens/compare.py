@@ -6,13 +6,10 @@ test. The p of all rows are corrected together by Holm's procedure. ``cells`` ar
 with strides 4 and 16 the same strength moves the picture by 4 and by 16 pixels.
 """
 
-import math
-
 import numpy as np
 import pandas as pd
 
-from probes.stats.intervals import paired_test
-from probes.stats.paired import ALPHA, NEITHER, holm
+from probes.stats.paired import paired_row, paired_table
 from probes.tokens.invariance import Invariance
 from star.base.errors import UserError
 
@@ -21,7 +18,7 @@ __all__ = ["COMPARED", "compare_invariance", "invariance_sentences"]
 COMPARED = ("equal", "aligned", "code_distance", "histogram", "decoded_psnr")
 _COLUMNS = (
     "augmentation", "strength", "unit", "measure", "first", "second", "difference", "low", "high", "n",
-    "p",
+    "p", "p_holm", "higher",
 )  # fmt: skip
 
 
@@ -48,19 +45,10 @@ def compare_invariance(first: Invariance, second: Invariance) -> pd.DataFrame:
             both = np.isfinite(one_N) & np.isfinite(two_N)
             if not both.any():
                 continue
-            difference, low, high, p = paired_test(two_N[both] - one_N[both])
-            means = float(one_N[both].mean()), float(two_N[both].mean())
             key = (name, view.strength, view.augmentation.unit, measure)
-            rows.append((*key, *means, difference, low, high, int(both.sum()), p))
-    table = pd.DataFrame(rows, columns=list(_COLUMNS))
-    tested = table["p"].notna()
-    table["p_holm"] = math.nan
-    if tested.any():
-        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].to_numpy())
-    ahead = np.where(table["difference"] > 0, second.tokenizer, first.tokenizer)
-    ahead = np.where(table["p_holm"] < ALPHA, ahead, NEITHER).astype(object)
-    table["higher"] = np.where(tested, ahead, None)
-    return table
+            row = dict(zip(_COLUMNS, key, strict=False))
+            rows.append(row | paired_row(one_N[both], two_N[both]))
+    return paired_table(rows, _COLUMNS, (first.tokenizer, second.tokenizer))
 
 
 def invariance_sentences(table: pd.DataFrame, names: tuple[str, str]) -> list[str]:

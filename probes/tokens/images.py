@@ -6,16 +6,21 @@ Tokenising needs classes and splits; looking at pictures does not. So any folder
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from star.base.errors import UserError
+from star.base.errors import UserError, listed
 from star.base.randomness import generator
 from star.codes.open import is_code_folder
 from star.images.decode import MAX_MEGAPIXELS, BadImageError, require_megapixels
 from star.images.folders import flat_split
 from star.images.left_out import LeftOut, left_out_line
 from star.images.open import Split, is_flat_folder, load_image, open_source
+from star.images.source import measured_split
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["drawn", "holds_many", "one_image", "picture_split", "readable"]
 
@@ -50,7 +55,7 @@ def picture_split(
         images, name, counts = flat_split(Path(data), left_out), "all", left_out.counts()
     else:
         source = open_source(data, need_labels=False)
-        name = split or next(name for name in ("test", "val", "train") if name in source.splits)
+        name = split or measured_split(source.splits)
         images, counts = source.split(name), source.left_out
     line = left_out_line(data, counts)
     if line:
@@ -61,7 +66,7 @@ def picture_split(
 def _limited(split: Split, max_megapixels: float) -> Split:
     """The same images with this limit, and the advice of a command that can raise it."""
 
-    def read(name: str, _: float):
+    def read(name: str, _: float) -> "Image.Image":
         try:
             return split.read(name, max_megapixels)
         except BadImageError as error:
@@ -92,8 +97,11 @@ def drawn(split: Split, count: int, seed: int) -> Split:
     return split.select(order)
 
 
-def readable(split: Split) -> tuple[Split, list[str]]:
-    """The images of ``split`` that can be read, and the names of those that cannot."""
+def readable(split: Split, on_message: Callable[[str], None] = lambda text: None) -> Split:
+    """The images of ``split`` that can be read; ``on_message`` hears the names of those that cannot.
+
+    Raises ``UserError`` if there are none.
+    """
     kept, left_out = [], []
     for place in range(len(split)):
         try:
@@ -101,4 +109,8 @@ def readable(split: Split) -> tuple[Split, list[str]]:
             kept.append(place)
         except BadImageError:
             left_out.append(split.name(place))
-    return split.select(kept), left_out
+    if left_out:
+        on_message(f"left out, since they cannot be read: {listed(left_out)}")
+    if not kept:
+        raise UserError("none of the images can be read")
+    return split.select(kept)

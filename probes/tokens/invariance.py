@@ -41,6 +41,7 @@ from star.base.errors import UserError
 from star.base.randomness import generator
 from star.images.open import Split
 from star.images.views import center_crop
+from star.tokenizer import quality
 from star.tokenizer.model import VQModel, decode_tokens, encode_images
 
 __all__ = ["MEASURES", "PSNR_CAP", "Invariance", "measure_invariance", "psnr"]
@@ -84,8 +85,8 @@ class Invariance:
             for measure in MEASURES:
                 known = self.values[measure][place]
                 known = known[np.isfinite(known)]
-                bounds = mean_interval(known) if len(known) else (np.nan,) * 3
-                row |= dict(zip((measure, f"{measure}_low", f"{measure}_high"), bounds, strict=True))
+                names = measure, f"{measure}_low", f"{measure}_high"
+                row |= dict(zip(names, mean_interval(known), strict=True))
             row["changed_images"] = int(np.isfinite(self.values["code_distance"][place]).sum())
             rows.append(row)
         return pd.DataFrame(rows)
@@ -147,7 +148,7 @@ def psnr(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """(B,) dB between 8-bit images (B, ..), at most ``PSNR_CAP``."""
     axes = tuple(range(1, one.ndim))
     error = np.square(one.astype(np.float32) - two).mean(axes, dtype=np.float64)
-    return 10 * np.log10(255**2 / np.maximum(error, 255**2 / 10 ** (PSNR_CAP / 10)))
+    return quality.psnr(error, peak=255, most=PSNR_CAP)
 
 
 class _Study:
@@ -215,7 +216,8 @@ class _Study:
             self._add_chance(place, after, counts_BV)
 
     def _add_chance(self, place: int, after: np.ndarray, counts_BV: np.ndarray) -> None:
-        self._note(place, "chance", (self.other == after).mean((1, 2)))
+        assert self.other is not None
+        self._note(place, "chance", np.equal(self.other, after).mean((1, 2)))
         self._note(place, "histogram_chance", self._variation(counts_BV, self.other_counts_BV))
         # Over all T x T pairs the cosines sum to the product of sums; equal pairs are at distance 0.
         sum_BE = self.codes_VE[after.reshape(len(after), -1)].sum(1)

@@ -17,8 +17,9 @@ import torch
 
 from probes.stats.frechet import Moments, frechet_distance
 from probes.stats.intervals import mean_interval
+from star.images.views import scaled
 from star.tokenizer.model import VQModel, to_uint8
-from star.tokenizer.quality import Quality, joined, redraw, scaled
+from star.tokenizer.quality import Quality, joined, redraw
 
 __all__ = ["PATCH", "Reconstruction", "patches", "reconstruction_report"]
 

@@ -12,21 +12,21 @@ disturb nothing, and a resumed run repeats them. At 8 steps, under the null clas
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from probes.attention.stats import attention_stats
-from probes.linear.knn import NEIGHBOURS, knn_predict, voters
+from probes.linear.knn import VOTERS, knn_predict, voters
 from probes.reading.features import StepFeatures, step_features, uniform_steps
 from probes.reading.images import ImageSample, draw
 from probes.representation.geometry import effective_rank, image_cosine, is_collapsed, row_cosine
 from probes.watching.gradients import gradient_cosines
 from star.base.randomness import generator
 from star.codes.store import CodeStore
-from star.training.batches import TrainLoader
+from star.training.batches import TrainBatch, TrainLoader
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch
 from star.training.student import Student
 from star.training.teacher import Teacher
 
@@ -61,7 +61,7 @@ def in_loop_diagnostics(
         classes = generator(seed, "diagnostics classes").choice(classes, CLASSES, replace=False)
     images = draw(held_out, QUERIES, seed, "diagnostics images", classes=classes)
     model = teacher.model.config
-    at = {
+    at: dict[str, Any] = {
         "layers": [max(1, model.layers // 2)],
         "steps": uniform_steps(model.tokens, min(STEPS, model.tokens)),
     }
@@ -89,7 +89,7 @@ def _knn(known: StepFeatures, asked: StepFeatures, device: torch.device) -> dict
             known.values[0, place], known.labels, asked.values[0, place], k=k, device=device
         )
         by_step[f"knn_acc_step_{step}"] = float((predicted == asked.labels).mean())
-    fewer = {} if k == NEIGHBOURS else {"knn_k": k}
+    fewer = {} if k == VOTERS else {"knn_k": k}
     return {"knn_acc": float(np.mean(list(by_step.values()))), **fewer, **by_step}
 
 

@@ -4,6 +4,8 @@ A cosine does not depend on a term's weight in Eq. 8 as long as that is positive
 out: only the contrastive terms reach it.
 """
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from itertools import combinations, combinations_with_replacement
 
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from star.base.device import autocast
 from star.parallel.sharding import is_sharded
+from star.training.batches import TrainBatch
 from star.training.config import ObjectiveConfig
-from star.training.objective import TrainBatch, compute_losses
+from star.training.objective import compute_losses
 from star.training.student import Student
 from star.training.teacher import Teacher
 
@@ -44,8 +47,8 @@ def gradient_cosines(
     parameters = list(student.model.parameters())
     with torch.enable_grad(), autocast(batch.tokens_BMT.device, precision):
         _, terms = compute_losses(student, teacher, batch, config)
-    products = sum(_products(list(terms.values()), some) for some in _pieces(parameters, len(terms)))
-    products = products.cpu()
+    of_pieces = (_products(list(terms.values()), some) for some in _pieces(parameters, len(terms)))
+    products = functools.reduce(operator.add, of_pieces).cpu()
     lengths = dict(zip(terms, products.diagonal().sqrt().tolist(), strict=True))
     places = {name: place for place, name in enumerate(terms)}
     return {
@@ -57,7 +60,8 @@ def gradient_cosines(
 
 def _pieces(parameters: Sequence[Tensor], terms: int) -> Iterator[list[Tensor]]:
     """Parameters whose gradients of all terms are held together, at least one at a time."""
-    piece, held = [], 0
+    piece: list[Tensor] = []
+    held = 0
     for parameter in parameters:
         size = terms * parameter.nbytes
         if piece and held + size > MOST_BYTES:

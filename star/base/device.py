@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -32,7 +33,8 @@ __all__ = [
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt's names for its parameters
-PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *_DTYPES)
 
 
 def parse_device(name: str) -> torch.device:
@@ -78,9 +80,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     AVX512-BF16, where it is two to seven times faster), float16 on CUDA devices that have matrix units
     for it alone (compute capability 7), and float32 elsewhere.
     """
-    require_choice("precision", name, tuple(PRECISIONS))
+    require_choice("precision", name, PRECISIONS)
     if name != "auto":
-        return PRECISIONS[name]
+        return _DTYPES[name]
     if device.type == "cuda":
         # torch.cuda.is_bf16_supported would answer for the current device, which may be another.
         generation = torch.cuda.get_device_capability(device)[0]
@@ -104,17 +106,18 @@ def deterministic(wanted: bool) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    switches: Any = torch.utils.deterministic  # torch makes its attribute at run time
+    fill = switches.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and we read none
+    switches.fill_uninitialized_memory = False  # costs time, and we read none
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        switches.fill_uninitialized_memory = fill
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Autocast to ``dtype``, or nothing for float32."""
     if dtype is torch.float32:
         return contextlib.nullcontext()
@@ -129,7 +132,8 @@ def exact_float32() -> Iterator[None]:
     matrix products: enough to change a code or a measurement from one device to the next. The caller's
     settings are back afterwards.
     """
-    backends, before = torch.backends, []
+    backends: Any = torch.backends  # some of its attributes are made at run time
+    before = []
     try:
         # From the general to the special: what is not exact by now was set there itself, so that its
         # own value is read, and put back, and what only inherits stays unset.

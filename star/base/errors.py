@@ -24,5 +24,5 @@ def require_choice(what: str, value: object, choices: Iterable[object]) -> None:
 
 def listed(names: Iterable[object], most: int = 8) -> str:
     """The first names for a message, and dots for the others."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")

@@ -8,6 +8,8 @@ every process scales alike.
 import torch
 from torch import Tensor
 
+from star.base.record import Record
+
 __all__ = ["LossScale"]
 
 FIRST, GROWTH_STEPS = 2.0**16, 2000
@@ -44,11 +46,11 @@ class LossScale:
         elif self.good_steps == GROWTH_STEPS:
             self.value, self.good_steps = 2 * self.value, 0
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> Record:
         """What a resume needs."""
         return {"value": self.value, "good_steps": self.good_steps}
 
-    def load_state_dict(self, state: dict | None) -> None:
+    def load_state_dict(self, state: Record | None) -> None:
         """Take over ``state``, if it is of a run in float16: others hold none, or a scale of 1."""
         if self.enabled and state is not None and state != _OF_NO_SCALE:
             self.value, self.good_steps = state["value"], state["good_steps"]

@@ -9,8 +9,12 @@ objects and structured types are refused. No file can change the classes.
 import argparse
 import re
 import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
+
+from star.base.record import Record
 
 __all__ = ["ALLOWED", "NotPlainError"]
 
@@ -53,7 +57,8 @@ class _DType(metaclass=_Fixed):
         if not (isinstance(text, str) and _TYPE.fullmatch(text)):
             of_objects = isinstance(text, str) and text.startswith("O")
             raise NotPlainError("numpy.ndarray of objects" if of_objects else f"numpy.dtype {text!r}")
-        self.text, self.order = text, "|"
+        self.text = text
+        self.order: Literal["<", ">", "=", "|"] = "|"
 
     def __setstate__(self, state: object) -> None:
         # (version, order, subarray, names, fields, size, alignment, flags[, (metadata, unit)])
@@ -80,13 +85,15 @@ class _Values(np.ndarray, metaclass=_Fixed):
         if not (isinstance(state, tuple) and len(state) == 5):
             raise NotPlainError("numpy.ndarray of an unknown state")
         values = _array(state[4], state[2], state[1], "F" if state[3] else "C")
-        super().__setstate__((1, values.shape, values.dtype, bool(state[3]), values.tobytes("A")))
+        own = (1, values.shape, values.dtype, bool(state[3]), values.tobytes("A"))
+        super().__setstate__(own)  # type: ignore[arg-type]  # NumPy's stub wants its own bool, which fails
 
 
-def _array(data: object, dtype: object, shape: object, order: str = "C") -> np.ndarray:
+def _array(data: object, dtype: object, shape: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     if not (isinstance(data, bytes | bytearray) and isinstance(dtype, _DType)):
         raise NotPlainError("numpy.ndarray of objects")
-    return np.frombuffer(bytes(data), dtype.build()).reshape(shape, order=order)
+    values: np.ndarray = np.frombuffer(bytes(data), dtype.build()).reshape(shape, order=order)
+    return values
 
 
 def _reconstruct(subtype: object, shape: object, typecode: object) -> np.ndarray:
@@ -98,7 +105,8 @@ def _reconstruct(subtype: object, shape: object, typecode: object) -> np.ndarray
 
 def _scalar(dtype: object, data: object) -> np.generic:
     """``numpy._core.multiarray.scalar``."""
-    return _array(data, dtype, (1,))[0]
+    value: np.generic = _array(data, dtype, (1,))[0]
+    return value
 
 
 def _frombuffer(data: object, dtype: object, shape: object, order: object, *rest: object) -> np.ndarray:
@@ -110,7 +118,7 @@ class _Factory(metaclass=_Fixed):
     """Stands for what a ``defaultdict`` calls for a missing key, which is never called."""
 
 
-def _no_default(factory: object = None) -> dict:
+def _no_default(factory: object = None) -> Record:
     """``collections.defaultdict`` without the default: a dictionary."""
     return {}
 
@@ -126,12 +134,12 @@ _RANDOM = (
     "_pcg64.PCG64DXSM", "_mt19937.MT19937", "_philox.Philox", "_sfc64.SFC64",
 )  # fmt: skip
 # By the name in a file. NumPy 2 renamed numpy.core; files carry either spelling.
-_NUMPY_CORE = {
+_NUMPY_CORE: dict[str, Callable[..., Any]] = {
     "multiarray._reconstruct": _reconstruct,
     "multiarray.scalar": _scalar,
     "numeric._frombuffer": _frombuffer,
 }
-ALLOWED = types.MappingProxyType(
+ALLOWED: Mapping[str, Callable[..., Any]] = types.MappingProxyType(
     {
         "argparse.Namespace": _Namespace,
         "types.SimpleNamespace": _Namespace,

@@ -47,7 +47,7 @@ def thread_settings(
     without, the quota, if it leaves fewer than OpenMP would start and ``environment`` names no number.
     ``cpus`` and ``read`` as for ``usable_cores``.
     """
-    settings = {}
+    settings: dict[str, str] = {}
     if not any(name in environment for name in WAITING):
         # The first is OpenMP's own name and goes for every library; the second refines GNU's.
         settings |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": str(SPINS)}
@@ -93,10 +93,10 @@ def cpu_quota(read: Read) -> float | None:
     found = []
     for folder, version in cgroups(read, "cpu"):
         if version == 2:
-            quota, period = [*(read(f"{folder}/cpu.max") or "").split(), "", ""][:2]
+            texts = [*(read(f"{folder}/cpu.max") or "").split(), "", ""][:2]
         else:
-            quota, period = (read(f"{folder}/cpu.cfs_{part}_us") for part in ("quota", "period"))
-        quota, period = _number(quota), _number(period)
+            texts = [read(f"{folder}/cpu.cfs_{part}_us") or "" for part in ("quota", "period")]
+        quota, period = map(_number, texts)
         if quota > 0 and period > 0:  # v1 says -1 and v2 "max" where there is none
             found.append(quota / period)
     return min(found, default=None)
@@ -104,7 +104,7 @@ def cpu_quota(read: Read) -> float | None:
 
 def cgroups(read: Read, controller: str) -> Iterator[tuple[str, int]]:
     """Folders of this process's cgroups that govern ``controller``, innermost first, with version."""
-    own = {}
+    own: dict[str, str] = {}
     for line in (read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         own |= dict.fromkeys(controllers.split(","), path)  # "": version 2
@@ -126,10 +126,10 @@ def _below(path: str, root: str) -> list[str]:
     None of them if ``path`` lies elsewhere: a container may see the host's path, or one through "..",
     of what is mounted as its root.
     """
-    path, root = PurePosixPath(path), PurePosixPath(root)
-    if ".." in path.parts or not path.is_relative_to(root):
+    inner, outer = PurePosixPath(path), PurePosixPath(root)
+    if ".." in inner.parts or not inner.is_relative_to(outer):
         return []
-    return list(path.relative_to(root).parts)
+    return list(inner.relative_to(outer).parts)
 
 
 def _plain(place: str) -> str:
@@ -149,7 +149,7 @@ def _affinity() -> Collection[int]:
     return range(os.cpu_count() or 1)
 
 
-def _number(text: str | None) -> float:
+def _number(text: str) -> float:
     try:
         return float(text or 0)
     except ValueError:

@@ -6,7 +6,9 @@ the names of ``star.base.safe_globals``; a file that asks for anything else is r
 
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -14,12 +16,13 @@ from torch import Tensor
 
 from star.base.errors import UserError
 from star.base.files import plain_path
+from star.base.record import Record
 from star.base.safe_globals import ALLOWED, NotPlainError
 
 __all__ = ["load_safetensors", "load_torch_file"]
 
 
-def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dict:
+def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> Record:
     """The dictionary stored in a ``.pt`` or ``.pth`` file.
 
     Its tensors on the CPU are parts of the file, mapped, and take no memory until they are read: copy
@@ -32,9 +35,11 @@ def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dic
     path = _file(path)
     _require_readable(path)
     try:
-        named = [(stand_in, name) for name, stand_in in ALLOWED.items()]
+        named: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+            (stand_in, name) for name, stand_in in ALLOWED.items()
+        ]
         with torch.serialization.safe_globals(named):
-            content = _mapped(path, map_location=device)
+            content = _mapped(path, device)
     except Exception as error:  # torch raises half a dozen types here; all mean "not readable"
         raise UserError(_explain(path, error)) from error
     if not isinstance(content, dict):
@@ -42,12 +47,13 @@ def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> dic
     return content
 
 
-def _mapped(path: Path, **options: object) -> object:
+def _mapped(path: Path, device: torch.device | str) -> object:
     """``torch.load`` with the file mapped, or read where it cannot be: an old layout, a file system."""
     try:
-        return torch.load(path, mmap=True, weights_only=True, **options)
+        return torch.load(path, map_location=device, mmap=True, weights_only=True)
     except RuntimeError:
-        return torch.load(path, weights_only=True, **options)  # a broken file says so again
+        # A broken file says so again.
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -101,8 +107,8 @@ def _start(path: Path) -> tuple[bytes, set[str]]:
 def _explain(path: Path, error: Exception) -> str:
     text = str(error)
     refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<[\w-]+ (?:\w+ )?'?([\w.]+)", text)
-    if isinstance(error, NotPlainError) or refused:
-        name = text if isinstance(error, NotPlainError) else refused.group(1)
+    name = text if isinstance(error, NotPlainError) else refused and refused[1]
+    if name:
         return (
             f"{path} is refused: it holds an object that could run code ({name}); only weights and "
             "plain data are read"

@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 
 from star.base.errors import UserError
+from star.base.record import Record
 
 __all__ = ["check_weights", "load_optimizer"]
 
 SHOWN = 4  # differences that an error lists
 
 
-def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
+def check_weights(module: torch.nn.Module, state: Record, path: Path) -> None:
     """Raise ``UserError`` unless ``state`` holds numbers of the keys and shapes of ``module``.
 
     Numbers are floating point of any precision, finite in float32, to which they are converted; counts
@@ -47,7 +48,7 @@ def check_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
             raise UserError(f"{path} is broken: {key} holds values that are not finite in float32")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
     """Let ``optimizer`` take over ``state``, in memory of its own: torch would keep these tensors."""
     optimizer.load_state_dict(state)
     for values in optimizer.state.values():

@@ -11,8 +11,8 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ import torch
 from star.base.device import autocast, exact_float32, resolve_device, resolve_precision
 from star.base.errors import UserError, require_choice
 from star.base.files import remove_folder
+from star.base.progress import Message, Progress, StageProgress, nothing
+from star.base.record import Record
 from star.codes.imagenet import imagenet_warning
 from star.codes.store import CodeStore, StoreWriter, open_splits
 from star.codes.view_batches import default_workers, view_batches
@@ -28,8 +30,9 @@ from star.images.decode import MAX_MEGAPIXELS, require_megapixels
 from star.images.left_out import left_out_line
 from star.images.source import ImageSource, Split
 from star.images.views import ViewSet, to_model_range, view_set
+from star.tokenizer.model import VQModel
 
-__all__ = ["tokenize"]
+__all__ = ["TokenizeOptions", "tokenize"]
 
 # A CPU is fastest where activations stay below what the C library maps anew each time (32 MB); a GPU
 # needs enough of them to be busy. Bytes of the widest activation of one tokenizer call.
@@ -54,7 +57,7 @@ class _Options:
         if not 0 <= self.workers <= 1000:
             raise UserError(f"workers is {self.workers}; expected 0 (threads) to 1000 processes")
 
-    def per_call(self, tokenizer, size: int) -> int:
+    def per_call(self, tokenizer: VQModel, size: int) -> int:
         """Views of one tokenizer call."""
         if self.batch_size is not None:
             return self.batch_size
@@ -69,9 +72,24 @@ class _Options:
         return max(1, per_call // views)
 
 
+class TokenizeOptions(TypedDict, total=False):
+    """Options of ``tokenize`` that others pass on."""
+
+    size: int | None
+    views: str | None
+    eval_views: str
+    batch_size: int | None
+    workers: int | None
+    skip_bad: bool
+    max_megapixels: float
+    seed: int
+    device: str
+    precision: str
+
+
 def tokenize(
     source: ImageSource,
-    tokenizer,
+    tokenizer: VQModel,
     out: str | Path,
     *,
     size: int | None = None,
@@ -85,8 +103,8 @@ def tokenize(
     device: str = "cpu",
     precision: str = "fp32",
     tokenizer_hash: str | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
-    on_message: Callable[[str], None] | None = None,
+    on_progress: StageProgress = nothing,
+    on_message: Message = nothing,
 ) -> dict[str, CodeStore]:
     """Write the code stores of all splits of ``source`` to the folder ``out`` and open them.
 
@@ -116,7 +134,6 @@ def tokenize(
         device=where,
         dtype=resolve_precision(precision, where),
     )
-    say = on_message or (lambda message: None)
     size = _size(source, tokenizer, size)
     every = view_set(views or source.default_views, size, seed=seed)
     view_sets = dict.fromkeys(source.splits, every if eval_views == "all" else every.test_only())
@@ -133,24 +150,24 @@ def tokenize(
 
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return reuse_stores(out, plan, say)
+        return reuse_stores(out, plan, on_message)
     for line in (left_out_line(source.name, source.left_out), imagenet_warning(source.class_names)):
         if line:
-            say(line)
+            on_message(line)
     partial = out.with_name(out.name + ".partial")
-    prepare_work(partial, plan, say)
+    prepare_work(partial, plan, on_message)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(where)
     with kept_if_useful(partial):
         for split, facts in plan.items():
             images, cut = source.splits[split], view_sets[split]
-            report = functools.partial(on_progress or (lambda *progress: None), split)
+            report = functools.partial(on_progress, split)
             _write_split(partial / split, images, facts, cut, tokenizer, options, report)
     publish_work(partial, out)
     return open_splits(out)
 
 
-def _size(source: ImageSource, tokenizer, size: int | None) -> int:
+def _size(source: ImageSource, tokenizer: VQModel, size: int | None) -> int:
     stride = tokenizer.config.stride
     if size is None:
         size = source.native_size // stride * stride
@@ -165,8 +182,13 @@ def _size(source: ImageSource, tokenizer, size: int | None) -> int:
 
 
 def _facts(
-    source: ImageSource, split: str, tokenizer, tokenizer_hash: str, views: ViewSet, dtype: torch.dtype
-) -> dict:
+    source: ImageSource,
+    split: str,
+    tokenizer: VQModel,
+    tokenizer_hash: str,
+    views: ViewSet,
+    dtype: torch.dtype,
+) -> Record:
     """What the manifest of a split says before any work."""
     vocab_size = tokenizer.config.codebook_size
     if vocab_size > 1 << 16:
@@ -198,11 +220,11 @@ def _facts(
 def _write_split(
     folder: Path,
     split: Split,
-    facts: dict,
+    facts: Record,
     views: ViewSet,
-    tokenizer,
+    tokenizer: VQModel,
     options: _Options,
-    report: Callable[[int, int], None],
+    report: Progress,
 ) -> None:
     total = len(split)
     if (folder / "manifest.json").is_file():
@@ -223,7 +245,7 @@ def _write_split(
     with contextlib.closing(batches):  # the processes end before the work folder is looked after
         for batch in batches:
             codes = np.zeros((0, *writer.shape[1:]), dtype=np.uint16)
-            if batch.rows:
+            if batch.pixels is not None:
                 codes = _encode(tokenizer, batch.pixels.numpy(), facts, per_call, options)
             labels = split.labels[batch.rows]
             writer.add(codes, labels, skipped=batch.skipped, animated=batch.animated)
@@ -242,7 +264,9 @@ def _write_split(
     writer.finish({**facts, "tf32": False, "versions": versions})
 
 
-def _encode(tokenizer, pixels: np.ndarray, facts: dict, per_call: int, options: _Options) -> np.ndarray:
+def _encode(
+    tokenizer: VQModel, pixels: np.ndarray, facts: Record, per_call: int, options: _Options
+) -> np.ndarray:
     """Codes (n, views, T) uint16 of pixels (n, views, size, size, 3) uint8."""
     count, views = pixels.shape[:2]
     flat = pixels.reshape(-1, *pixels.shape[2:])

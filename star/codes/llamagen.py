@@ -7,9 +7,9 @@ range lies below another code path, in files of the same numbers. Every file is 
 """
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import numpy as np
 from star.base.errors import UserError
 from star.base.files import remove_folder
 from star.base.names import shown
+from star.base.progress import Message, Progress, nothing
+from star.base.record import Record
 from star.codes.store import CodeStore, StoreWriter, open_codes
 from star.codes.work import kept_if_useful, prepare_work, publish_work, reuse_stores
 from star.images.views import Flip, ten_crop_names
@@ -28,8 +30,6 @@ CLASSES = 1000  # of ImageNet
 _FOLDER = re.compile(r"(.+?)(\d+)_codes")
 _BATCH = 512  # images between two notes of progress
 _UNKNOWN = ""  # the hash of a tokenizer that nobody named
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class CodeFiles:
     @property
     def grid(self) -> int:
         """Tokens along one side."""
-        return round(self.tokens**0.5)
+        return round(math.sqrt(self.tokens))
 
 
 def find_code_files(root: Path) -> CodeFiles:
@@ -120,7 +120,8 @@ def _files(folder: Path) -> dict[str, str]:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        loaded: np.ndarray = np.load(path, allow_pickle=False)
+        return loaded
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise UserError(
             f"cannot read {path}, it is damaged or no array of numbers: extract it again"
@@ -135,8 +136,8 @@ def import_codes(
     vocab_size: int,
     tokenizer_name: str = "unknown",
     tokenizer_sha256: str = _UNKNOWN,
-    on_progress: Progress = lambda done, total: None,
-    on_message: Callable[[str], None] = lambda message: None,
+    on_progress: Progress = nothing,
+    on_message: Message = nothing,
 ) -> CodeStore:
     """Write ``out``/train from the files of one code path, or of one for each crop range.
 
@@ -191,7 +192,7 @@ def _labels(parts: list[CodeFiles]) -> np.ndarray:
 
 def _facts(
     parts: list[CodeFiles], crop_ranges: list[float], vocab_size: int, labels: np.ndarray
-) -> dict:
+) -> Record:
     first = parts[0]
     classes = max(CLASSES if first.dataset == "imagenet" else 2, int(labels.max()) + 1)
     if first.views == 10:
@@ -223,7 +224,7 @@ def _facts(
 
 
 def _write(
-    folder: Path, parts: list[CodeFiles], facts: dict, labels: np.ndarray, on_progress: Progress
+    folder: Path, parts: list[CodeFiles], facts: Record, labels: np.ndarray, on_progress: Progress
 ) -> None:
     shape = (1, parts[0].views, parts[0].tokens)
     writer = StoreWriter(
@@ -238,7 +239,9 @@ def _write(
     writer.finish(facts)
 
 
-def _codes_of(parts: list[CodeFiles], image: int, shape: tuple, vocab_size: int) -> np.ndarray:
+def _codes_of(
+    parts: list[CodeFiles], image: int, shape: tuple[int, ...], vocab_size: int
+) -> np.ndarray:
     """Codes (views of all parts, T) uint16 of one image."""
     found = []
     for part in parts:
@@ -254,7 +257,7 @@ def _codes_of(parts: list[CodeFiles], image: int, shape: tuple, vocab_size: int)
 
 
 def export_codes(
-    store: CodeStore, out: Path, *, dataset: str = "imagenet", on_progress: Progress = lambda a, b: None
+    store: CodeStore, out: Path, *, dataset: str = "imagenet", on_progress: Progress = nothing
 ) -> list[Path]:
     """Write a store as LlamaGen's files; return the code paths: ``out``, or one a crop range below it.
 

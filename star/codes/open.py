@@ -4,13 +4,16 @@ A folder of code stores is opened as it is. A source (digits, photos, an image f
 once into the cache folder; the same source, tokenizer and views find it there again.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from star.base.errors import UserError
-from star.codes.encode import tokenize
+from star.base.progress import Message, StageProgress, nothing
+from star.codes.encode import TokenizeOptions, tokenize
 from star.codes.store import CodeStore, open_splits
 from star.images.open import ImageSource, open_source
 from star.tokenizer.digits import digits_tokenizer, digits_tokenizer_path
@@ -22,12 +25,14 @@ from star.tokenizer.file import (
     load_tokenizer,
     require_cache,
     save_tokenizer,
+    tokenizer_beside,
     tokenizer_sha256,
 )
 from star.tokenizer.model import VQModel
 
 __all__ = [
     "DIGITS",
+    "DataOptions",
     "PreparedData",
     "is_code_folder",
     "keep_tokenizer",
@@ -40,8 +45,6 @@ SHIPPED_SIZE = 32  # pixels; a larger source would give more tokens than a small
 _NAME = 50  # letters of a source's name in the name of its stores
 DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their source
 
-Progress = Callable[[str, int, int], None]
-Message = Callable[[str], None]
 OnSource = Callable[[ImageSource], None]
 
 
@@ -68,8 +71,8 @@ def is_code_folder(data: str | Path) -> bool:
 def open_tokenizer(
     given: Path | str | None = None,
     *,
-    on_progress: Progress | None = None,
-    on_message: Message | None = None,
+    on_progress: StageProgress = nothing,
+    on_message: Message = nothing,
 ) -> VQModel:
     """The tokenizer of a file, or by name: ``cifar10``, which ships with the package and is what None
     means, or ``digits``, which is trained if it is not cached yet. A file of that name goes first.
@@ -78,16 +81,21 @@ def open_tokenizer(
     if str(path) != DIGITS or path.is_file():
         return load_tokenizer(path)
 
-    def report(step: int, steps: int, terms: dict[str, float]) -> None:
-        if on_progress is not None:
-            on_progress("tokenizer", step, steps)
-
-    if on_message is not None and not digits_tokenizer_path().exists():
+    if not digits_tokenizer_path().exists():
         on_message("the digits' tokenizer is trained first, once, in about a minute on two cores")
-    tokenizer, file = digits_tokenizer(on_step=report)
-    if on_message is not None:
-        on_message(f"tokenizer: {tokenizer.name} ({file})")
+    tokenizer, file = digits_tokenizer(functools.partial(on_progress, "tokenizer"))
+    on_message(f"tokenizer: {tokenizer.name} ({file})")
     return tokenizer
+
+
+class DataOptions(TypedDict, total=False):
+    """Options of ``prepare_data`` that others pass on."""
+
+    tokenizer: Path | str | None
+    skip_bad: bool
+    device: str
+    on_progress: StageProgress
+    on_message: Message
 
 
 def prepare_data(
@@ -97,8 +105,8 @@ def prepare_data(
     skip_bad: bool = False,
     device: str = "cpu",
     on_source: OnSource | None = None,
-    on_progress: Progress | None = None,
-    on_message: Message | None = None,
+    on_progress: StageProgress = nothing,
+    on_message: Message = nothing,
 ) -> PreparedData:
     """Open or make the code stores of ``data``; ``UserError`` where neither is possible.
 
@@ -115,8 +123,7 @@ def prepare_data(
             on_message=on_message,
         )
     stores = open_splits(data)
-    beside = Path(data) / TOKENIZER_FILE
-    path = tokenizer or (beside if beside.exists() else None)
+    path = tokenizer or tokenizer_beside(data)
     model = open_tokenizer(path) if path else None
     expected = stores["train"].tokenizer_sha256
     if model is not None and expected not in ("", tokenizer_sha256(model)):  # "": unknown
@@ -133,9 +140,9 @@ def tokenize_source(
     tokenizer: Path | str | None = None,
     label_column: str | None = None,
     on_source: OnSource | None = None,
-    on_progress: Progress | None = None,
-    on_message: Message | None = None,
-    **options: object,
+    on_progress: StageProgress = nothing,
+    on_message: Message = nothing,
+    **options: Unpack[TokenizeOptions],
 ) -> PreparedData:
     """Tokenise the images of ``data`` into the folder ``out``, once; ``options`` are ``tokenize``'s.
 
@@ -157,25 +164,23 @@ def tokenize_source(
             require_cache()
 
     def report_split(split: str, done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(f"tokenise {split}", done, total)
+        on_progress(f"tokenise {split}", done, total)
 
     stores = tokenize(source, model, out, on_progress=report_split, on_message=on_message, **options)
     return PreparedData(stores, model, source)
 
 
 def _default_tokenizer(
-    source: ImageSource, options: dict, on_message: Message | None
-) -> tuple[str, dict]:
+    source: ImageSource, options: TokenizeOptions, on_message: Message
+) -> tuple[str, TokenizeOptions]:
     """Which tokenizer a source gets if none was named, at which size; says so where it is a choice."""
     if source.name == DIGITS:
         return DIGITS, options
     if options.get("size") is None and source.native_size > SHIPPED_SIZE:
         options = {**options, "size": SHIPPED_SIZE}
-    if on_message is not None:
-        size = options.get("size") or source.native_size
-        on_message(
-            f"no --tokenizer given: {source.name} is tokenised at {size} pixels with the one that "
-            f"comes with the package ({SHIPPED}, trained at {SHIPPED_SIZE})"
-        )
+    size = options.get("size") or source.native_size
+    on_message(
+        f"no --tokenizer given: {source.name} is tokenised at {size} pixels with the one that "
+        f"comes with the package ({SHIPPED}, trained at {SHIPPED_SIZE})"
+    )
     return SHIPPED, options

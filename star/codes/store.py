@@ -10,15 +10,17 @@ N images, T = grid x grid tokens in row order.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 
 from star.base.errors import UserError
 from star.base.files import publish_file, sha256_file, write_json
 from star.base.names import shown
+from star.base.record import Record
 
 __all__ = [
     "FORMAT",
@@ -40,6 +42,26 @@ _LEAST = {"images": 1, "views": 1, "tokens": 1, "grid": 1, "vocab_size": 1, "tes
 _LISTS = {"class_names": str, "class_counts": int, "view_names": str}
 
 
+class Codes(Protocol):
+    """What reading the test views of images needs: of a store, or of a sample of one in memory."""
+
+    def __len__(self) -> int: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def codes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def grid(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def test_view(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodeStore:
     """An open store: ``codes`` (N, views, T) uint16, mapped from disk; ``labels`` (N,) int64."""
@@ -47,28 +69,28 @@ class CodeStore:
     path: Path
     codes: np.ndarray
     labels: np.ndarray
-    manifest: dict
+    manifest: Record
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[Path], "CodeStore"], tuple[Path]]:
         # A loader process maps the file itself; pickling the map would copy all of it.
         return open_codes, (self.path,)
 
     @property
     def grid(self) -> int:
         """Tokens along one side of an image."""
-        return self.manifest["grid"]
+        return int(self.manifest["grid"])
 
     @property
     def tokens(self) -> int:
         """T, tokens of one view: grid squared."""
-        return self.manifest["tokens"]
+        return int(self.manifest["tokens"])
 
     @property
     def vocab_size(self) -> int:
-        return self.manifest["vocab_size"]
+        return int(self.manifest["vocab_size"])
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -81,7 +103,7 @@ class CodeStore:
     @property
     def views(self) -> int:
         """Number of stored views of each image."""
-        return self.manifest["views"]
+        return int(self.manifest["views"])
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -90,12 +112,12 @@ class CodeStore:
     @property
     def test_view(self) -> int:
         """Row of the view axis that tests use."""
-        return self.manifest["test_view"]
+        return int(self.manifest["test_view"])
 
     @property
     def tokenizer_sha256(self) -> str:
         """Identity of the tokenizer that made the codes; "" if nobody said (imported codes)."""
-        return self.manifest["tokenizer_sha256"]
+        return str(self.manifest["tokenizer_sha256"])
 
     @property
     def skipped(self) -> list[str]:
@@ -140,7 +162,7 @@ def same_images(source: object, other: object) -> bool:
     return next(kept) == next(kept)
 
 
-def check_rows(store: CodeStore, codes: np.ndarray, labels: np.ndarray) -> None:
+def check_rows(store: Codes, codes: np.ndarray, labels: np.ndarray) -> None:
     """Raise ``UserError`` unless rows read from ``store`` are in its codebook and its classes."""
     for what, values, end in (("code", codes, store.vocab_size), ("label", labels, store.num_classes)):
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
@@ -193,7 +215,7 @@ def open_splits(path: str | Path) -> dict[str, CodeStore]:
     return stores
 
 
-def _read_manifest(path: Path) -> dict:
+def _read_manifest(path: Path) -> Record:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -232,9 +254,10 @@ def _read_manifest(path: Path) -> dict:
     return manifest
 
 
-def _map(path: Path, mode: str | None) -> np.ndarray:
+def _map(path: Path, mode: Literal["r", "r+"] | None) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode=mode)  # allow_pickle is False by default
+        loaded: np.ndarray = np.load(path, mmap_mode=mode)  # allow_pickle is False by default
+        return loaded
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {_REDO}") from error
     except (OSError, ValueError, EOFError, SyntaxError) as error:
@@ -318,7 +341,7 @@ class StoreWriter:
         }
         write_json(self.folder / "progress.json", progress)
 
-    def finish(self, facts: dict) -> None:
+    def finish(self, facts: Record) -> None:
         """Cut the arrays to the rows written, hash them, and write the manifest with ``facts``.
 
         ``facts`` must hold vocab_size, grid, class_names, view_names, test_view, tokenizer_sha256.

@@ -5,13 +5,15 @@ enough where a CPU encodes: decoding an image of 32 pixels takes a twentieth of 
 A GPU needs processes, since threads share Python's lock.
 """
 
+import functools
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ __all__ = ["ViewBatch", "default_workers", "view_batches"]
 
 MOST_WORKERS = 16  # by default: beyond it the one process that encodes is what is waited for
 AHEAD = 2  # batches that each worker process makes ahead
+_Result = Callable[[], tuple[np.ndarray, bool]]  # gives an image's views or raises; see ``_Cutter.one``
 
 
 @dataclass(kw_only=True)
@@ -44,7 +47,7 @@ class ViewBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cutter(Dataset):
+class _Cutter(Dataset[ViewBatch]):
     """The images of a split from place ``first`` on, ``count`` a batch, by the batch's number."""
 
     split: Split
@@ -69,7 +72,7 @@ class _Cutter(Dataset):
         except UserError as error:
             raise BadImageError(f"{self.split.name(index)}: {error}") from error
 
-    def collect(self, number: int, results: Iterator) -> ViewBatch:
+    def collect(self, number: int, results: Iterable[_Result]) -> ViewBatch:
         """The batch of its images' ``results``, each a call that gives what ``one`` does."""
         batch, arrays = ViewBatch(), []
         for index, result in zip(self.indices(number), results, strict=True):
@@ -92,7 +95,7 @@ class _Cutter(Dataset):
         return batch
 
     def __getitem__(self, number: int) -> ViewBatch:
-        return self.collect(number, (lambda i=i: self.one(i) for i in self.indices(number)))
+        return self.collect(number, (functools.partial(self.one, i) for i in self.indices(number)))
 
 
 def default_workers(device: torch.device) -> int:
@@ -109,7 +112,7 @@ def view_batches(
     workers: int,
     skip_bad: bool,
     max_megapixels: float,
-) -> Iterator[ViewBatch]:
+) -> Generator[ViewBatch, None, None]:
     """Batches of ``count`` images of ``split`` from place ``first`` on, in order.
 
     Raises ``BadImageError`` at an image that cannot be used unless ``skip_bad``, and ``UserError`` if a
@@ -132,7 +135,7 @@ def view_batches(
 def _in_threads(cutter: _Cutter) -> Iterator[ViewBatch]:
     """Threads decode the next batch while the caller works on this one."""
 
-    def submit(number: int) -> list:
+    def submit(number: int) -> list[_Result]:
         return [pool.submit(cutter.one, index).result for index in cutter.indices(number)]
 
     pool = ThreadPoolExecutor(min(8, usable_cores()))
@@ -146,19 +149,8 @@ def _in_threads(cutter: _Cutter) -> Iterator[ViewBatch]:
 
 
 def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
-    # More workers than cores were asked for; the machine is the user's.
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
-    loader = DataLoader(
-        cutter,
-        batch_size=None,
-        sampler=range(len(cutter)),
-        num_workers=min(workers, len(cutter)),
-        prefetch_factor=AHEAD,
-        worker_init_fn=_follow_the_first_process,
-        generator=torch.Generator(),  # else it draws from the global state
-    )
     try:
-        yield from loader
+        yield from _started(cutter, workers)
     except RuntimeError as error:
         found = re.search(r"DataLoader worker.*?pid\D*(\d+(?:, \d+)*).*", str(error))
         if found is None:
@@ -169,6 +161,22 @@ def _in_processes(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
         ) from error
 
 
+def _started(cutter: _Cutter, workers: int) -> Iterator[ViewBatch]:
+    with warnings.catch_warnings():
+        # More workers than cores were asked for; the machine is the user's.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            cutter,
+            batch_size=None,
+            sampler=range(len(cutter)),
+            num_workers=min(workers, len(cutter)),
+            prefetch_factor=AHEAD,
+            worker_init_fn=_follow_the_first_process,
+            generator=torch.Generator(),  # else it draws from the global state
+        )
+        return iter(loader)
+
+
 def _follow_the_first_process(worker: int) -> None:
     # Both may reach the whole process group. The first process ends the others, which also leave by
     # themselves within seconds once it is gone.
@@ -177,7 +185,9 @@ def _follow_the_first_process(worker: int) -> None:
     sys.excepthook = _say_unless_left_alone
 
 
-def _say_unless_left_alone(kind: type, error: BaseException, trace: object) -> None:
+def _say_unless_left_alone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     # A batch on its way when the first process leaves: nobody is there to miss it.
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)

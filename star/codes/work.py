@@ -6,11 +6,13 @@ it was; what is there is used only if it was to become the same stores.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from star.base.errors import UserError
 from star.base.files import publish_folder, remove_folder, write_json
+from star.base.progress import Message
+from star.base.record import Record
 from star.codes.store import CodeStore, open_splits
 from star.images.decode import BadImageError
 from star.images.left_out import left_out_line
@@ -20,7 +22,7 @@ __all__ = ["kept_if_useful", "prepare_work", "publish_work", "reuse_stores"]
 _WORK = "work.json"
 
 
-def _identity(facts: object) -> dict:
+def _identity(facts: object) -> Record:
     """What of ``facts`` decides the arrays: not the names of tokenizer and source, but their hashes.
 
     Facts edited to something else are those of no work.
@@ -32,7 +34,7 @@ def _identity(facts: object) -> dict:
     return {"source": fingerprint, **rest}
 
 
-def reuse_stores(out: Path, plan: dict, say: Callable[[str], None]) -> dict[str, CodeStore]:
+def reuse_stores(out: Path, plan: Record, say: Message) -> dict[str, CodeStore]:
     """The stores at ``out`` if they are what ``plan`` would give, else ``UserError``."""
     advice = "choose another folder or remove it"
     if not (out / "train" / "manifest.json").is_file():
@@ -53,7 +55,7 @@ def reuse_stores(out: Path, plan: dict, say: Callable[[str], None]) -> dict[str,
     return stores
 
 
-def prepare_work(partial: Path, plan: dict, say: Callable[[str], None]) -> None:
+def prepare_work(partial: Path, plan: Record, say: Message) -> None:
     """Make the work folder, keeping one that fits ``plan``; a folder that is not ours is an error."""
     try:
         if partial.is_dir():
@@ -79,7 +81,7 @@ def prepare_work(partial: Path, plan: dict, say: Callable[[str], None]) -> None:
         ) from error
 
 
-def _same_work(known: object, plan: dict) -> bool:
+def _same_work(known: object, plan: Record) -> bool:
     if not isinstance(known, dict):
         return False
     return list(known) == list(plan) and all(_identity(known[s]) == _identity(plan[s]) for s in plan)

@@ -52,7 +52,8 @@ def photo(name: str, max_megapixels: float = MAX_MEGAPIXELS) -> "Image.Image":
 
 
 def _digit_content(name: str) -> str:
-    return _digit_data()[0][int(name.removeprefix("digits/"))].tobytes().hex()
+    values: np.ndarray = _digit_data()[0][int(name.removeprefix("digits/"))]
+    return values.tobytes().hex()
 
 
 def _photo_content(name: str) -> str:

@@ -7,6 +7,7 @@ writes them.
 
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class ClassNames:
     ``known``, or else by themselves.
     """
 
-    def __init__(self, source: str, train: Iterable, known: list[str] | None = None) -> None:
+    def __init__(self, source: str, train: Iterable[Any], known: list[str] | None = None) -> None:
         self.source = source
         train = list(train)
         self.by_name = any(isinstance(value, str) for value in train)
@@ -52,7 +53,7 @@ class ClassNames:
                     "together"
                 )
 
-    def unknown(self, values: Iterable) -> list:
+    def unknown(self, values: Iterable[Any]) -> list[Any]:
         """The classes among ``values`` that train has not, sorted."""
         values = set(values)
         if self.by_name:
@@ -60,7 +61,7 @@ class ClassNames:
         odd = [value for value in values if isinstance(value, str) or not 0 <= value < len(self.names)]
         return sorted(odd, key=lambda value: (isinstance(value, str), value))
 
-    def labels(self, split: str, values: list) -> np.ndarray:
+    def labels(self, split: str, values: list[Any]) -> np.ndarray:
         """Labels (N,) int64; raises ``UserError`` for a class that train has not."""
         unknown = self.unknown(values)
         if unknown:

@@ -12,7 +12,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 
@@ -119,7 +119,8 @@ def _decoder(content: bytes) -> "Image.Image":
         if re.match(start.encode("latin-1"), content, re.DOTALL):
             try:
                 make = getattr(importlib.import_module(f"PIL.{module}"), decoder)
-                return make(io.BytesIO(content))
+                image: Image.Image = make(io.BytesIO(content))
+                return image
             except ImportError as error:
                 raise ValueError(f"this Pillow reads no {form}") from error
             except SyntaxError as error:  # how Pillow says that it cannot
@@ -146,9 +147,17 @@ def _to_rgb(image: "Image.Image", pixels: Pixels) -> "Image.Image":
     return upright
 
 
+class _Animation(Protocol):
+    n_frames: int
+
+
+def _is_animated(image: object) -> TypeGuard[_Animation]:
+    return bool(getattr(image, "is_animated", False))
+
+
 def _frames(image: "Image.Image") -> int:
     try:
-        return image.n_frames if getattr(image, "is_animated", False) else 1
+        return image.n_frames if _is_animated(image) else 1
     except Exception:  # a later frame is damaged, and is not read
         return 2
 
@@ -166,7 +175,9 @@ def _turned(image: "Image.Image", orientation: int | None) -> "Image.Image":
         Transpose.TRANSVERSE,
         Transpose.ROTATE_90,
     )
-    return image.transpose(ways[orientation - 2]) if orientation in range(2, 9) else image
+    if orientation is None or not 2 <= orientation <= 8:
+        return image
+    return image.transpose(ways[orientation - 2])
 
 
 def _convert(image: "Image.Image", pixels: Pixels) -> "Image.Image":

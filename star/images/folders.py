@@ -16,7 +16,7 @@ from star.images.class_names import ClassNames
 from star.images.decode import MAX_MEGAPIXELS, SUFFIXES, read_image
 from star.images.layout import FOLDERS, Part, labelled, labels_from, sorted_out
 from star.images.left_out import LeftOut, is_hidden, is_image
-from star.images.source import ImageSource, Split, assign_splits, make_split, native_size
+from star.images.source import ImageSource, Listing, Split, assign_splits, make_split, native_size
 from star.images.split_names import one_folder_each, split_folders
 from star.images.tree import list_tree
 
@@ -37,7 +37,9 @@ def folder_source(root: Path) -> ImageSource:
     folders = one_folder_each(split_folders(root), str(root), functools.partial(_holds_image, root))
     if "train" not in folders:
         raise UserError(f"{root} has no folder train; expected {LAYOUT}; found: {listed(there)}")
-    classes, parts, notes = None, {}, []
+    classes: ClassNames | None = None
+    parts: Listing = {}
+    notes = []
     for split in ("train", "val", "test"):
         if split in folders:
             classes, found = _read_split(root, folders[split], split, classes, left_out)
@@ -45,6 +47,7 @@ def folder_source(root: Path) -> ImageSource:
                 notes.append(f"{name}: its {folders[split]}/ has no labels and is left out")
             else:
                 parts[split] = found
+    assert classes is not None  # train's
     _count_beside(root, set(folders.values()), left_out)
     splits, more = assign_splits(name, parts, folders)
     read, content = functools.partial(_read_in, root), functools.partial(_size_in, root)
@@ -59,7 +62,7 @@ def folder_source(root: Path) -> ImageSource:
     )
 
 
-def _shown(entry: os.DirEntry) -> str:
+def _shown(entry: os.DirEntry[str]) -> str:
     dangling = entry.is_symlink() and not os.path.exists(entry.path)
     return f"{entry.name} (a link to nothing)" if dangling else entry.name
 

@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from star.base.errors import UserError, listed
+from star.base.record import Record
 
 __all__ = ["Columns", "choose_columns", "label_values"]
 
@@ -28,7 +30,7 @@ class Columns:
 
 
 def choose_columns(
-    path: Path, types: Mapping[str, str], features: dict, asked: str | None, *, labels: bool
+    path: Path, types: Mapping[str, str], features: Record, asked: str | None, *, labels: bool
 ) -> Columns:
     """The columns of the shard at ``path``, by what Hugging Face's ``features`` call them, or by name.
 
@@ -56,7 +58,7 @@ def choose_columns(
     return Columns(image, label, [str(name) for name in names] if names else None)
 
 
-def _image(path: Path, types: Mapping[str, str], features: dict) -> str:
+def _image(path: Path, types: Mapping[str, str], features: Record) -> str:
     typed = _typed(types, features, "Image")
     named = [name for name in _IMAGES if name in types]
     if not named and len(typed) != 1:
@@ -67,7 +69,7 @@ def _image(path: Path, types: Mapping[str, str], features: dict) -> str:
     return (named or typed)[0]
 
 
-def _label(path: Path, types: Mapping[str, str], features: dict, image: str) -> str:
+def _label(path: Path, types: Mapping[str, str], features: Record, image: str) -> str:
     named = [name for name in _LABELS if name in types]
     if named:
         return named[0]
@@ -87,7 +89,7 @@ def _label(path: Path, types: Mapping[str, str], features: dict, image: str) -> 
     )
 
 
-def _typed(types: Mapping[str, str], features: dict, kind: str) -> list[str]:
+def _typed(types: Mapping[str, str], features: Record, kind: str) -> list[str]:
     return [n for n, feature in features.items() if feature.get("_type") == kind and n in types]
 
 
@@ -96,7 +98,7 @@ def _may_be_label(name: str, kind: str) -> bool:
     return kind.startswith(_LABEL_TYPES) and bool(_LABEL_WORDS & set(words))
 
 
-def label_values(values: Sequence, where: str) -> list[int | str | None]:
+def label_values(values: Sequence[Any], where: str) -> list[int | str | None]:
     """Labels as whole numbers or names; 1.0, as pandas writes labels beside a gap, is 1.
 
     None (and not a number) where there is none. Raises ``UserError``, with ``where``, for other values.

@@ -77,7 +77,7 @@ def sorted_out(
         if is_image(path):
             part.images.append((path, name))
         elif is_label_list(path):
-            part.lists[path] = lambda name=name: read(name)
+            part.lists[path] = functools.partial(read, name)
         else:
             left_out.file(path)
     return part
@@ -155,7 +155,7 @@ def located(members: Iterable[str], left_out: LeftOut) -> dict[str, tuple[str, s
     shared = _shared([parts for parts in folders.values() if any(map(split_of, parts))])
     below = (parts[len(shared)] for parts in folders.values() if len(parts) > len(shared))
     if any(split_of(name) == "train" for name in below):
-        level = len(shared)
+        level: int | None = len(shared)
     else:
         level = max((i for i, name in enumerate(shared) if split_of(name)), default=None)
     found = {}

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from star.base.errors import UserError, listed
 from star.base.files import plain_path
+from star.base.record import Record
 from star.images.class_names import ClassNames
 from star.images.decode import MAX_MEGAPIXELS, BadImageError, read_image
 from star.images.label_columns import choose_columns, label_values
@@ -35,6 +36,8 @@ from star.images.source import ImageSource, assign_splits, make_split, native_si
 
 if TYPE_CHECKING:
     from PIL import Image
+    from pyarrow import ChunkedArray, Table
+    from pyarrow.parquet import ParquetFile
 
 __all__ = ["parquet_files", "parquet_source"]
 
@@ -118,9 +121,11 @@ def _labels(
 class _Shard:
     """One file, opened anew in each process; threads take turns."""
 
+    _groups: dict[int, "ChunkedArray"]  # the images of the row groups read last
+
     def __init__(self, path: Path, image: str = "") -> None:
         self.path, self.image = path, image
-        self._process = None
+        self._process: int | None = None
         self._lock = threading.Lock()
         file = self._file()
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -128,16 +133,16 @@ class _Shard:
         self.rows = int(self.ends[-1]) if len(sizes) else 0
         self.fingerprint = _footer_hash(path)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> Record:
         kept = ("path", "image", "ends", "rows", "fingerprint")
         return {name: getattr(self, name) for name in kept}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: Record) -> None:
         self.__dict__.update(state)
         self._process = None
         self._lock = threading.Lock()
 
-    def _file(self):
+    def _file(self) -> "ParquetFile":
         if self._process != os.getpid():
             self._open, self._groups, self._process = _open_parquet(self.path), {}, os.getpid()
         return self._open
@@ -147,7 +152,7 @@ class _Shard:
         schema = self._file().schema_arrow
         return {name: str(schema.field(place).type) for place, name in enumerate(schema.names)}
 
-    def features(self) -> dict:
+    def features(self) -> Record:
         """What Hugging Face's metadata say of the columns; {} without."""
         metadata = self._file().schema_arrow.metadata or {}
         try:
@@ -186,7 +191,7 @@ class _Shard:
         value = value.get("bytes") if isinstance(value, dict) else value
         return value if isinstance(value, bytes) else None
 
-    def _read(self, get):
+    def _read(self, get: Callable[["ParquetFile"], "Table"]) -> "Table":
         try:
             return get(self._file())
         except Exception as error:  # pyarrow raises half a dozen types on damaged files
@@ -217,7 +222,7 @@ class _Reader:
         return self.shards[file], int(row)
 
 
-def _open_parquet(path: Path):
+def _open_parquet(path: Path) -> "ParquetFile":
     try:
         import pyarrow.parquet
     except ImportError as error:

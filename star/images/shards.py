@@ -5,6 +5,7 @@ Files lie in the folder itself, in its ``data/``, or in a folder a split of eith
 ``train-00000-of-00002.parquet``, ``imagenet1k-validation-00.tar``, ``test/0000.parquet``.
 """
 
+import functools
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -48,6 +49,10 @@ def find_shards(root: Path, suffix: str) -> dict[str, list[Path]]:
     return shards
 
 
+def _holds_shards(place: Path, suffix: str, name: str) -> bool:
+    return bool(_shards_in(place / name, suffix))
+
+
 def _folders(root: Path, suffix: str) -> list[Path]:
     """Where shards may lie, in a fixed order."""
     order = list(SPLIT_WORDS)
@@ -57,7 +62,7 @@ def _folders(root: Path, suffix: str) -> list[Path]:
             each = one_folder_each(
                 split_folders(place),
                 str(place),
-                lambda name, place=place: bool(_shards_in(place / name, suffix)),
+                functools.partial(_holds_shards, place, suffix),
             )
             splits = sorted(each.values(), key=lambda name: order.index(name.lower()))
             found.append([place, *(place / name for name in splits)])

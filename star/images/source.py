@@ -7,7 +7,7 @@ and no file order.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ __all__ = [
 
 SPLITS = ("train", "val", "test")
 _SPLIT_SALT = "split seed 0"
+ReadImage = Callable[[str, float], "Image.Image"]  # of a name and the most megapixels
+Content = Callable[[str], str]
+Listing = dict[str, tuple[np.ndarray, np.ndarray]]  # names and labels of each split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,8 +49,8 @@ class Split:
 
     labels: np.ndarray
     names: tuple[str, ...]
-    read: Callable[[str, float], "Image.Image"] = field(repr=False)
-    content: Callable[[str], str] = field(repr=False)
+    read: ReadImage = field(repr=False)
+    content: Content = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,7 +66,7 @@ class Split:
         """
         return self.read(self.names[index], max_megapixels)
 
-    def select(self, places: Sequence[int]) -> "Split":
+    def select(self, places: Sequence[int] | np.ndarray) -> "Split":
         """The images at ``places``, in this order."""
         names = tuple(self.names[place] for place in places)
         return replace(self, names=names, labels=self.labels[list(places)])
@@ -114,24 +117,29 @@ class ImageSource:
         return self.splits[name]
 
 
-def make_split(names, labels, read, content) -> Split:
+def measured_split(splits: Container[str]) -> str:
+    """Which split is measured on where nobody names one: test, else val, else train."""
+    return next(name for name in ("test", "val", "train") if name in splits)
+
+
+def make_split(names: Iterable[str], labels: np.ndarray, read: ReadImage, content: Content) -> Split:
     """A split of names and labels in their order."""
     return Split(names=tuple(names), labels=labels, read=read, content=content)
 
 
-def native_size(read: Callable[[str], "Image.Image"], names: np.ndarray) -> int:
+def native_size(read: ReadImage, names: np.ndarray) -> int:
     """Smaller side of the first image that can be read; 256 if the first ten cannot."""
     for name in names[:10]:
         try:
-            return min(read(name).size)
+            return min(read(name, MAX_MEGAPIXELS).size)
         except BadImageError:  # loading it again will say so
             continue
     return 256
 
 
 def assign_splits(
-    name: str, listed: dict, called: dict[str, str] | None = None
-) -> tuple[dict, list[str]]:
+    name: str, listed: Listing, called: dict[str, str] | None = None
+) -> tuple[Listing, list[str]]:
     """Train, val and test out of the folders there are, and notes that say which is which.
 
     ``called`` says what a source calls its splits. ImageNet's custom is for the name ``val`` alone:
@@ -176,7 +184,7 @@ def stratified(names: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     taken = np.zeros(len(labels), dtype=bool)
     for label, number in enumerate(quota):
         members = np.flatnonzero(labels == label)
-        ranked = sorted(members, key=lambda i: _rank(names[i]))
+        ranked = sorted(members, key=lambda i: _rank(str(names[i])))
         taken[np.array(ranked[:number], dtype=int)] = True
     return taken
 

@@ -35,8 +35,8 @@ def split_folders(root: Path) -> dict[str, list[str]]:
     """Folders in ``root`` by the split that they mean: {"train": ["train"], "val": ["valid"]}."""
     found: dict[str, list[str]] = {}
     for name in visible_folders(root):
-        if split_of(name):
-            found.setdefault(split_of(name), []).append(name)
+        if split := split_of(name):
+            found.setdefault(split, []).append(name)
     return found
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from star.base.errors import UserError, listed
+from star.base.record import Record
 from star.images.class_names import ClassNames
 from star.images.decode import MAX_MEGAPIXELS, read_image
 from star.images.layout import Part, labelled, labels_from, located, sorted_out
@@ -93,7 +94,7 @@ def _tell_apart(root: Path, archives: list[Archive]) -> None:
 
 def _classes(
     root: Path, name: str, archives: list[Archive], left_out: LeftOut
-) -> tuple[dict[str, dict[str, str | int]], dict[str, str], list[str]]:
+) -> tuple[dict[str, dict[str, str | int | None]], dict[str, str], list[str]]:
     """{split: {image: class}}, the folders of splits, and notes on splits that have no labels."""
     values: dict[str, dict[str, str | int | None]] = {}
     bare = _bare(archives)
@@ -137,7 +138,8 @@ def _parts(root: Path, archives: list[Archive], left_out: LeftOut) -> dict[str, 
         lists |= {archive.prefix + member: content for member, content in archive.lists.items()}
     folders: dict[str, list[str]] = {}
     for folder in sorted(files):
-        folders.setdefault(split_of(folder), []).append(folder)
+        if split := split_of(folder):
+            folders.setdefault(split, []).append(folder)
     chosen = one_folder_each(
         folders, str(root), lambda folder: any(is_image(path) for path, _ in files[folder])
     )
@@ -155,7 +157,7 @@ class _Reader:
         self.places = places
         self._open: dict[tuple[int, Path], io.FileIO] = {}
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> Record:
         return {"places": self.places, "_open": {}}
 
     def __call__(self, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> "Image.Image":

@@ -54,7 +54,7 @@ def index_tar(path: Path, split: str, left_out: LeftOut) -> Archive:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members = []  # else it keeps every header
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
                 if not member.isdir():
                     _take(archive, tar, member, left_out)
     except (tarfile.TarError, EOFError) as error:
@@ -86,8 +86,14 @@ def _take(archive: Archive, tar: tarfile.TarFile, member: tarfile.TarInfo, left_
         left_out.add("members replaced by a later one of the same path", int(name in archive.images))
         archive.images[name] = (member.offset_data, member.size)
     elif suffix.lower() == ".cls" and member.size <= _MOST_CLS:
-        archive.classes[stem] = tar.extractfile(member).read().decode(errors="replace").strip()
+        archive.classes[stem] = _content(tar, member).decode(errors="replace").strip()
     elif is_label_list(parts[-1]) and member.size <= _MOST_LIST:
-        archive.lists[name] = tar.extractfile(member).read()
+        archive.lists[name] = _content(tar, member)
     else:
         left_out.file(name)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # it is a regular file
+    return file.read()

@@ -39,7 +39,8 @@ class _Layout:
 
     @staticmethod
     def read(form: str, block: bytes, place: int) -> int:
-        return struct.unpack_from(form, block, place)[0]
+        number: int = struct.unpack_from(form, block, place)[0]
+        return number
 
 
 def _layout(block: bytes) -> _Layout | None:
@@ -80,7 +81,7 @@ def _value(layout: _Layout, block: bytes, entry: bytes) -> int | None:
 def _whole(layout: _Layout, block: bytes, entry: bytes) -> bool:
     """Whether the values of an entry lie inside the file, one where there must be one."""
     tag, kind, count, inside = struct.unpack(layout.entry, entry)
-    size = _WIDTHS.get(kind, 0) * count
+    size: int = _WIDTHS.get(kind, 0) * count
     if not size or (tag in _ONE_VALUE and count != 1):
         return False
     start = 0 if size <= len(inside) else layout.read(layout.order + layout.place, inside, 0)

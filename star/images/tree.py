@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,9 @@ class Tree:
     folders: list[str] = field(default_factory=list)
 
 
-def list_tree(root: Path, left_out: LeftOut, *, skip: set[str] = frozenset(), strict: bool) -> Tree:
+def list_tree(
+    root: Path, left_out: LeftOut, *, skip: Collection[str] = frozenset(), strict: bool
+) -> Tree:
     """Every file and folder below ``root``, links to either followed, hidden ones left out.
 
     A folder is entered once along a branch: a link back to one above (of ``root`` too) is counted, as
@@ -30,7 +33,7 @@ def list_tree(root: Path, left_out: LeftOut, *, skip: set[str] = frozenset(), st
     folder that cannot be opened is counted too; ``strict`` raises its ``OSError``, as for ``root``.
     """
     found, top = Tree(), os.path.realpath(root)
-    above = frozenset(_identity(os.stat(path)) for path in (top, *Path(top).parents))
+    above = frozenset(_identity(os.stat(path)) for path in (Path(top), *Path(top).parents))
     pending = [("", above)]
     while pending:
         inside, above = pending.pop()
@@ -47,7 +50,7 @@ def list_tree(root: Path, left_out: LeftOut, *, skip: set[str] = frozenset(), st
             identity = _identity(entry.stat()) if kind == _FOLDER else None
             if kind == _FILE:
                 found.files.append(inside + entry.name)
-            elif kind == _FOLDER and identity not in above:
+            elif identity is not None and identity not in above:
                 found.folders.append(inside + entry.name)
                 pending.append((f"{inside}{entry.name}/", above | {identity}))
             else:
@@ -61,7 +64,7 @@ def visible_folders(root: Path) -> list[str]:
         return sorted(e.name for e in entries if not is_hidden(e.name) and _kind(e) == _FOLDER)
 
 
-def _kind(entry: os.DirEntry) -> str:
+def _kind(entry: os.DirEntry[str]) -> str:
     """A folder, a file, or the reason why it is neither; links are what they lead to."""
     try:
         if entry.is_dir():

@@ -17,6 +17,7 @@ import torch
 
 from star.base.errors import UserError
 from star.base.randomness import generator
+from star.base.record import Record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +27,7 @@ __all__ = [
     "center_crop",
     "inverse_affine",
     "random_crop",
+    "scaled",
     "ten_crop_names",
     "to_model_range",
     "view_set",
@@ -63,7 +65,7 @@ class ViewSet:
     def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
         raise NotImplementedError
 
-    def describe(self) -> dict:
+    def describe(self) -> Record:
         """Plain dictionary for manifests: everything that the pixels of the views depend on."""
         return {"name": self.name, "size": self.size, **self._details()}
 
@@ -71,7 +73,7 @@ class ViewSet:
         """The same views without all but the test view."""
         return replace(self, view_names=(self.view_names[self.test_view],), test_view=0)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {}
 
 
@@ -84,7 +86,7 @@ class PlainView(ViewSet):
     def __call__(self, image: "Image.Image", image_index: int) -> np.ndarray:
         return np.asarray(center_crop(image, self.size))[None]
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {"crop": "ADM centre crop"}
 
 
@@ -119,7 +121,7 @@ class TenCrop(ViewSet):
         left = middle if name == "centre" else rest * name.endswith("right")
         return square[top : top + self.size, left : left + self.size]
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop to crop_size, then torchvision's TenCrop",
             "crop_range": self.crop_range,
@@ -148,7 +150,7 @@ class TenCrops(ViewSet):
                 views.append(one(image, image_index))
         return np.concatenate(views)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop to each of crop_sizes, then torchvision's TenCrop",
             "crop_ranges": list(self.crop_ranges),
@@ -171,7 +173,7 @@ class Flip(ViewSet):
         pixels = np.asarray(center_crop(image, self.size))
         return np.stack([pixels, pixels[:, ::-1]])[: len(self)]
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {"crop": "ADM centre crop, and its mirror image"}
 
 
@@ -192,7 +194,7 @@ class RandomCrops(ViewSet):
             views.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
         return np.stack(views)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop, then ADM random crops, each mirrored with probability 1/2",
             "seed": self.seed,
@@ -231,7 +233,7 @@ class Affine(ViewSet):
             views.append(np.asarray(view))
         return np.stack(views)
 
-    def _details(self) -> dict:
+    def _details(self) -> Record:
         return {
             "crop": "ADM centre crop, then a random affine warp (bicubic, border median outside)",
             "seed": self.seed,
@@ -356,9 +358,14 @@ def _resize_short_side(image: "Image.Image", size: int) -> "Image.Image":
 
 
 def to_model_range(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on ``device``: x / 127.5 - 1."""
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on ``device``."""
     pixels = torch.from_numpy(np.require(images_NHWC, np.uint8, ["C", "W"])).to(device)
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    return scaled(pixels.permute(0, 3, 1, 2)).contiguous()
+
+
+def scaled(images: torch.Tensor) -> torch.Tensor:
+    """uint8 as float32 in [-1, 1]: x / 127.5 - 1. Anything else as it is (who takes it checks it)."""
+    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
 
 
 def _number(text: str) -> float:

@@ -8,8 +8,10 @@ entries that contradict each other, or a number that is none, are refused.
 import math
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from star.base.errors import UserError
+from star.base.record import Record
 
 __all__ = ["Arguments"]
 
@@ -23,7 +25,7 @@ DEPTH = 4  # tables inside tables that are read
 class Arguments:
     """The settings found in a loaded file: its entries, and the tables inside them, the outer first."""
 
-    def __init__(self, content: dict, path: Path) -> None:
+    def __init__(self, content: Record, path: Path) -> None:
         self.path = path
         self._tables = {name: _table(content[name]) for name in ENTRIES if name in content}
 
@@ -60,7 +62,7 @@ class Arguments:
             )
         return None if number is None else int(number)
 
-    def _number(self, entry: str, name: str, value: object) -> float:
+    def _number(self, entry: str, name: str, value: Any) -> float:
         if isinstance(value, list | tuple) and value and all(part == value[0] for part in value):
             value = value[0]  # (256, 256)
         try:
@@ -72,14 +74,14 @@ class Arguments:
         return number
 
 
-def _table(value: object) -> dict:
+def _table(value: object) -> Record:
     """The settings in a Namespace or a dictionary; {} for anything else."""
     if isinstance(value, Namespace):
         return vars(value)
     return value if isinstance(value, dict) else {}
 
 
-def _values(table: dict, name: str) -> list:
+def _values(table: Record, name: str) -> list[Any]:
     """What ``table`` says of ``name``, else the tables in it, the outer first; without None."""
     level = [table]
     for _ in range(DEPTH):

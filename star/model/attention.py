@@ -98,14 +98,17 @@ def attend(q_BHNC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, visible: Visibility, 
     """(B, H, N, C) attention output over the keys that ``visible`` lets each query read."""
     if kernel == "fused":
         causal = visible.mask is None and visible.queries > 1
-        options = {"attn_mask": visible.mask, "is_causal": causal}
         channels = q_BHNC.shape[-1]
         more = missing_channels(q_BHNC.device, q_BHNC.dtype, channels)
         if not more:
-            return F.scaled_dot_product_attention(q_BHNC, k_BHSC, v_BHSC, **options)
+            return F.scaled_dot_product_attention(
+                q_BHNC, k_BHSC, v_BHSC, attn_mask=visible.mask, is_causal=causal
+            )
         # Channels of zeros change neither the products nor the other channels of the output.
-        padded = (F.pad(x, (0, more)) for x in (q_BHNC, k_BHSC, v_BHSC))
-        y = F.scaled_dot_product_attention(*padded, **options, scale=channels**-0.5)
+        q, k, v = (F.pad(x, (0, more)) for x in (q_BHNC, k_BHSC, v_BHSC))
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible.mask, is_causal=causal, scale=channels**-0.5
+        )
         return y[..., :channels]
     assert kernel == "explicit", kernel
     logits_BHNS = q_BHNC @ (k_BHSC.transpose(-1, -2) * q_BHNC.shape[-1] ** -0.5)
@@ -114,7 +117,8 @@ def attend(q_BHNC: Tensor, k_BHSC: Tensor, v_BHSC: Tensor, visible: Visibility, 
         logits_BHNS = logits_BHNS + torch.zeros_like(rows, dtype=q_BHNC.dtype).masked_fill_(
             ~rows, float("-inf")
         )
-    return logits_BHNS.softmax(-1) @ v_BHSC
+    y_BHNC: Tensor = logits_BHNS.softmax(-1) @ v_BHSC
+    return y_BHNC
 
 
 def attention_rows(q_BHNC: Tensor, k_BHSC: Tensor, visible: Tensor) -> Tensor:
@@ -125,5 +129,5 @@ def attention_rows(q_BHNC: Tensor, k_BHSC: Tensor, visible: Tensor) -> Tensor:
     """
     scale = q_BHNC.shape[-1] ** -0.5
     with torch.autocast(q_BHNC.device.type, enabled=False):  # it would round the logits to half
-        logits_BHNS = q_BHNC.float() @ k_BHSC.float().transpose(-1, -2) * scale
+        logits_BHNS: Tensor = q_BHNC.float() @ k_BHSC.float().transpose(-1, -2) * scale
     return logits_BHNS.masked_fill(~visible, float("-inf")).softmax(-1)

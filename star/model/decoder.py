@@ -45,17 +45,20 @@ def decoder(model: Transformer, batch: int) -> Decode:
     cache = KVCache(model.config, batch, weight.device, weight.dtype)
 
     def decode(new_Bn: Tensor, labels_B: Tensor | None) -> Tensor:
-        return model(new_Bn, labels_B, cache=cache).logits[:, -1].float()
+        logits_BnV: Tensor = model(new_Bn, labels_B, cache=cache).logits
+        return logits_BnV[:, -1].float()
 
     return decode
+
+
+# Runs a step on a device and gives what replays it.
+_Record = Callable[[Callable[[], Tensor], torch.device], Callable[[], Tensor]]
 
 
 class _Recorded:
     """Two calls run as they are (the second warms up what the later ones use), the rest is replayed."""
 
-    def __init__(
-        self, model: Transformer, batch: int, record: Callable[[Callable, torch.device], Callable]
-    ) -> None:
+    def __init__(self, model: Transformer, batch: int, record: _Record) -> None:
         weight = model.output.weight
         self.model, self.record = model, record
         self.cache = StaticCache(model.config, batch, weight.device, weight.dtype)
@@ -66,14 +69,16 @@ class _Recorded:
     def __call__(self, new_Bn: Tensor, labels_B: Tensor | None) -> Tensor:
         self.calls += 1
         if labels_B is not None:
-            return self.model(new_Bn, labels_B, cache=self.cache).logits[:, -1].float()
+            logits_BnV: Tensor = self.model(new_Bn, labels_B, cache=self.cache).logits
+            return logits_BnV[:, -1].float()
         self.token_B1.copy_(new_Bn)
         if self.calls > 2 and self.replay is None:
             self.replay = self.record(self._step, self.token_B1.device)
         return self._step() if self.replay is None else self.replay()
 
     def _step(self) -> Tensor:
-        return self.model(self.token_B1, None, cache=self.cache).logits[:, -1].float()
+        logits_B1V: Tensor = self.model(self.token_B1, None, cache=self.cache).logits
+        return logits_B1V[:, -1].float()
 
 
 def record_graph(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors.torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from torch import Tensor
 from star.base.errors import UserError
 from star.base.files import plain_path, publish_file
 from star.base.names import shown
+from star.base.record import Record
 from star.base.settings import config_from_dict, config_to_dict
 from star.model.config import ModelConfig
 
 __all__ = ["ModelFacts", "read_model_file", "write_model_file"]
 
 FORMAT, KIND = "star-transformer-1", "star-transformer-"
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +36,9 @@ class ModelFacts:
     weights: str | None = None
     objective: str | None = None
     class_names: tuple[str, ...] | None = None
-    tokenizer: dict | None = None
+    tokenizer: Record | None = None
 
-    def of_run(self) -> dict:
+    def of_run(self) -> Record:
         """What a loaded model knows of the run it came from."""
         return {name: getattr(self, name) for name in ("objective", "class_names", "tokenizer")}
 
@@ -100,7 +103,7 @@ def read_model_file(metadata: Mapping[str, str], path: Path) -> ModelFacts | Non
     )
 
 
-def _table(metadata: Mapping[str, str], name: str, kind: type, path: Path):
+def _table(metadata: Mapping[str, str], name: str, kind: type[Kind], path: Path) -> Kind:
     """The JSON called ``name``, of type ``kind``."""
     what = f"{path} is broken: the {name} in its metadata"
     try:

@@ -43,8 +43,9 @@ def next_token_nll(hidden_BND: Tensor, weight_VD: Tensor, tokens_BN: Tensor) -> 
     found = []
     for some, wanted in zip(rows.split(part), targets.split(part), strict=True):
         if torch.is_grad_enabled():
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            found.append(checkpoint(_nll, some, weight_VD, wanted, **options))
+            found.append(
+                checkpoint(_nll, some, weight_VD, wanted, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             found.append(_nll(some, weight_VD, wanted))
     return torch.cat(found).view_as(tokens_BN)

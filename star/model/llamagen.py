@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from star.base.errors import UserError
+from star.base.record import Record
 from star.model.arguments import Arguments
 from star.model.config import SIZES, ModelConfig
 from star.model.state_keys import TRANSFORMER, StateDict, choose_state
@@ -27,7 +28,7 @@ _NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
 
 
 def read_llamagen(
-    content: dict,
+    content: Record,
     found: list[StateDict],
     path: Path,
     *,

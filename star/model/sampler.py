@@ -6,7 +6,7 @@ an image depends on its own seed alone, so an image does not change with the bat
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from star.base.device import require_memory
 from star.base.errors import UserError
+from star.base.progress import Progress, nothing
 from star.base.randomness import generator
 from star.model.classes import class_numbers, null_label
 from star.model.config import ModelConfig
@@ -27,7 +28,7 @@ __all__ = ["filter_logits", "generate", "guide"]
 @torch.no_grad()
 def generate(
     model: Transformer,
-    labels_B: Tensor | Sequence[int],
+    labels_B: Tensor | np.ndarray | Sequence[int],
     *,
     seeds: Sequence[int],
     cfg_scale: float = 2.0,
@@ -36,7 +37,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     greedy: bool = False,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress = nothing,
 ) -> Tensor:
     """Sample (B, T) tokens, one image a label and a seed.
 
@@ -73,7 +74,8 @@ def generate(
         logits_BV = decode(new_Bn, labels if t == 0 else None)
         if guided:
             strength = cfg_scale if cfg_interval < 0 or t - 1 <= cfg_interval else 1.0
-            logits_BV = guide(*logits_BV.chunk(2), strength)
+            cond_BV, uncond_BV = logits_BV.chunk(2)
+            logits_BV = guide(cond_BV, uncond_BV, strength)
         if greedy:
             chosen_B = logits_BV.argmax(-1)
         else:
@@ -81,8 +83,7 @@ def generate(
             chosen_B = _draw(logits_BV, uniform_BT[:, t])
         tokens_BT[:, t] = chosen_B
         new_Bn = (chosen_B.repeat(2) if guided else chosen_B)[:, None]
-        if on_step is not None:
-            on_step(t + 1, config.tokens)
+        on_step(t + 1, config.tokens)
     return tokens_BT
 
 

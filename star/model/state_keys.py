@@ -7,7 +7,7 @@ the tell-tale; what stands before it is the prefix, and what lies beside it is n
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from star.base.errors import UserError, listed
+from star.base.record import Record
 
 __all__ = [
     "TOKENIZER",
@@ -61,7 +62,7 @@ class StateDict:
         return f"{where} (keys {self.prefix}*)" if self.prefix else where
 
 
-def without_wrappers(weights: dict, path: Path) -> dict:
+def without_wrappers(weights: Record, path: Path) -> Record:
     """``weights`` with the wrappers' words taken out of every key, wherever they stand.
 
     Raises ``UserError`` if two keys become the same.
@@ -80,7 +81,7 @@ def without_wrappers(weights: dict, path: Path) -> dict:
     return plain
 
 
-def find_states(content: dict, tell_tale: str, path: Path) -> list[StateDict]:
+def find_states(content: Record, tell_tale: str, path: Path) -> list[StateDict]:
     """Every state dict in a loaded file that has the key ``tell_tale``, in the file's order.
 
     The state of an optimiser is not searched. Raises ``UserError`` if two keys become the same.
@@ -125,7 +126,9 @@ def choose_state(found: Iterable[StateDict], path: Path, *, ema: bool) -> StateD
     return rest[0]
 
 
-def _dictionaries(content: dict, entry: tuple[str, ...] = ()):
+def _dictionaries(
+    content: Record, entry: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Record]]:
     """(names from the top, dictionary) of every dictionary that is searched, the outer ones first."""
     yield entry, content
     if len(entry) == DEPTH:

@@ -100,7 +100,8 @@ class Attention(nn.Module):
                 place.sites[site] = attention_rows(asked, k, rows)
             else:
                 place.sites[site] = {"queries": asked, "keys": k, "values": v}[site]
-        return self.wo(y_BHNC.transpose(1, 2).flatten(2))
+        y_BND: Tensor = self.wo(y_BHNC.transpose(1, 2).flatten(2))
+        return y_BND
 
 
 class FeedForward(nn.Module):
@@ -113,7 +114,8 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.ffn_width, config.width, bias=False)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_BND)) * self.w3(x_BND))
+        y_BND: Tensor = self.w2(F.silu(self.w1(x_BND)) * self.w3(x_BND))
+        return y_BND
 
 
 class Block(nn.Module):
@@ -141,7 +143,8 @@ class ClassEmbedding(nn.Module):
         self.embedding_table = embedding(config.class_rows, config.width)
 
     def forward(self, labels_B: Tensor) -> Tensor:
-        return self.embedding_table(labels_B)
+        rows_BD: Tensor = self.embedding_table(labels_B)
+        return rows_BD
 
 
 @dataclass
@@ -181,7 +184,7 @@ class Context:
                 value_BND if self.capture_at is None else value_BND[:, self.capture_at]
             )
 
-    def run(self, block: Block, layer: int, x_BND: Tensor) -> Tensor:
+    def run(self, block: nn.Module, layer: int, x_BND: Tensor) -> Tensor:
         """Output of block ``layer`` (from 1)."""
         sites = [site for site in ATTENTION_SITES if f"layers.{layer}.{site}" in self.wanted]
         visible = self.visible.without(self.cut[layer]) if layer in self.cut else self.visible
@@ -192,13 +195,17 @@ class Context:
             place.scale = self.dropout.scale
         if self.cache is not None:
             place.extend = partial(self.cache.extend, layer - 1)
-        y_BND = block(x_BND, place)
-        self.captured |= {f"layers.{layer}.{site}": value for site, value in place.sites.items()}
+        y_BND: Tensor = block(x_BND, place)
+        for site, value in place.sites.items():
+            assert value is not None, site
+            self.captured[f"layers.{layer}.{site}"] = value
         return y_BND
 
 
 class Transformer(nn.Module):
     """The model; build it with ``build_model`` or load it with ``star.load_model``."""
+
+    rotary: Tensor  # (1 + T, C / 2, 2)
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -285,8 +292,9 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.layers, start=1):
             if recompute:
                 # Dropout's masks are a function of their key, so no random state needs restoring.
-                options = {"use_reentrant": False, "preserve_rng_state": False}
-                x_BND = checkpoint(context.run, block, layer, x_BND, **options)
+                x_BND = checkpoint(
+                    context.run, block, layer, x_BND, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 x_BND = context.run(block, layer, x_BND)
             context.offer(f"layers.{layer}", x_BND)

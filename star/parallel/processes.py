@@ -86,7 +86,9 @@ def join(device: str, rendezvous: str | None = None) -> torch.device:
             # NCCL then meets now, on this device, instead of at the first collective, on a guessed one.
             device_id=where if where.type == "cuda" else None,
         )
-        _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert not isinstance(group, int)  # torch's mark of a process that is not in the group
+        _patient = group
     return where
 
 
@@ -200,13 +202,13 @@ def sum_over_processes(local: Tensor) -> Tensor:
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, local: Tensor) -> Tensor:
+    def forward(ctx: object, local: Tensor) -> Tensor:
         total = local.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total

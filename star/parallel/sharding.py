@@ -9,10 +9,15 @@ nothing sharded to be found.
 """
 
 import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["gathered", "is_sharded", "local", "set_gradient_sync", "shard", "to_sharded", "whole"]
 
@@ -41,14 +46,13 @@ def shard(*parts: nn.Module, device: torch.device, gathered_in: torch.dtype = to
         fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
-def is_sharded(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> TypeGuard["FSDPModule"]:
     """Whether ``shard`` cut it."""
     return _is_a("torch.distributed.fsdp", "FSDPModule", module)
 
 
-def set_gradient_sync(module: nn.Module, wanted: bool) -> None:
+def set_gradient_sync(module: "FSDPModule", wanted: bool) -> None:
     """Whether the backward passes to come average (and cut) the gradients over processes."""
-    assert is_sharded(module)
     module.set_requires_gradient_sync(wanted)
 
 
@@ -93,7 +97,7 @@ def _cut(value: Tensor, target: Tensor | None) -> Tensor:
         return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
 
 
-def _is_cut(value: object) -> bool:
+def _is_cut(value: object) -> TypeGuard["DTensor"]:
     return _is_a("torch.distributed.tensor", "DTensor", value)
 
 

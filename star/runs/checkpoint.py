@@ -3,11 +3,15 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any, Generic
 
 import torch
 
 from star.base.errors import UserError
 from star.base.files import publish_file
+from star.base.record import Record
+from star.base.settings import Config
 from star.base.torch_files import load_torch_file
 
 __all__ = ["VERSION", "CheckpointKind", "load_checkpoint", "save_checkpoint"]
@@ -16,7 +20,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointKind:
+class CheckpointKind(Generic[Config]):
     """What one command's checkpoints hold: its name, its parts with their types, default settings.
 
     A run of this kind can be resumed without the parts ``dispensable``. ``foreign`` is said of files
@@ -25,13 +29,13 @@ class CheckpointKind:
 
     format: str
     command: str
-    parts: dict[str, type]
-    settings: object
+    parts: dict[str, type | UnionType]
+    settings: Config
     dispensable: tuple[str, ...] = ()
     foreign: str = ""
 
 
-def save_checkpoint(path: Path, content: dict, kind: CheckpointKind) -> None:
+def save_checkpoint(path: Path, content: Record, kind: CheckpointKind[Any]) -> None:
     """Write one checkpoint; ``path`` keeps its old content until the new one is whole on disk."""
     with publish_file(path) as temporary:
         torch.save({"format": kind.format, "version": VERSION, **content}, temporary)
@@ -42,8 +46,8 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     without: Collection[str] = (),
     *,
-    kind: CheckpointKind,
-) -> dict:
+    kind: CheckpointKind[Any],
+) -> Record:
     """Our own checkpoint's content; ``UserError`` for any other file or a newer version.
 
     ``without`` names parts that are left out, whether they are there and whole or not.

@@ -12,10 +12,12 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Generic
 
 from star.base.errors import UserError
 from star.base.files import publish_file
-from star.base.settings import config_from_dict, config_to_dict, read_settings
+from star.base.record import Record
+from star.base.settings import Config, config_from_dict, config_to_dict, read_settings
 from star.runs.checkpoint import CheckpointKind, load_checkpoint, save_checkpoint
 from star.runs.metrics import METRICS, read_metrics
 
@@ -24,10 +26,10 @@ __all__ = ["NEWEST", "RunFolder"]
 NEWEST = "ckpt.pt"
 
 
-class RunFolder:
+class RunFolder(Generic[Config]):
     """Checkpoints of one kind and metrics of one run; ``keep`` newest checkpoints stay (at least 2)."""
 
-    def __init__(self, path: Path, keep: int = 2, *, kind: CheckpointKind) -> None:
+    def __init__(self, path: Path, keep: int = 2, *, kind: CheckpointKind[Config]) -> None:
         assert keep >= 2, keep
         self.path, self.keep, self.kind = path, keep, kind
 
@@ -55,7 +57,7 @@ class RunFolder:
         """``step-*.pt``, newest last."""
         return sorted(self.path.glob("step-*.pt"))
 
-    def save(self, content: dict) -> Path:
+    def save(self, content: Record) -> Path:
         """Publish ``content`` as ``step-N.pt`` and ``ckpt.pt``; older ones beyond ``keep`` go.
 
         Raises ``UserError`` if it cannot be written (a full disk); what was there before stays.
@@ -84,7 +86,7 @@ class RunFolder:
         newest = self.path / NEWEST
         return next(reversed(self.checkpoints()), newest if newest.exists() else None)
 
-    def newest(self, device: str = "cpu", without: Collection[str] = ()) -> tuple[Path, dict]:
+    def newest(self, device: str = "cpu", without: Collection[str] = ()) -> tuple[Path, Record]:
         """The newest checkpoint and its content less the parts ``without``.
 
         Raises ``UserError`` if the folder holds none or the newest cannot be read; an older one is
@@ -100,7 +102,7 @@ class RunFolder:
             advice = f"; delete it to go on from {older[-1]}" if older else ""
             raise UserError(f"{error}{advice}") from error
 
-    def settings(self, without: Collection[str] = ()):
+    def settings(self, without: Collection[str] = ()) -> Config:
         """Settings of the run, from its newest checkpoint.
 
         Raises ``UserError`` if ``config.json`` was edited since: a run goes on exactly as it was.
@@ -126,7 +128,7 @@ class RunFolder:
         for leftover in (*self.path.glob(".step-*.pt"), *self.path.glob(f".{Path(NEWEST).stem}.*.pt")):
             leftover.unlink()
 
-    def append(self, row: dict) -> None:
+    def append(self, row: Record) -> None:
         """Add one row to ``metrics.jsonl``."""
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -151,7 +153,7 @@ def _same_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _differences(written: dict, own: dict, prefix: str = "") -> list[str]:
+def _differences(written: Record, own: Record, prefix: str = "") -> list[str]:
     """``name is WRITTEN, not OWN`` for every setting that differs; both hold the same settings."""
     found = []
     for key, value in own.items():

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from star.base.threads import usable_cores
 from star.images.open import BadImageError, ImageSource, Split
 from star.images.views import center_crop, random_crop, view_set
 from star.tokenizer.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["TokenizerBatches", "held_out_images"]
 
@@ -54,7 +58,7 @@ class TokenizerBatches:
     def stream(self, start: int, end: int) -> Iterator[torch.Tensor]:
         """Batches of the steps ``start`` to ``end`` - 1; threads read two steps ahead."""
         with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-            ahead: deque[list[Future]] = deque()
+            ahead: deque[list[Future[np.ndarray]]] = deque()
             for step in range(start, end + AHEAD):
                 if step < end:
                     ahead.append(self._submit(pool, step))
@@ -67,7 +71,7 @@ class TokenizerBatches:
                     raise
                 yield torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
 
-    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future]:
+    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[np.ndarray]]:
         size, picks = self._draw(step)
         return [pool.submit(self._view, step, i, int(pick), size) for i, pick in enumerate(picks)]
 
@@ -104,11 +108,12 @@ class TokenizerBatches:
             return np.asarray(center_crop(image, size))
         if kind == "affine":
             seed = int(rng.integers(2**31))
-            return view_set("affine-2", size, seed=seed)(image, pick)[1]
+            view: np.ndarray = view_set("affine-2", size, seed=seed)(image, pick)[1]
+            return view
         pixels = np.asarray(random_crop(image, size, rng))
         return pixels[:, ::-1] if kind == "crop-flip" and rng.random() < 0.5 else pixels
 
-    def _load(self, pick: int):
+    def _load(self, pick: int) -> tuple["Image.Image", int]:
         """(image, its place); with ``skip_bad`` the next that can be read."""
         for step in range(MOST_BAD if self.skip_bad else 1):
             place = (pick + step) % len(self.split)

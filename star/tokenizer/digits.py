@@ -8,19 +8,20 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from star.base.progress import Progress, nothing
 from star.base.randomness import generator
+from star.images.views import scaled
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
 from star.tokenizer.file import cache_folder, load_tokenizer, require_cache, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
 from star.tokenizer.model import VQModel
-from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.quality import evaluate_tokenizer
 
 __all__ = ["digits_tokenizer", "digits_tokenizer_path"]
 
@@ -28,30 +29,29 @@ RECIPE = replace(
     tokenizer_preset("small"), max_steps=280, batch_size=32, warmup_steps=20, revive_every=20
 )
 VIEWS = "affine-8"  # the warps that the code stores of the digits are made with
-# What does not change the tokenizer is no part of its name.
-_DECIDES = (
-    "max_steps", "batch_size", "lr", "warmup_steps", "schedule", "weight_decay", "clip", "l1_weight",
-    "l2_weight", "codebook_weight", "commitment_weight", "revive_every", "revive_until", "seed",
-    "shape",
-)  # fmt: skip
-
-Progress = Callable[[int, int, dict[str, float]], None]
+# What of the settings does not reach the tokenizer, and so is no part of its name: the images, which
+# are made here, the losses that are off, and what a run's folder holds. Any other setting is.
+_IDLE = {
+    "data", "name", "sizes", "views", "mosaic", "precision",
+    "lpips_weight", "disc_weight", "disc_start", "disc_adaptive", "disc_channels", "disc_layers",
+    "log_every", "validate_every", "val_images", "draw_every", "save_every", "keep",
+}  # fmt: skip
 
 
 def digits_tokenizer_path() -> Path:
     """Where the tokenizer of the present recipe is kept, whether or not it exists yet."""
-    settings = asdict(RECIPE)
-    recipe = {"views": VIEWS, **{name: settings[name] for name in _DECIDES}}
+    settings = {name: value for name, value in asdict(RECIPE).items() if name not in _IDLE}
+    recipe = {"views": VIEWS, **settings}
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     return cache_folder() / f"digits-{name}.safetensors"
 
 
 def digits_tokenizer(
-    on_step: Progress | None = None, *, device: torch.device | str = "cpu"
+    on_step: Progress = nothing, *, device: torch.device | str = "cpu"
 ) -> tuple[VQModel, Path]:
     """The tokenizer and its file in the cache folder, trained there if it is not there yet.
 
-    ``on_step(step, steps, terms)`` is called after every step. Raises ``UserError`` if the cache folder
+    ``on_step(step, steps)`` is called after every step. Raises ``UserError`` if the cache folder
     cannot be written to.
     """
     path = digits_tokenizer_path()
@@ -62,9 +62,8 @@ def digits_tokenizer(
     train_NCHW, held_out_NCHW = _digits("train", VIEWS), _digits("val", "plain")
     learner = TokenizerLearner(RECIPE, device)
     for step in range(RECIPE.max_steps):
-        terms = learner.update(scaled(train_NCHW[_picks(RECIPE, step, len(train_NCHW))]), step)
-        if on_step is not None:
-            on_step(step + 1, RECIPE.max_steps, terms)
+        learner.update(scaled(train_NCHW[_picks(RECIPE, step, len(train_NCHW))]), step)
+        on_step(step + 1, RECIPE.max_steps)
     card = {
         "name": "digits",
         "data": f"scikit-learn digits, train split, {len(train_NCHW)} views ({VIEWS})",

@@ -39,12 +39,13 @@ class PatchDiscriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, padding=1))
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.blocks(images_BCHW)
+        logits_B1hw: torch.Tensor = self.blocks(images_BCHW)
+        return logits_B1hw
 
     @staticmethod
     def smallest(layers: int) -> int:
         """Side of the smallest image that still has a patch, in pixels."""
-        return 3 * 2**layers
+        return int(3 * 2**layers)
 
     def initialise(self, rng: torch.Generator) -> "PatchDiscriminator":
         """Fill every weight from ``rng``; returns itself."""
@@ -81,6 +82,6 @@ def adaptive_weight(
     losses = (plain, adversarial)
     gradients = [torch.autograd.grad(scale * loss, last_layer, retain_graph=True)[0] for loss in losses]
     of_plain, of_adversarial = (gradient.norm() / scale for gradient in gradients)
-    ratio = (of_plain / (of_adversarial + 1e-4)).clamp(0, MOST_ADAPTIVE)
+    ratio: torch.Tensor = (of_plain / (of_adversarial + 1e-4)).clamp(0, MOST_ADAPTIVE)
     known = of_plain.isfinite() & of_adversarial.isfinite()
     return ratio.where(known, math.nan).detach()

@@ -19,6 +19,7 @@ import torch
 from star.base.errors import UserError
 from star.base.files import plain_path, publish_file, require_writable
 from star.base.names import shown
+from star.base.record import Record
 from star.base.torch_files import load_safetensors, load_torch_file
 from star.base.weights import check_weights
 from star.model.state_keys import TOKENIZER, TRANSFORMER, choose_state, find_states
@@ -34,6 +35,7 @@ __all__ = [
     "require_cache",
     "save_tokenizer",
     "shipped_tokenizer_path",
+    "tokenizer_beside",
     "tokenizer_sha256",
 ]
 
@@ -62,6 +64,12 @@ def require_cache() -> None:
 def shipped_tokenizer_path() -> Path:
     """File of the tokenizer that comes with the package."""
     return Path(__file__).parents[1] / "tokenizers" / f"{SHIPPED}.safetensors"
+
+
+def tokenizer_beside(folder: Path | str) -> Path | None:
+    """The tokenizer's copy in a run folder, or beside code stores; None if there is none."""
+    path = Path(folder) / TOKENIZER_FILE
+    return path if path.exists() else None
 
 
 def find_tokenizer(given: Path | str | None = None) -> Path:
@@ -97,10 +105,10 @@ def load_tokenizer(path: Path | str | None = None, device: torch.device | str = 
     model.name = shown(name or path.stem)
     # A quarter faster on a CPU, a half under bf16, as long as nothing is trained (see
     # star.tokenizer.model).
-    return model.to(device, memory_format=torch.channels_last)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
-def save_tokenizer(model: VQModel, path: Path | str, card: dict) -> None:
+def save_tokenizer(model: VQModel, path: Path | str, card: Record) -> None:
     """Write the tokenizer as one ``.safetensors`` file, atomically, with its config and card.
 
     Raises ``UserError`` for another file ending, ``ValueError`` if the card is not plain JSON.
@@ -136,7 +144,7 @@ def tokenizer_sha256(model: VQModel) -> str:
     return digest.hexdigest()
 
 
-def _read_safetensors(path: Path) -> tuple[dict, VQConfig | None, dict, str | None]:
+def _read_safetensors(path: Path) -> tuple[Record, VQConfig | None, Record, str | None]:
     tensors, metadata = load_safetensors(path)
     weights = _weights_of(tensors, path)
     form = metadata.get("format", "")
@@ -154,7 +162,7 @@ def _read_safetensors(path: Path) -> tuple[dict, VQConfig | None, dict, str | No
     return weights, config, card, metadata.get("name")
 
 
-def _weights_of(content: dict, path: Path) -> dict[str, torch.Tensor]:
+def _weights_of(content: Record, path: Path) -> dict[str, torch.Tensor]:
     """State dict of a VQ tokenizer inside a checkpoint, wherever a trainer put it.
 
     LlamaGen's sampling and code extraction read the plain weights where a file has a moving average

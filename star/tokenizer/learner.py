@@ -9,6 +9,8 @@ Shape suffixes: B images, C channels, H W pixels, E code dimension, V codebook s
 
 import functools
 import math
+import operator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,9 @@ from star.base.errors import UserError
 from star.base.loss_scale import LossScale
 from star.base.meta import give_memory
 from star.base.randomness import torch_generator
+from star.base.record import Record
 from star.base.weights import load_optimizer
+from star.runs.schedule import learning_rate
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.discriminator import (
     PatchDiscriminator,
@@ -33,7 +37,7 @@ from star.tokenizer.perceptual import load_lpips
 from star.tokenizer.revival import revive_codes
 from star.tokenizer.shape import VQConfig
 
-__all__ = ["TokenizerLearner", "learning_rate_factor", "new_tokenizer"]
+__all__ = ["TokenizerLearner", "new_tokenizer"]
 
 BETAS = (0.9, 0.95)
 
@@ -42,7 +46,10 @@ class TokenizerLearner:
     """Model, optimisers and counts of one run; ``update(images, step)`` with steps from 0."""
 
     def __init__(
-        self, config: TokenizerConfig, device: torch.device | str = "cpu", lpips_vgg: str | None = None
+        self,
+        config: TokenizerConfig,
+        device: torch.device | str = "cpu",
+        lpips_vgg: Path | str | None = None,
     ) -> None:
         """``lpips_vgg``: file of VGG-16 weights, needed if ``config.lpips_weight`` is not 0."""
         self.config, self.device = config, torch.device(device)
@@ -53,7 +60,9 @@ class TokenizerLearner:
         self.loss_scale, self.critic_loss_scale = LossScale(enabled=scaled), LossScale(enabled=scaled)
         self.autocast = functools.partial(autocast, self.device, self.precision)
         self.chosen_V = torch.zeros(config.shape.codebook_size, dtype=torch.long, device=self.device)
-        self.lpips = self.critic = self.critic_optimizer = None
+        self.lpips: nn.Module | None = None
+        self.critic: PatchDiscriminator | None = None
+        self.critic_optimizer: torch.optim.Optimizer | None = None
         if config.lpips_weight:
             if lpips_vgg is None:
                 raise UserError("lpips_weight is set; give the VGG-16 weights with --lpips-vgg FILE")
@@ -94,7 +103,8 @@ class TokenizerLearner:
         heard = self.critic is not None and step >= config.disc_start
         if heard:
             total = total + self._adversarial(terms, pixels, drawn_BCHW)
-        self._step(self.optimizer, model, self.loss_scale, total, sum(terms.values()), step)
+        every = functools.reduce(operator.add, terms.values())
+        self._step(self.optimizer, model, self.loss_scale, total, every, step)
         if heard:
             terms["disc"] = self._teach_critic(images_BCHW, drawn_BCHW.detach(), step)
         counts_V = torch.bincount(indices_Bgg.flatten(), minlength=len(self.chosen_V))
@@ -105,7 +115,7 @@ class TokenizerLearner:
         metrics |= {"loss_scale": self.loss_scale.value} if self.loss_scale.enabled else {}
         return metrics | {"codes_used": int((counts_V > 0).sum())}
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> Record:
         """Everything that a resume needs besides the configuration and the step."""
         return {
             "model": self.model.state_dict(),
@@ -117,7 +127,7 @@ class TokenizerLearner:
             "critic_loss_scale": self.critic_loss_scale.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Record) -> None:
         """Take over ``state_dict()`` of a learner of the same configuration."""
         for name in ("model", "optimizer", "critic", "critic_optimizer"):
             part = getattr(self, name)
@@ -130,12 +140,16 @@ class TokenizerLearner:
         self.loss_scale.load_state_dict(state.get("loss_scale"))
         self.critic_loss_scale.load_state_dict(state.get("critic_loss_scale"))
 
-    def _adversarial(self, terms: dict, pixels: torch.Tensor, drawn_BCHW: torch.Tensor) -> torch.Tensor:
-        self.critic.requires_grad_(False)
+    def _adversarial(
+        self, terms: dict[str, torch.Tensor], pixels: torch.Tensor, drawn_BCHW: torch.Tensor
+    ) -> torch.Tensor:
+        critic = self.critic
+        assert critic is not None
+        critic.requires_grad_(False)
         with self.autocast():
-            terms["gen"] = hinge_generator(self.critic(drawn_BCHW).float())
-        self.critic.requires_grad_(True)
-        factor = 1.0
+            terms["gen"] = hinge_generator(critic(drawn_BCHW).float())
+        critic.requires_grad_(True)
+        factor: torch.Tensor | float = 1.0
         if self.config.disc_adaptive:
             last_layer = self.model.decoder.conv_out.weight
             factor = adaptive_weight(pixels, terms["gen"], last_layer, self.loss_scale.value)
@@ -144,11 +158,13 @@ class TokenizerLearner:
     def _teach_critic(
         self, images_BCHW: torch.Tensor, drawn_BCHW: torch.Tensor, step: int
     ) -> torch.Tensor:
+        critic, optimizer = self.critic, self.critic_optimizer
+        assert critic is not None and optimizer is not None
         with self.autocast():
-            real, drawn = self.critic(images_BCHW), self.critic(drawn_BCHW)
+            real, drawn = critic(images_BCHW), critic(drawn_BCHW)
         loss = hinge_discriminator(real.float(), drawn.float())
         total = self.config.disc_weight * loss
-        self._step(self.critic_optimizer, self.critic, self.critic_loss_scale, total, loss, step)
+        self._step(optimizer, critic, self.critic_loss_scale, total, loss, step)
         return loss.detach()
 
     def _step(
@@ -177,7 +193,7 @@ class TokenizerLearner:
             )
         if finite:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.lr * learning_rate_factor(step, self.config)
+                group["lr"] = learning_rate(self.config, step)
             optimizer.step()
         scale.update(finite)
 
@@ -191,16 +207,6 @@ class TokenizerLearner:
             self.chosen_V.zero_()
 
 
-def learning_rate_factor(step: int, config: TokenizerConfig) -> float:
-    """Of the learning rate: linear warm-up, then constant or a half cosine to 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    left = max(1, config.max_steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / left))
-
-
 def new_tokenizer(shape: VQConfig, seed: int) -> VQModel:
     """Model with torch's usual initial distributions, drawn from our own generator."""
     with torch.device("meta"):  # so that the constructors draw nothing from the global one
@@ -212,6 +218,7 @@ def new_tokenizer(shape: VQConfig, seed: int) -> VQModel:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=rng)
             bound = 1 / math.sqrt(module.weight[0].numel())
+            assert module.bias is not None
             nn.init.uniform_(module.bias, -bound, bound, generator=rng)
         elif isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)

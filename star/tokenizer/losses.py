@@ -11,7 +11,10 @@ codes after ViT-VQGAN). LPIPS and the adversarial term are ``star.tokenizer.perc
 Shape suffixes: B images, C channels, H W pixels, E code dimension, g grid.
 """
 
+import functools
+import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +29,7 @@ CODE_TERMS = {"codebook": "codebook_weight", "commitment": "commitment_weight"}
 
 
 def reconstruct(
-    model: VQModel, z_BEgg: torch.Tensor, autocast: Callable
+    model: VQModel, z_BEgg: torch.Tensor, autocast: Callable[[], AbstractContextManager[object]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(images drawn, codes, indices) of normalised vectors, with the straight-through gradient.
 
@@ -48,6 +51,11 @@ def code_terms(z_BEgg: torch.Tensor, codes_BEgg: torch.Tensor) -> dict[str, torc
     }
 
 
-def weighted(terms: dict[str, torch.Tensor], config: TokenizerConfig, names: dict[str, str]):
+def weighted(
+    terms: dict[str, torch.Tensor], config: TokenizerConfig, names: dict[str, str]
+) -> torch.Tensor:
     """Sum of the terms called ``names`` (a term's name to its weight's) that are there."""
-    return sum(getattr(config, weight) * terms[name] for name, weight in names.items() if name in terms)
+    there: list[torch.Tensor] = [
+        getattr(config, weight) * terms[name] for name, weight in names.items() if name in terms
+    ]
+    return functools.reduce(operator.add, there)

@@ -20,6 +20,7 @@ from torch import nn
 from star.base.device import exact_float32
 from star.base.errors import UserError
 from star.base.meta import embedding
+from star.base.record import Record
 from star.images.views import to_model_range
 from star.tokenizer.shape import GROUPS, PRESETS, VQConfig
 
@@ -40,7 +41,7 @@ class VQModel(nn.Module):
         super().__init__()
         self.config = config
         self.name = next((name for name, preset in PRESETS.items() if preset == config), "custom")
-        self.card: dict = {}  # what the weights were trained on and how well they do, if known
+        self.card: Record = {}  # what the weights were trained on and how well they do, if known
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
         self.quantize = _Codebook(config.codebook_size, config.codebook_dim)
@@ -55,7 +56,8 @@ class VQModel(nn.Module):
         """
         self._check_images(images_BCHW)
         images_BCHW = images_BCHW.to(self.quant_conv.weight.dtype)
-        return self.quant_conv(self.encoder(images_BCHW))
+        z_BEgg: torch.Tensor = self.quant_conv(self.encoder(images_BCHW))
+        return z_BEgg
 
     @torch.no_grad()
     @exact_float32()
@@ -64,7 +66,8 @@ class VQModel(nn.Module):
 
         Errors as ``encode_features``.
         """
-        return self.quantize(self.encode_features(images_BCHW))[1]
+        indices_Bgg: torch.Tensor = self.quantize(self.encode_features(images_BCHW))[1]
+        return indices_Bgg
 
     def lookup(self, indices_Bgg: torch.Tensor) -> torch.Tensor:
         """Normalised codes (B, E, g, g) of indices of any integer type.
@@ -76,7 +79,8 @@ class VQModel(nn.Module):
 
     def decode_codes(self, codes_BEgg: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) drawn from normalised codes, about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(codes_BEgg))
+        images_BCHW: torch.Tensor = self.decoder(self.post_quant_conv(codes_BEgg))
+        return images_BCHW
 
     @exact_float32()
     def decode(self, indices_Bgg: torch.Tensor) -> torch.Tensor:
@@ -146,6 +150,8 @@ def decode_tokens(tokenizer: VQModel, tokens_BT: torch.Tensor, grid: int) -> np.
 class _Codebook(nn.Module):
     """V codes of dimension E, compared and returned with L2 norm 1."""
 
+    codebook_used: torch.Tensor
+
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         # Published files carry it; it is the window of codes seen last and changes no result.
@@ -201,7 +207,8 @@ class _Encoder(nn.Module):
         hidden = self.conv_in(hidden)
         for block in (*self.conv_blocks, *self.mid):
             hidden = block(hidden)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        out: torch.Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
+        return out
 
 
 class _Decoder(nn.Module):
@@ -228,7 +235,8 @@ class _Decoder(nn.Module):
         hidden = self.conv_in(hidden)
         for block in (*self.mid, *self.conv_blocks):
             hidden = block(hidden)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        out: torch.Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
+        return out
 
 
 class _Level(nn.Module):
@@ -276,7 +284,9 @@ class _Residual(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         update = self.conv1(F.silu(self.norm1(hidden)))
         update = self.conv2(F.silu(self.norm2(update)))
-        return (self.nin_shortcut(hidden) if hasattr(self, "nin_shortcut") else hidden) + update
+        kept = self.nin_shortcut(hidden) if hasattr(self, "nin_shortcut") else hidden
+        out: torch.Tensor = kept + update
+        return out
 
 
 class _Attention(nn.Module):
@@ -300,7 +310,8 @@ class _Attention(nn.Module):
         # Without the copy the strides are those of channels_last, which would spread to every layer
         # after this one; group norm's backward is 15 times slower there on a CPU.
         mixed_BCgg = mixed_B1TC.squeeze(1).mT.contiguous().view(hidden_BCgg.shape)
-        return hidden_BCgg + self.proj_out(mixed_BCgg)
+        update_BCgg: torch.Tensor = self.proj_out(mixed_BCgg)
+        return hidden_BCgg + update_BCgg
 
 
 class _Downsample(nn.Module):
@@ -309,7 +320,9 @@ class _Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(hidden, (0, 1, 0, 1)))  # padded on the right and below only
+        # padded on the right and below only
+        halved: torch.Tensor = self.conv(F.pad(hidden, (0, 1, 0, 1)))
+        return halved
 
 
 class _Upsample(nn.Module):
@@ -318,7 +331,8 @@ class _Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+        doubled: torch.Tensor = self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+        return doubled
 
 
 def _middle(width: int) -> nn.ModuleList:

@@ -45,4 +45,5 @@ def load_lpips(vgg: Path | str, device: torch.device | str = "cpu") -> nn.Module
         model.net.load_state_dict({key: weights[theirs] for key, theirs in own.items()}, strict=True)
     except RuntimeError as error:
         raise UserError(f"{vgg} is not torchvision's VGG-16: its shapes differ") from error
-    return model.to(device).eval().requires_grad_(False)
+    frozen: nn.Module = model.to(device).eval().requires_grad_(False)
+    return frozen

@@ -1,19 +1,24 @@
 """How well a tokenizer redraws images, and how evenly it uses its codes.
 
-PSNR with peak 2 on [-1, 1]. SSIM of Wang et al. (2004): Gaussian window of 11 pixels and standard
-deviation 1.5, K1 = 0.01, K2 = 0.03, over the three channels, where the window fits (smaller images take
-the largest odd window that fits). Perplexity is exp of the entropy of the codes chosen.
+PSNR with peak 2 on [-1, 1], at most 100 dB. SSIM of Wang et al. (2004): Gaussian window of 11 pixels
+and standard deviation 1.5, K1 = 0.01, K2 = 0.03, over the three channels, where the window fits
+(smaller images take the largest odd window that fits). Perplexity is exp of the entropy of the codes
+chosen.
 
 Shape suffixes: N images, B of a batch, C channels, H W pixels, g grid, V codebook size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from star.base.errors import UserError
+from star.base.record import Record
+from star.images.views import scaled
 from star.tokenizer.model import VQModel
 
 __all__ = [
@@ -22,12 +27,14 @@ __all__ = [
     "image_psnr",
     "image_ssim",
     "joined",
+    "psnr",
     "redraw",
-    "scaled",
     "tokenizer_quality",
 ]
 
-LOWEST_ERROR = 4e-10  # a perfect copy would be infinite: 100 dB at most
+Values = TypeVar("Values", torch.Tensor, np.ndarray)
+
+MOST_DB = 100.0  # a perfect copy would be infinite
 WINDOW, SIGMA, K1, K2, PEAK = 11, 1.5, 0.01, 0.03, 2.0
 
 
@@ -39,7 +46,7 @@ class Quality:
     ssim_N: torch.Tensor
     counts_V: torch.Tensor
 
-    def numbers(self) -> dict:
+    def numbers(self) -> Record:
         """Means over images, and the codes' usage: plain numbers for a card or a row of metrics."""
         share_V = self.counts_V.double() / self.counts_V.sum()
         entropy = -torch.special.xlogy(share_V, share_V).sum()
@@ -78,15 +85,21 @@ def joined(parts: Sequence[Quality]) -> Quality:
     )
 
 
-def evaluate_tokenizer(model: VQModel, images_NCHW: torch.Tensor, batch_size: int = 64) -> dict:
+def evaluate_tokenizer(model: VQModel, images_NCHW: torch.Tensor, batch_size: int = 64) -> Record:
     """``psnr`` (dB), ``ssim``, ``codes_used`` and ``perplexity``; see ``tokenizer_quality``."""
     return tokenizer_quality(model, images_NCHW, batch_size).numbers()
 
 
 def image_psnr(images_BCHW: torch.Tensor, others_BCHW: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio (B,) in dB, float64, of images in [-1, 1]; at most 100."""
+    """PSNR (B,) in dB, float64, of images in [-1, 1]; at most 100."""
     errors_B = (images_BCHW - others_BCHW).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(PEAK**2 / errors_B.double().clamp(min=LOWEST_ERROR))
+    return psnr(errors_B.double(), peak=PEAK, most=MOST_DB)
+
+
+def psnr(errors: Values, *, peak: float, most: float) -> Values:
+    """Peak signal-to-noise ratio in dB, at most ``most``, of mean squared errors: of each one."""
+    ratio = peak**2 / errors.clip(min=peak**2 / 10 ** (most / 10))
+    return 10 * (torch.log10(ratio) if isinstance(ratio, torch.Tensor) else np.log10(ratio))
 
 
 def image_ssim(images_BCHW: torch.Tensor, others_BCHW: torch.Tensor) -> torch.Tensor:
@@ -109,8 +122,3 @@ def image_ssim(images_BCHW: torch.Tensor, others_BCHW: torch.Tensor) -> torch.Te
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     same = (2 * mean_x * mean_y + c1) * (2 * shared + c2)
     return (same / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).flatten(1).mean(dim=1)
-
-
-def scaled(images: torch.Tensor) -> torch.Tensor:
-    """uint8 as float in [-1, 1]; anything else as it is (the model checks it)."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images

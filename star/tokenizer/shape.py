@@ -55,7 +55,7 @@ class VQConfig:
     @property
     def stride(self) -> int:
         """Pixels along one side of the square that becomes one token."""
-        return 2 ** (len(self.multipliers) - 1)
+        return int(2 ** (len(self.multipliers) - 1))
 
 
 PRESETS = {

@@ -1,34 +1,34 @@
-"""The training loop of a tokenizer, with the promises of ``star.training.trainer``.
+"""A training run of a tokenizer, by the loop of ``star.runs.loop``.
 
-Everything random is a function of (seed, step), so a run that was stopped, killed or resumed gives the
-same tokenizer. The run folder holds ``config.json``, ``metrics.jsonl``, ``step-N.pt`` with ``ckpt.pt``
-and, beside every checkpoint, ``tokenizer.safetensors``: the tokenizer as it stands, ready for use. The
-loop knows no measurement beyond PSNR, SSIM and code usage, and no picture: callbacks receive them.
+The run folder holds ``config.json``, ``metrics.jsonl``, ``step-N.pt`` with ``ckpt.pt`` and, beside
+every checkpoint, ``tokenizer.safetensors``: the tokenizer as it stands, ready for use. It knows no
+measurement beyond PSNR, SSIM and code usage, and no picture: callbacks receive them.
 """
 
 import platform
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
-from star.base.device import peak_memory_bytes
 from star.base.errors import UserError
-from star.base.files import write_json
-from star.base.settings import config_to_dict
+from star.base.progress import OnRow, ShouldStop, never
+from star.base.record import Record
 from star.images.open import BadImageError, ImageSource
+from star.images.views import scaled
 from star.runs.checkpoint import CheckpointKind
 from star.runs.folder import RunFolder
+from star.runs.loop import RunResult, TrainingLoop
 from star.tokenizer.batches import TokenizerBatches, held_out_images
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.discriminator import PatchDiscriminator
 from star.tokenizer.file import TOKENIZER_FILE, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
-from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.quality import evaluate_tokenizer
 
-__all__ = ["TOKENIZER_RUN", "TokenizerResult", "TokenizerTrainer"]
+__all__ = ["TOKENIZER_RUN", "TokenizerTrainer"]
 
 TOKENIZER_RUN = CheckpointKind(
     format="star-tokenizer-run",
@@ -42,18 +42,18 @@ TOKENIZER_RUN = CheckpointKind(
 )  # fmt: skip
 
 
-@dataclass
-class TokenizerResult:
-    """Where a run ended: its folder, steps done, whether it finished, and the last row of metrics."""
+class TokenizerRunOptions(TypedDict, total=False):
+    """Options of ``TokenizerTrainer`` that no checkpoint keeps."""
 
-    run: Path
-    step: int
-    finished: bool
-    last_row: dict = field(default_factory=dict)
+    lpips_vgg: Path | str | None
+    skip_bad: bool
+    facts: Record | None
 
 
-class TokenizerTrainer:
+class TokenizerTrainer(TrainingLoop):
     """One run in one folder. ``TokenizerTrainer(...)`` starts afresh, ``.resume(...)`` goes on."""
+
+    config: TokenizerConfig
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class TokenizerTrainer:
         run: Path,
         device: torch.device | str = "cpu",
         *,
-        lpips_vgg: str | None = None,
+        lpips_vgg: Path | str | None = None,
         skip_bad: bool = False,
-        facts: dict | None = None,
+        facts: Record | None = None,
     ) -> None:
         """``facts`` (a command line, say) go into the tokenizer's card; a resumed run keeps its own."""
-        self.config, self.source = config, source
+        super().__init__(RunFolder(run, config.keep, kind=TOKENIZER_RUN))
+        self.config, self.source, self.device = config, source, torch.device(device)
         self.batches = TokenizerBatches(source=source, config=config, skip_bad=skip_bad)
-        self.run = RunFolder(run, config.keep, kind=TOKENIZER_RUN)
         self.facts = facts or {}
         size, smallest = self.batches.sizes[0], PatchDiscriminator.smallest(config.disc_layers)
         if config.adversarial and min(self.batches.sizes) < smallest:
@@ -78,23 +78,32 @@ class TokenizerTrainer:
                 f"{config.disc_layers} layers, which needs {smallest}: lower --disc-layers "
                 "or raise --sizes"
             )
-        held_out = source.splits.get("val") or source.split("train")
-        self.val_NCHW = held_out_images(held_out, size, config.val_images, config.seed, skip_bad)
+        self.held_out = "val" if source.splits.get("val") else "train"
+        split = source.split(self.held_out)
+        self.val_NCHW = held_out_images(split, size, config.val_images, config.seed, skip_bad)
         self.learner = TokenizerLearner(config, device, lpips_vgg)
-        self.step = 0
-        self.saved_step = -1  # of the checkpoint in the run folder; -1: none
-        self._validated: tuple[int, dict] = -1, {}  # the step and its numbers
+        self._validated: tuple[int, Record] = -1, {}  # the step and its numbers
 
     @classmethod
     def resume(
-        cls, run: Path, source: ImageSource, device: torch.device | str = "cpu", **options: object
+        cls,
+        run: Path,
+        source: ImageSource,
+        device: torch.device | str = "cpu",
+        *,
+        lpips_vgg: Path | str | None = None,
+        skip_bad: bool = False,
+        facts: Record | None = None,
     ) -> "TokenizerTrainer":
-        """Go on from the newest checkpoint; ``options`` as for a new run.
+        """Go on from the newest checkpoint; options as for a new run, but ``facts`` stay the run's own.
 
         Raises ``UserError`` if there is none, it cannot be read, or it saw other images.
         """
         folder = RunFolder(run, kind=TOKENIZER_RUN)
-        trainer = cls(folder.settings(), source, run, device, **options)
+        settings = folder.settings()
+        trainer = cls(
+            settings, source, run, device, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=facts
+        )
         path, content = trainer.run.newest()
         for split, fingerprint in trainer._data().items():
             if content["data"].get(split) != fingerprint:
@@ -104,78 +113,52 @@ class TokenizerTrainer:
         trainer.learner.load_state_dict(content)
         trainer.facts = content["facts"]
         trainer.batches.skipped.update(content["skipped"])
-        trainer.step = trainer.saved_step = content["step"]
-        with trainer.run.locked():
-            trainer.run.clean()
-            trainer.run.cut_metrics(trainer.step)
+        trainer._go_on_from(content["step"])
         return trainer
 
     def fit(
         self,
         *,
         stop_after: int | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        callbacks: Sequence[Callable[[dict], None]] = (),
+        should_stop: ShouldStop = never,
+        callbacks: Sequence[OnRow] = (),
         draw: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
-    ) -> TokenizerResult:
+    ) -> RunResult:
         """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
 
         ``callbacks`` get each row of metrics; ``draw(step, images, redrawn)`` gets held-out images and
         their reconstructions, both (n, 3, H, W) in [-1, 1].
         Raises ``UserError`` before the update if the loss or its gradient is not finite.
         """
-        if stop_after is not None and not max(1, self.step) <= stop_after:
-            raise UserError(f"stop_after is {stop_after}; the run is at step {self.step}")
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        with self.run.locked():
-            if self.step == 0:  # rows of a run that died before its first checkpoint
-                self.run.cut_metrics(0)
-            write_json(self.run.path / "config.json", config_to_dict(self.config))
-            try:
-                return self._loop(stop_after, should_stop, callbacks, draw)
-            except BadImageError as error:
-                if self.step == max(0, self.saved_step):
-                    raise
-                self.save()
-                raise BadImageError(
-                    f"{error}; saved at step {self.step}: --resume {self.run.path} goes on, with "
-                    "--skip-bad without this image"
-                ) from error
 
-    def _loop(self, stop_after, should_stop, callbacks, draw) -> TokenizerResult:
-        config = self.config
-        end = min(config.max_steps, stop_after or config.max_steps)
-        row: dict = {}
-        tick, ticked_step = time.perf_counter(), self.step
-        for images_BCHW in self.batches.stream(self.step, end):
-            if should_stop():
-                break
-            terms = self.learner.update(scaled(images_BCHW), self.step)
-            self.step += 1
-            validate = self._due(config.validate_every)
-            if self._due(config.log_every) or validate or self.step == 1:
-                seconds = time.perf_counter() - tick
-                row = {"step": self.step, **terms}
-                row["steps_per_second"] = round((self.step - ticked_step) / seconds, 4)
-                row["peak_memory_bytes"] = peak_memory_bytes(self.learner.device)
-                if validate:
-                    row |= {f"val_{name}": value for name, value in self.validate().items()}
-                self.run.append(row)
-                for callback in callbacks:
-                    callback(row)
-                tick, ticked_step = time.perf_counter(), self.step
-            if draw is not None and self._due(config.draw_every):
-                draw(self.step, *self.redrawn())
-            if self._due(config.save_every):
-                self.save()
-        if self.saved_step != self.step:
+        def on_step(step: int) -> None:
+            if draw is not None and self._due(self.config.draw_every):
+                draw(step, *self.redrawn())
+
+        return self._run(stop_after, should_stop=should_stop, callbacks=callbacks, on_step=on_step)
+
+    def _stream(self, first: int, last: int) -> Iterator[torch.Tensor]:
+        try:
+            yield from self.batches.stream(first, last)
+        except BadImageError as error:
+            if self.step == max(0, self.saved_step):
+                raise
             self.save()
-        return TokenizerResult(self.run.path, self.step, self.step >= config.max_steps, row)
+            raise BadImageError(
+                f"{error}; saved at step {self.step}: --resume {self.run.path} goes on, with "
+                "--skip-bad without this image"
+            ) from error
 
-    def _due(self, every: int) -> bool:
-        return self.step == self.config.max_steps or (every > 0 and self.step % every == 0)
+    def _update(self, batch: torch.Tensor, stop: bool) -> tuple[Record, bool]:
+        return self.learner.update(scaled(batch), self.step), stop
 
-    def validate(self) -> dict:
+    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
+        return {"steps_per_second": round(steps / seconds, 4)}
+
+    def _validation(self, should_stop: ShouldStop) -> dict[str, float]:
+        return {f"val_{name}": value for name, value in self.validate().items()}
+
+    def validate(self) -> Record:
         """PSNR, SSIM and code usage on the held-out images; measured once a step."""
         if self._validated[0] != self.step:
             self._validated = self.step, evaluate_tokenizer(self.learner.model, self.val_NCHW)
@@ -188,37 +171,34 @@ class TokenizerTrainer:
         images_BCHW = scaled(self.val_NCHW[::every][:count]).to(self.learner.device)
         return images_BCHW.cpu(), self.learner.model(images_BCHW).clamp(-1, 1).cpu()
 
+    def _content(self) -> Record:
+        return {
+            **self.learner.state_dict(),
+            "data": self._data(),
+            "facts": self.facts,
+            "skipped": sorted(self.batches.skipped),
+        }
+
     def save(self) -> None:
         """Publish the checkpoint and the tokenizer as it stands."""
-        self.run.save(
-            {
-                "step": self.step,
-                "config": config_to_dict(self.config),
-                **self.learner.state_dict(),
-                "data": self._data(),
-                "facts": self.facts,
-                "skipped": sorted(self.batches.skipped),
-            }
-        )
+        super().save()
         self.publish()
-        self.saved_step = self.step
 
-    def publish(self, measured: dict | None = None) -> Path:
+    def publish(self, measured: Record | None = None) -> Path:
         """Write the tokenizer's file; ``measured`` replaces the validation's numbers in its card."""
         path = self.run.path / TOKENIZER_FILE
         save_tokenizer(self.learner.model, path, self.card(measured))
         return path
 
-    def card(self, measured: dict | None = None) -> dict:
+    def card(self, measured: Record | None = None) -> Record:
         """What the tokenizer's file says of it: data, settings, quality."""
         config, name = self.config, self.source.name
         settings = asdict(config) | {"sizes": list(self.batches.sizes)}
         for key in ("data", "name", "shape", "keep", "log_every", "draw_every", "save_every"):
             settings.pop(key)
         if measured is None:
-            held_out = "val" if "val" in self.source.splits else "train"
             measured = {
-                "measured_on": f"{name}, {held_out}, {len(self.val_NCHW)} images",
+                "measured_on": f"{name}, {self.held_out}, {len(self.val_NCHW)} images",
                 **self.validate(),
             }
         return {

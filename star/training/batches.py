@@ -1,4 +1,4 @@
-"""Training batches as a function of (seed, step): data order, views, label drops, masks, steps.
+"""Training batches as a function of (seed, step): data order, views, label drops, masks (Eq. 3), steps.
 
 Everything is drawn for the global batch and then sliced by rank, so it does not depend on the number
 of processes, and resuming at step n needs only n. An epoch is one permutation of the images; what does
@@ -7,7 +7,7 @@ not fill a batch at its end is dropped, so that no image meets itself among its 
 
 import mmap
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,42 @@ from torch.utils.data import DataLoader, Dataset
 
 from star.base.errors import UserError
 from star.base.randomness import generator
-from star.codes.store import CodeStore, check_rows
+from star.codes.store import Codes, CodeStore, check_rows
 from star.training.config import TrainConfig
-from star.training.masks import draw_steps, draw_token_masks
-from star.training.objective import TrainBatch
 
-__all__ = ["TrainLoader", "plain_batches"]
+__all__ = ["TrainBatch", "TrainLoader", "draw_steps", "draw_token_masks", "plain_batches"]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Everything drawn for one training step of this process, on its device."""
+
+    tokens_BMT: Tensor
+    labels_B: Tensor
+    dropped_BM: Tensor
+    masked_BMn: Tensor
+    steps_K: Tensor
+
+    def split(self, parts: int) -> list["TrainBatch"]:
+        """The same draws in ``parts`` equal groups of images."""
+        by_image = ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn")
+        groups: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]] = zip(
+            *(getattr(self, name).chunk(parts) for name in by_image), strict=True
+        )
+        return [TrainBatch(*group, self.steps_K) for group in groups]
+
+    def pin_memory(self) -> "TrainBatch":
+        """The same in page-locked memory (the loader calls this)."""
+        return TrainBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
+
+    def labels(self, null_class: int, policy: str) -> Tensor:
+        """(S,) class of each sequence: ``same`` (dropped or not), ``always`` or ``never`` shown."""
+        labels_BM = self.labels_B[:, None].expand_as(self.dropped_BM)
+        if policy == "same":
+            labels_BM = torch.where(self.dropped_BM, null_class, labels_BM)
+        elif policy == "never":
+            labels_BM = torch.full_like(labels_BM, null_class)
+        return labels_BM.flatten()
 
 
 @dataclass
@@ -107,13 +137,34 @@ class TrainLoader:
         )
 
 
+def draw_token_masks(sequences: int, tokens: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """(sequences, tokens - 1) bool: exactly round(ratio * (tokens - 1)) masked in each sequence.
+
+    The T - 1 input image tokens are masked independently for each sequence; the class is not among
+    them. The same mask serves all heads and layers.
+    """
+    count = round(ratio * (tokens - 1))
+    masked = np.zeros((sequences, tokens - 1), dtype=bool)
+    if count:
+        # The ranks of independent uniform numbers are a uniform permutation of each row.
+        chosen = rng.random((sequences, tokens - 1)).argpartition(count - 1, axis=1)[:, :count]
+        np.put_along_axis(masked, chosen, True, axis=1)
+    return masked
+
+
+def draw_steps(tokens: int, count: int, min_step: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` distinct steps between ``min_step`` and T (1-based), sorted; one set a batch."""
+    assert min_step >= 1 and count <= tokens - min_step + 1, (tokens, count, min_step)
+    return np.sort(rng.choice(np.arange(min_step, tokens + 1), size=count, replace=False))
+
+
 def _expect_random_access(codes: np.ndarray) -> None:
     """Tell the system not to read ahead in a mapped file: 100 times faster until it is in memory."""
     if isinstance(codes.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
         codes.base.madvise(mmap.MADV_RANDOM)
 
 
-class _Steps(Dataset):
+class _Steps(Dataset[TrainBatch]):
     """Step number to batch, in the form torch's DataLoader wants."""
 
     def __init__(self, loader: TrainLoader) -> None:
@@ -129,7 +180,7 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 def plain_batches(
-    store: CodeStore, batch_size: int, device: torch.device | str, images: range | None = None
+    store: Codes, batch_size: int, device: torch.device | str, images: range | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(tokens_BT, labels_B) of the test view of ``images`` (default: all), in order."""
     chosen = range(len(store)) if images is None else images

@@ -13,6 +13,7 @@ import torch
 
 from star.base.errors import UserError, require_choice
 from star.base.names import shown
+from star.base.record import Record
 from star.base.settings import config_from_dict
 from star.base.torch_files import load_safetensors, load_torch_file
 from star.base.weights import check_weights
@@ -73,8 +74,8 @@ class Loaded:
     step: int | None = None
     config: TrainConfig | None = None
     class_names: tuple[str, ...] | None = None
-    tokenizer: dict | None = None
-    data: dict | None = None  # of our own runs: see ``star.training.run_data``
+    tokenizer: Record | None = None
+    data: Record | None = None  # of our own runs: see ``star.training.run_data``
     objective: str | None = None
 
     @property
@@ -119,8 +120,9 @@ def open_model(
         raise UserError(
             f"{path} is neither a checkpoint of star train nor a LlamaGen one ({_holds(content, path)})"
         )
-    options = {"weights": weights, "heads": heads, "grid": grid}
-    model_config, state, said = read_llamagen(content, found, path, **options)
+    model_config, state, said = read_llamagen(
+        content, found, path, weights=weights, heads=heads, grid=grid
+    )
     if not model_config.null_class:
         said += ", no null class"
     return Loaded(_fill(model_config, state, path, device), path, weights, said)
@@ -151,7 +153,7 @@ def _open_own(path: Path, weights: str, device: torch.device | str) -> Loaded:
     )
 
 
-def _holds(content: dict, path: Path) -> str:
+def _holds(content: Record, path: Path) -> str:
     """What a file holds that is no model, for a message."""
     if find_states(content, TOKENIZER, path):
         return "it is a VQ tokenizer: --tokenizer takes it"
@@ -185,7 +187,7 @@ def load_model(
     return open_model(path, weights=weights, device=device, heads=heads, grid=grid).model
 
 
-def _fill(config: ModelConfig, state: dict, path: Path, device: torch.device | str) -> Transformer:
+def _fill(config: ModelConfig, state: Record, path: Path, device: torch.device | str) -> Transformer:
     with torch.device("meta"):  # the shapes alone: a wrong configuration may ask for any memory
         check_weights(Transformer(config), state, path)
     model = build_model(config, device=device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from star.base.errors import UserError, require_choice
+from star.base.record import Record
 from star.base.settings import option
 from star.model.config import SIZES, ModelConfig
 
@@ -272,5 +273,5 @@ def for_cuda(config: TrainConfig, chosen: Collection[str]) -> TrainConfig:
     """
     layers, _, width = SIZES["B"]
     large = config.model.layers * config.model.width**2 >= layers * width**2
-    wanted = {"workers": 2, "compile": large}
+    wanted: Record = {"workers": 2, "compile": large}
     return dataclasses.replace(config, **{k: v for k, v in wanted.items() if k not in chosen})

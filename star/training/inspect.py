@@ -4,6 +4,7 @@ from pathlib import Path
 
 from star.base.errors import UserError
 from star.base.files import sha256_file
+from star.base.record import Record
 from star.base.settings import config_to_dict
 from star.base.torch_files import load_safetensors, load_torch_file
 from star.codes.open import is_code_folder
@@ -17,7 +18,7 @@ from star.training.checkpoint import FORMAT, MODEL_RUN, Loaded, open_model, refu
 __all__ = ["describe"]
 
 
-def describe(path: Path | str, *, heads: int | None = None, grid: int | None = None) -> dict:
+def describe(path: Path | str, *, heads: int | None = None, grid: int | None = None) -> Record:
     """Facts about ``path``, ready for JSON; ``kind`` says what it is.
 
     Raises ``UserError`` if it is missing, damaged or nothing of ours.
@@ -36,7 +37,7 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     return _checkpoint(path, heads, grid)
 
 
-def _folder(path: Path) -> dict:
+def _folder(path: Path) -> Record:
     if (path / "manifest.json").exists():
         return {"kind": "code store", **_store(open_codes(path))}
     if is_code_folder(path):
@@ -60,7 +61,7 @@ def _folder(path: Path) -> dict:
     raise UserError(f"{path} is neither a run folder nor a code store")
 
 
-def _store(store: CodeStore) -> dict:
+def _store(store: CodeStore) -> Record:
     keys = ("images", "views", "tokens", "grid", "vocab_size", "tokenizer_name", "tokenizer_sha256")
     facts = {key: store.manifest.get(key) for key in keys}
     return {
@@ -82,7 +83,7 @@ def _is_tokenizer(path: Path) -> bool:
     )
 
 
-def _tokenizer(path: Path) -> dict:
+def _tokenizer(path: Path) -> Record:
     model = load_tokenizer(path)
     return {
         "kind": "tokenizer",
@@ -96,7 +97,7 @@ def _tokenizer(path: Path) -> dict:
     }
 
 
-def _checkpoint(path: Path, heads: int | None, grid: int | None) -> dict:
+def _checkpoint(path: Path, heads: int | None, grid: int | None) -> Record:
     loaded: Loaded = open_model(path, heads=heads, grid=grid)
     facts = {
         "kind": "model" if path.suffix == ".safetensors" else "checkpoint",

@@ -17,17 +17,20 @@ from star.base.device import autocast, keep_freed_memory, resolve_precision
 from star.base.errors import UserError
 from star.base.loss_scale import LossScale
 from star.base.randomness import torch_generator
+from star.base.record import Record
 from star.base.weights import check_weights, load_optimizer
 from star.model.dropout import Dropout
 from star.model.transformer import build_model
 from star.parallel.processes import distribute, gradients_synced, mean_over_processes, rank, world_size
 from star.parallel.sharding import gathered, local, shard, to_sharded, whole
+from star.runs.schedule import learning_rate
+from star.training.batches import TrainBatch
 from star.training.config import TrainConfig
-from star.training.objective import TrainBatch, compute_losses
+from star.training.objective import compute_losses
 from star.training.student import Student
 from star.training.teacher import Teacher
 
-__all__ = ["Learner", "Update", "learning_rate"]
+__all__ = ["Learner", "Update"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,6 @@ class Update:
         """The numbers there are, as a row of metrics names them."""
         named = {"lr": self.lr, "grad_norm": self.grad_norm, "loss_scale": self.loss_scale}
         return self.losses | {name: value for name, value in named.items() if value is not None}
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step n (from 0): linear warm-up, then constant or cosine to 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Learner:
@@ -109,8 +102,8 @@ class Learner:
         terms = [self._backward(part, step, n) for n, part in enumerate(parts)]
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         self.loss_scale.unscale([local(gradient) for gradient in gradients])
-        norm = gathered(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
-        losses, norm, stop = self._read(terms, norm, stop, step)
+        whole = gathered(nn.utils.clip_grad_norm_(self.student.parameters(), config.clip or math.inf))
+        losses, norm, stop = self._read(terms, whole, stop, step)
         lr, scaled = learning_rate(config, step), self.loss_scale.enabled
         finite = math.isfinite(norm)
         if finite:
@@ -172,7 +165,7 @@ class Learner:
         }
         return {name: module for name, module in found.items() if module is not None}
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> Record:
         """Everything that changes, as whole tensors.
 
         Under sharding all processes must call it, and only process 0 gets the tensors.
@@ -185,7 +178,7 @@ class Learner:
             "loss_scale": self.loss_scale.state_dict(),
         }
 
-    def load_state_dict(self, state: dict, path: Path, without: Collection[str] = ()) -> None:
+    def load_state_dict(self, state: Record, path: Path, without: Collection[str] = ()) -> None:
         """Take over what ``state_dict`` gave, whatever the number of processes was.
 
         ``path`` is the file that it came from, named by a ``UserError`` where a part does not fit.
@@ -216,7 +209,7 @@ def _adamw(student: Student, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Record, path: Path) -> None:
     """Take over ``state``; ``UserError`` unless it holds finite moments of these very parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:

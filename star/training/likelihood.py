@@ -1,12 +1,14 @@
 """Negative log-likelihood of held-out images, the number two training runs are compared by."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from star.base.device import autocast
+from star.base.progress import ShouldStop, never
 from star.codes.store import CodeStore
 from star.model.transformer import Transformer
 from star.training.batches import plain_batches
@@ -15,12 +17,23 @@ from star.training.estimate import images_at_once
 __all__ = ["image_nll", "token_nll"]
 
 
-def image_nll(model: Transformer, store: CodeStore, **options) -> np.ndarray:
+class NllOptions(TypedDict, total=False):
+    """Options of ``token_nll``."""
+
+    images: range | None
+    batch_size: int
+    precision: torch.dtype
+    cut: Mapping[int, Tensor] | None
+    should_stop: ShouldStop
+
+
+def image_nll(model: Transformer, store: CodeStore, **options: Unpack[NllOptions]) -> np.ndarray:
     """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class.
 
     ``options`` are those of ``token_nll``.
     """
-    return token_nll(model, store, **options).mean(1)
+    nll_N: np.ndarray = token_nll(model, store, **options).mean(1)
+    return nll_N
 
 
 @torch.no_grad()
@@ -32,7 +45,7 @@ def token_nll(
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
     cut: Mapping[int, Tensor] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: ShouldStop = never,
 ) -> np.ndarray:
     """(N, T) negative log-likelihood (nats) of each token of each image's test view, given its class.
 

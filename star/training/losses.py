@@ -4,13 +4,23 @@ Shapes: B images of this process, G images of the global batch, M views, T steps
 D width, S = B * M sequences.
 """
 
-from typing import Literal
+from typing import Literal, Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ar_loss", "mim_loss", "step_loss", "view_loss"]
+__all__ = ["ContrastOptions", "ar_loss", "mim_loss", "step_loss", "view_loss"]
+
+
+class ContrastOptions(TypedDict, total=False):
+    """Options of both contrastive losses; see ``_contrast``."""
+
+    temperature: Required[float]
+    form: Literal["infonce", "ratio"]
+    normalize: bool
+    reduction: Literal["mean", "sum"]
+    first_image: int
 
 
 def ar_loss(nll_ST: Tensor) -> Tensor:
@@ -30,7 +40,9 @@ def mim_loss(
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
-def step_loss(projected_BMKD: Tensor, teacher_GMKD: Tensor, **options) -> Tensor:
+def step_loss(
+    projected_BMKD: Tensor, teacher_GMKD: Tensor, **options: Unpack[ContrastOptions]
+) -> Tensor:
     """L_step (Eq. 6): the positive is the teacher at another step of the same view.
 
     Negatives are the other images at the positive's view and step. Options: see ``_contrast``.
@@ -38,7 +50,9 @@ def step_loss(projected_BMKD: Tensor, teacher_GMKD: Tensor, **options) -> Tensor
     return _contrast(projected_BMKD, teacher_GMKD, **options)
 
 
-def view_loss(projected_BMKD: Tensor, teacher_GMKD: Tensor, **options) -> Tensor:
+def view_loss(
+    projected_BMKD: Tensor, teacher_GMKD: Tensor, **options: Unpack[ContrastOptions]
+) -> Tensor:
     """L_view (Eq. 7): the positive is the teacher at the same step of another view.
 
     Eq. 6 with the roles of views and steps exchanged. Options: see ``_contrast``.

@@ -7,53 +7,21 @@ nothing. Nothing here calls backward.
 Shapes: B images of this process, M views, T tokens, K sampled steps, S = B * M sequences, D width.
 """
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.model.dropout import Dropout
 from star.parallel.processes import gather_images, rank
+from star.training.batches import TrainBatch
 from star.training.config import ObjectiveConfig
-from star.training.losses import ar_loss, mim_loss, step_loss, view_loss
-from star.training.student import Student
+from star.training.losses import ContrastOptions, ar_loss, mim_loss, step_loss, view_loss
+from star.training.student import StudentOutput
 from star.training.teacher import Teacher
 
-__all__ = ["TrainBatch", "compute_losses"]
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """Everything drawn for one training step of this process, on its device."""
-
-    tokens_BMT: Tensor
-    labels_B: Tensor
-    dropped_BM: Tensor
-    masked_BMn: Tensor
-    steps_K: Tensor
-
-    def split(self, parts: int) -> list["TrainBatch"]:
-        """The same draws in ``parts`` equal groups of images."""
-        by_image = ("tokens_BMT", "labels_B", "dropped_BM", "masked_BMn")
-        groups = zip(*(getattr(self, name).chunk(parts) for name in by_image), strict=True)
-        return [TrainBatch(*group, self.steps_K) for group in groups]
-
-    def pin_memory(self) -> "TrainBatch":
-        """The same in page-locked memory (the loader calls this)."""
-        return TrainBatch(**{name: value.pin_memory() for name, value in vars(self).items()})
-
-    def labels(self, null_class: int, policy: str) -> Tensor:
-        """(S,) class of each sequence: ``same`` (dropped or not), ``always`` or ``never`` shown."""
-        labels_BM = self.labels_B[:, None].expand_as(self.dropped_BM)
-        if policy == "same":
-            labels_BM = torch.where(self.dropped_BM, null_class, labels_BM)
-        elif policy == "never":
-            labels_BM = torch.full_like(labels_BM, null_class)
-        return labels_BM.flatten()
+__all__ = ["compute_losses"]
 
 
 def compute_losses(
-    student: Student,
+    student: nn.Module,
     teacher: Teacher,
     batch: TrainBatch,
     config: ObjectiveConfig,
@@ -71,8 +39,10 @@ def compute_losses(
     labels_S = batch.labels(model.num_classes, "same")
     wants_last = bool(config.mim_weight)
 
-    def run(masked: Tensor | None, targets: Tensor | None, last: bool, steps: Tensor | None):
-        return student(
+    def run(
+        masked: Tensor | None, targets: Tensor | None, last: bool, steps: Tensor | None
+    ) -> StudentOutput:
+        output: StudentOutput = student(
             inputs_Sn,
             labels_S,
             masked_Sn=masked,
@@ -81,12 +51,14 @@ def compute_losses(
             last=last,
             steps_K=steps,
         )
+        return output
 
     if config.student_pass == "one" or not wants_last:
         out = masked_out = run(masked_Sn, tokens_ST, wants_last, steps_K)
     else:
         out, masked_out = run(None, tokens_ST, False, steps_K), run(masked_Sn, None, True, None)
 
+    assert out.nll is not None  # its targets were given; below, what else was asked for
     terms = {"ar": ar_loss(out.nll)}
     total = terms["ar"]
     if not config.uses_teacher:
@@ -97,9 +69,11 @@ def compute_losses(
     layers |= {contrast_layer} if config.contrast_weight else set()
     targets = teacher.features(inputs_Sn, batch.labels(model.num_classes, config.teacher_class), layers)
     if config.mim_weight:
+        assert masked_out.last is not None
         terms["mim"] = mim_loss(masked_out.last, targets[model.layers], config.mim_distance)
         total = total + config.mim_weight * terms["mim"]
     if config.contrast_weight:
+        assert out.projected is not None
         targets_SKD = targets[contrast_layer][:, batch.steps_K - 1]
         terms |= _contrastive_terms(out.projected, targets_SKD, batch, config)
         total = total + config.contrast_weight / 2 * (terms["step_contrast"] + terms["view_contrast"])
@@ -113,7 +87,7 @@ def _contrastive_terms(
     projected_BMKD = projected_SKD.unflatten(0, (images, views))
     targets_BMKD = targets_SKD.unflatten(0, (images, views))
     everywhere = config.negatives == "global"
-    options = {
+    options: ContrastOptions = {
         "temperature": config.temperature,
         "form": config.contrast_form,
         "normalize": config.normalize,

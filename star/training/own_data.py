@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from star.base.errors import UserError, listed
+from star.base.record import Record
 from star.codes.store import CodeStore
 from star.images.source import ImageSource
 
@@ -21,7 +22,7 @@ BUILT_IN = ("digits", "photos")
 FINGERPRINT, IMAGES = "fingerprint", "images"
 
 
-def data_record(stores: Mapping[str, CodeStore]) -> dict[str, dict]:
+def data_record(stores: Mapping[str, CodeStore]) -> dict[str, Record]:
     """Of each split: hashes by file, and the fingerprint and number of the images if the store says."""
     record = {}
     for name, store in stores.items():
@@ -39,7 +40,7 @@ class OwnData:
     """
 
     name: str
-    record: dict[str, dict]
+    record: dict[str, Record]
     path: Path
     class_names: Sequence[str]
     for_training: bool = False
@@ -75,13 +76,13 @@ class OwnData:
         if self.class_names and _normal(source.class_names) != _normal(self.class_names):
             found, own = (listed(names, 4) for names in (source.class_names, self.class_names))
             self._refuse(f"classes {found}", f"classes {own}")
-        for name, own in self.record.items():
-            if FINGERPRINT not in own:
+        for name, recorded in self.record.items():
+            if FINGERPRINT not in recorded:
                 continue
             if name not in source.splits:
-                self._refuse(f"no {name} split", _count(name, own))
+                self._refuse(f"no {name} split", _count(name, recorded))
             split = source.splits[name]
-            self._compare(name, {FINGERPRINT: split.fingerprint(), IMAGES: len(split)}, own)
+            self._compare(name, {FINGERPRINT: split.fingerprint(), IMAGES: len(split)}, recorded)
 
     def check_stores(self, stores: Mapping[str, CodeStore]) -> str | None:
         """A note if codes differ but their images do not; ``UserError`` if they are other images."""
@@ -105,7 +106,7 @@ class OwnData:
             "them (another processor or release rounds otherwise, or other views)"
         )
 
-    def _compare(self, name: str, found: dict, own: dict) -> None:
+    def _compare(self, name: str, found: Record, own: Record) -> None:
         if found[FINGERPRINT] != own[FINGERPRINT]:
             self._refuse(_count(name, found), _count(name, own))
 
@@ -117,13 +118,13 @@ class OwnData:
         )
 
 
-def _source(store: CodeStore) -> dict:
+def _source(store: CodeStore) -> Record:
     """What a store says of the images it was made of."""
     source = store.manifest.get("source")
     return source if isinstance(source, dict) else {}
 
 
-def _count(name: str, split: dict) -> str:
+def _count(name: str, split: Record) -> str:
     """``8 train images, fingerprint 1a2b3c4d5e6f``, as far as is known."""
     number = f"{split[IMAGES]} {name} images" if IMAGES in split else f"a {name} split"
     return number + (f", fingerprint {split[FINGERPRINT][:12]}" if FINGERPRINT in split else "")

@@ -5,10 +5,11 @@ refused (``star.training.own_data``), before anything is tokenised wherever the 
 images. Data that the user names are measured as they are.
 """
 
-from collections.abc import Callable
+from typing import Unpack
 
 from star.base.errors import UserError
-from star.codes.open import PreparedData, is_code_folder, prepare_data
+from star.base.progress import nothing
+from star.codes.open import DataOptions, PreparedData, is_code_folder, prepare_data
 from star.codes.store import CodeStore, open_splits
 from star.images.open import open_source
 from star.images.source import ImageSource
@@ -30,31 +31,25 @@ def data_name(loaded: Loaded, given: str | None) -> str:
     return loaded.config.data
 
 
-def prepare_run_data(
-    loaded: Loaded,
-    given: str | None,
-    *,
-    on_message: Callable[[str], None] = lambda text: None,
-    **options: object,
-) -> PreparedData:
+def prepare_run_data(loaded: Loaded, given: str | None, **options: Unpack[DataOptions]) -> PreparedData:
     """Code stores of ``given``, or of the run's own data, compared with what the run recorded.
 
-    ``options`` are ``prepare_data``'s. Raises ``UserError`` for other data under the run's name.
+    Raises ``UserError`` for other data under the run's name.
     """
     name = data_name(loaded, given)
     if given is not None:
-        return prepare_data(name, on_message=on_message, **options)
+        return prepare_data(name, **options)
     own = _own(loaded)
     own.require()
-    data = prepare_data(name, on_message=on_message, on_source=own.check_source, **options)
+    data = prepare_data(name, on_source=own.check_source, **options)
     note = own.check_stores(data.stores)
     if note is not None:
-        on_message(note)
+        options.get("on_message", nothing)(note)
     return data
 
 
 def open_run_data(
-    loaded: Loaded, given: str | None, *, make_codes: bool = True, **options: object
+    loaded: Loaded, given: str | None, *, make_codes: bool = True, **options: Unpack[DataOptions]
 ) -> ImageSource | dict[str, CodeStore]:
     """As ``prepare_run_data``, for who needs images alone.
 
@@ -71,7 +66,9 @@ def open_run_data(
         own.check_stores(stores)
         return stores
     if own.needs_codes and make_codes:
-        return prepare_run_data(loaded, None, **options).source
+        prepared = prepare_run_data(loaded, None, **options)
+        assert prepared.source is not None  # ``name`` is no folder of codes
+        return prepared.source
     source = open_source(name)
     own.check_source(source)
     return source

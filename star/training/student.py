@@ -42,7 +42,7 @@ class GlobalBatchNorm(nn.Module):
         centred = x - mean
         variance = sum_over_processes(centred.square().sum(others)) / rows
         y = centred * torch.rsqrt(variance + self.eps)
-        return y if self.weight is None else y * self.weight + self.bias
+        return y if self.weight is None or self.bias is None else y * self.weight + self.bias
 
 
 class Projector(nn.Sequential):

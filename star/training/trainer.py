@@ -1,32 +1,24 @@
-"""The training loop: plain AR and ST-AR by the same code, as a function of (config, step).
+"""A training run of a model: plain AR and ST-AR by the same code, as a function of (config, step).
 
-The loop owns the order of the batches, the metrics file, validation and the checkpoints; one optimiser
-step is ``star.training.learner``. It knows no probe and no picture: callbacks receive each row of
-metrics.
+The loop is ``star.runs.loop``, one optimiser step ``star.training.learner``; here are the data,
+validation, and what a checkpoint holds.
 """
 
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from star.base.device import deterministic, peak_memory_bytes
+from star.base.device import deterministic
 from star.base.errors import UserError
-from star.base.files import write_json
-from star.base.settings import config_to_dict
+from star.base.progress import OnRow, OnStep, ShouldStop, never, nothing
+from star.base.record import Record
 from star.codes.store import CodeStore
-from star.parallel.processes import (
-    alone,
-    any_process,
-    mean_over_processes,
-    rank,
-    wait_for_all,
-    world_size,
-)
+from star.parallel.processes import alone, any_process, mean_over_processes, rank, world_size
 from star.runs.folder import RunFolder
-from star.training.batches import TrainLoader
+from star.runs.loop import RunResult, TrainingLoop
+from star.training.batches import TrainBatch, TrainLoader
 from star.training.checkpoint import MODEL_RUN
 from star.training.config import TrainConfig
 from star.training.estimate import require_training_memory
@@ -34,23 +26,13 @@ from star.training.learner import Learner
 from star.training.likelihood import image_nll
 from star.training.own_data import data_record
 
-__all__ = ["TrainResult", "Trainer"]
-
-OnRow = Callable[[dict], None]
+__all__ = ["Trainer"]
 
 
-@dataclass
-class TrainResult:
-    """Where a run ended: its folder, steps done, whether it finished, and the last row of metrics."""
-
-    run: Path
-    step: int
-    finished: bool
-    last_row: dict = field(default_factory=dict)
-
-
-class Trainer:
+class Trainer(TrainingLoop):
     """One run in one folder. ``Trainer(...)`` starts afresh, ``Trainer.resume(...)`` goes on."""
+
+    config: TrainConfig
 
     def __init__(
         self, config: TrainConfig, stores: dict[str, CodeStore], run: Path, device: torch.device
@@ -60,12 +42,10 @@ class Trainer:
             grid=train.grid, vocab_size=train.vocab_size, num_classes=train.num_classes
         )
         require_training_memory(self.config, device, world_size())
+        super().__init__(RunFolder(run, self.config.keep, kind=MODEL_RUN))
         self.stores, self.device = stores, device
-        self.run = RunFolder(run, self.config.keep, kind=MODEL_RUN)
         self.loader = TrainLoader(train, self.config, rank(), world_size())
         self.learner = Learner(self.config, device)
-        self.step = 0
-        self.saved_step = -1  # of the checkpoint in the run folder; -1: none
 
     @classmethod
     def resume(
@@ -85,11 +65,7 @@ class Trainer:
         trainer = cls(settings, stores, run, device)
         trainer._check_data(content, path)
         trainer.learner.load_state_dict(content, path, without)
-        trainer.step = trainer.saved_step = content["step"]
-        if rank() == 0:
-            with trainer.run.locked():
-                trainer.run.clean()
-                trainer.run.cut_metrics(trainer.step)
+        trainer._go_on_from(content["step"])
         return trainer
 
     @classmethod
@@ -112,11 +88,11 @@ class Trainer:
         self,
         *,
         stop_after: int | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: ShouldStop = never,
         callbacks: Sequence[OnRow] = (),
-        on_step: Callable[[int], None] = lambda step: None,
-        diagnose: Callable[["Trainer"], dict] | None = None,
-    ) -> TrainResult:
+        on_step: OnStep = nothing,
+        diagnose: Callable[["Trainer"], Record] | None = None,
+    ) -> RunResult:
         """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
 
         ``callbacks`` get each row of metrics, ``on_step`` the number of steps done. ``diagnose`` adds
@@ -124,75 +100,36 @@ class Trainer:
         nothing, and every process calls it, each as if it were alone.
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
-        if stop_after is not None and stop_after < 1:
-            raise UserError(f"stop_after is {stop_after}; expected at least 1")
-        if stop_after is not None and stop_after < self.step:
-            raise UserError(f"stop_after is {stop_after}, but the run is at step {self.step} already")
-        if rank() > 0:
-            return self._loop(stop_after, should_stop, callbacks, on_step, diagnose)
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        with self.run.locked():
-            if self.step == 0:  # rows of a run that died before its first checkpoint
-                self.run.cut_metrics(0)
-            write_json(self.run.path / "config.json", config_to_dict(self.config))
-            return self._loop(stop_after, should_stop, callbacks, on_step, diagnose)
+        every, measure = self.config.diagnose_every, None
+        if diagnose is not None and every:
+            measure = functools.partial(self._diagnosis, diagnose)
+        return self._run(
+            stop_after,
+            should_stop=should_stop,
+            callbacks=callbacks,
+            on_step=on_step,
+            measure=measure,
+            measure_every=every,
+        )
 
-    def _loop(
-        self,
-        stop_after: int | None,
-        should_stop: Callable[[], bool],
-        callbacks: Sequence[OnRow],
-        on_step: Callable[[int], None],
-        diagnose: Callable[["Trainer"], dict] | None,
-    ) -> TrainResult:
-        config = self.config
-        end = min(config.max_steps, stop_after or config.max_steps)
-        row: dict = {}
-        tick, ticked_step = time.perf_counter(), self.step
-        for batch in self.loader.batches(self.step, end, pin=self.device.type == "cuda"):
-            wish = should_stop()
-            if wish and world_size() == 1:
-                break
-            with deterministic(config.deterministic):
-                update = self.learner.update(batch, self.step, stop=wish)  # several hear of it there
-            self.step += 1
-            log = self.step % config.log_every == 0 or self.step in (1, config.max_steps)
-            validate = self.step % config.validate_every == 0 or self.step == config.max_steps
-            measure = diagnose is not None and self._diagnoses_now()
-            if log or validate or measure:
-                now = time.perf_counter()
-                sequences = config.batch_size * config.objective.views * (self.step - ticked_step)
-                row = {
-                    "step": self.step,
-                    **update.row(),
-                    "sequences_per_second": round(sequences / (now - tick), 2),
-                    "peak_memory_bytes": peak_memory_bytes(self.device),
-                }
-                if validate:
-                    row |= self._validate(should_stop)
-                if measure:
-                    # Other shapes than training: not worth compiling.
-                    with alone(), torch.compiler.set_stance("force_eager"):
-                        row |= diagnose(self)
-                if rank() == 0:
-                    self.run.append(row)
-                for callback in callbacks:
-                    callback(row)
-                tick, ticked_step = time.perf_counter(), self.step
-            if self.step % config.save_every == 0:
-                self.save()
-            on_step(self.step)
-            if update.stop:
-                break
-        if self.saved_step != self.step:
-            self.save()
-        return TrainResult(self.run.path, self.step, self.step >= config.max_steps, row)
+    def _diagnosis(self, diagnose: Callable[["Trainer"], Record]) -> Record:
+        # Other shapes than training: not worth compiling.
+        with alone(), torch.compiler.set_stance("force_eager"):
+            return diagnose(self)
 
-    def _diagnoses_now(self) -> bool:
-        every = self.config.diagnose_every
-        return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
+    def _stream(self, first: int, last: int) -> Iterator[TrainBatch]:
+        return self.loader.batches(first, last, pin=self.device.type == "cuda")
 
-    def _validate(self, should_stop: Callable[[], bool]) -> dict[str, float]:
+    def _update(self, batch: TrainBatch, stop: bool) -> tuple[Record, bool]:
+        with deterministic(self.config.deterministic):
+            update = self.learner.update(batch, self.step, stop=stop)
+        return update.row(), update.stop
+
+    def _speed(self, steps: int, seconds: float) -> dict[str, float]:
+        sequences = self.config.batch_size * self.config.objective.views * steps
+        return {"sequences_per_second": round(sequences / seconds, 2)}
+
+    def _validation(self, should_stop: ShouldStop) -> dict[str, float]:
         """Validation NLL of teacher and student; nothing without a split or on a request to stop."""
         if "val" not in self.stores:
             return {}
@@ -219,31 +156,20 @@ class Trainer:
             values[name] = float(mean_over_processes(mine)) * world_size() / len(store)
         return values
 
-    def save(self) -> None:
-        """Publish everything a resume, a probe or a sampler needs; rank 0 writes."""
-        self.saved_step = self.step
-        state = self.learner.state_dict()
-        if rank() == 0:
-            self._write(state)
-        wait_for_all()  # a large checkpoint may take longer than the next collective would wait
-
-    def _write(self, state: dict) -> None:
+    def _content(self) -> Record:
+        """All that a resume, a probe or a sampler needs."""
         train = self.stores["train"]
-        self.run.save(
-            {
-                "step": self.step,
-                "config": config_to_dict(self.config),
-                **state,
-                "tokenizer": {
-                    "sha256": train.tokenizer_sha256,
-                    "name": train.manifest.get("tokenizer_name"),
-                },
-                "class_names": list(train.class_names),
-                "data": data_record(self.stores),
-            }
-        )
+        return {
+            **self.learner.state_dict(),
+            "tokenizer": {
+                "sha256": train.tokenizer_sha256,
+                "name": train.manifest.get("tokenizer_name"),
+            },
+            "class_names": list(train.class_names),
+            "data": data_record(self.stores),
+        }
 
-    def _check_data(self, content: dict, path: Path) -> None:
+    def _check_data(self, content: Record, path: Path) -> None:
         for name, store in self.stores.items():
             own = content["data"].get(name)
             hashes = store.manifest["sha256"]

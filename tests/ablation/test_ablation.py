@@ -184,10 +184,10 @@ def test_two_models_are_compared_by_their_changes():
     assert row["first"] == pytest.approx(first.rows[0].difference.mean())
     assert (table["p_holm"] >= table["p"]).all() and table["p_holm"].max() <= 1
     decided = table["p_holm"] < 0.05
-    assert (table["larger"] == np.where(decided, np.where(table["difference"] > 0, "ST-AR", "AR"),
+    assert (table["higher"] == np.where(decided, np.where(table["difference"] > 0, "ST-AR", "AR"),
                                         "neither")).all()  # fmt: skip
     same = compare_ablations(first, first, ("AR", "ST-AR"))
-    assert (same["difference"] == 0).all() and set(same["larger"]) == {"neither"}
+    assert (same["difference"] == 0).all() and set(same["higher"]) == {"neither"}
 
 
 def test_probe_accuracy_of_a_cut_model_refit_and_fixed():

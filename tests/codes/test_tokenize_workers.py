@@ -108,6 +108,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("group", [False, True])
 def test_a_signal_leaves_no_process_and_whole_state(tmp_path, folder, tokenizer_file, number, group):
@@ -118,15 +119,15 @@ def test_a_signal_leaves_no_process_and_whole_state(tmp_path, folder, tokenizer_
         env=environment, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     progress = tmp_path / "out.partial" / "train" / "progress.json"
-    for _ in range(600):
+    for _ in range(6000):
         if progress.exists() or process.poll() is not None:
             break
         time.sleep(0.05)
     os.killpg(process.pid, number) if group else process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], err
     assert b"Traceback" not in err
-    for _ in range(200):  # workers that nobody waits for look for their parent every 5 seconds
+    for _ in range(2000):  # workers that nobody waits for look for their parent every 5 seconds
         if not alive(process.pid):
             break
         time.sleep(0.05)

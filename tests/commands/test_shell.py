@@ -13,7 +13,8 @@ import pytest
 from helpers import ROOT
 
 from cli import shell
-from cli.terminal.screen import Stages, console, note_stand_ins, print_facts, print_line, print_rows
+from cli.terminal.screen import Stages, console, print_facts, print_line, print_rows
+from figures.sentences import names_in_pictures
 from star.base.settings import config_to_dict
 from star.training.config import preset
 from viz.base.style import save
@@ -196,7 +197,7 @@ def test_the_screen_takes_names_as_they_are(capsys, monkeypatch):
     print_line("two\nlines \x1b[31mred")
     print_rows(odd, ["name", odd], [[odd, "a\nb"]])
     print_facts({odd: odd})
-    Stages().message(odd)
+    Stages().say(odd)
     out = capsys.readouterr().out
     assert out.splitlines()[:2] == [odd, r"two\nlines \x1b[31mred"]
     assert out.count(odd) == 7 and r"a\nb" in out and "\x1b" not in out
@@ -231,8 +232,8 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch):
 
 
 def test_the_screen_says_which_classes_pictures_call_by_number(capsys):
-    note_stand_ins(["cat", "dog"])
-    assert capsys.readouterr().out == ""
-    note_stand_ins(["cat", "猫", "狗", LATIN], [0, 2, 2])
+    assert names_in_pictures(["cat", "dog"]) == []
+    for line in names_in_pictures(["cat", "猫", "狗", LATIN], [0, 2, 2]):
+        print_line(line)
     said = "in pictures, whose font lacks these names: class 2 is 狗\n"
     assert capsys.readouterr().out == said

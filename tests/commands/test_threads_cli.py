@@ -78,7 +78,7 @@ def python(script, *arguments, **environment):
         capture_output=True,
         text=True,
         env={**kept, "PYTHONPATH": str(ROOT), **environment},
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -98,6 +98,7 @@ def test_under_torchrun_the_processes_leave_the_first_line_to_the_one_that_start
     assert found["sample"] == ["", "", "torch is being imported"]
 
 
+@pytest.mark.slow
 def test_threads_are_those_asked_for_and_wait_quietly():
     *_, note, last = python(THREADS, "--threads", 1024).splitlines()
     assert note.startswith("note: 1024 threads, but ") and note.endswith("they take turns")

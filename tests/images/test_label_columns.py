@@ -143,7 +143,7 @@ def test_the_column_goes_from_the_command_to_the_manifest(star, tmp_path, tokeni
     assert not (tmp_path / "out").exists()
     code, _, err = star(*command, "--label-column", "coarse_label", "--device", "cpu")
     assert code == 0, err
-    from cli.drivers.probe_run import _given_images
+    from figures.studies.probing import given_images
     from probes.linear.splits import probe_splits
     from star.codes.store import open_splits
 
@@ -151,7 +151,7 @@ def test_the_column_goes_from_the_command_to_the_manifest(star, tmp_path, tokeni
     assert stores["train"].class_names == ("one", "two")
     assert np.bincount(stores["test"].labels).tolist() == [6, 6]
     assert stores["test"].manifest["source"]["label_column"] == "coarse_label"
-    again = _given_images("set", probe_splits(stores))
+    again = given_images("set", probe_splits(stores))
     assert again.splits["test"].fingerprint() == stores["test"].manifest["source"]["fingerprint"]
     assert refused(
         star(*command, "--label-column", "fine_label"), "out exists and was made with another"

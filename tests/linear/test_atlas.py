@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import SMALL, fake_store, small_model
-from reference.fill import fill_
+from helpers import SMALL, small_model
+from probing import LAYERS, MAE, STEPS, atlas_of, config, loaded, splits, tokenizer
 
 from probes.linear import saving
-from probes.linear.atlas import AtlasConfig, probe_atlas
+from probes.linear.atlas import probe_atlas
 from probes.linear.knn import knn_predict
-from probes.linear.mae import MaeConfig
 from probes.linear.protocols import PROTOCOLS, ProtocolConfig
 from probes.linear.splits import probe_splits
 from probes.reading.features import step_features
@@ -25,13 +24,6 @@ from star.codes.store import open_splits
 from star.images.open import open_source
 from star.model.config import ModelConfig
 from star.model.transformer import build_model
-from star.tokenizer.file import tokenizer_sha256
-from star.tokenizer.model import VQModel
-from star.tokenizer.shape import VQConfig
-from star.training.checkpoint import Loaded
-
-LAYERS, STEPS = (1, 3), (1, 4, 9)
-MAE = MaeConfig(base_lrs=(0.5, 5.0), epochs=6, warmup_epochs=1, batch_size=15)
 
 
 class Stopped(Exception):
@@ -42,41 +34,6 @@ class Stopped(Exception):
 def small_pictures_of_tokens(monkeypatch):
     """One pixel a cell: the pixel control of a 3 x 3 grid is 27 numbers wide, not 2,700."""
     monkeypatch.setattr("probes.linear.pixels.SIDE", 3)
-
-
-def tokenizer():
-    """Decodes the eleven codes of the fake stores, one pixel each; always the same weights."""
-    shape = VQConfig(
-        channels=32, multipliers=(1,), encoder_blocks=1, decoder_blocks=1, codebook_size=11
-    )
-    return fill_(VQModel(shape))
-
-
-def splits():
-    stores = {
-        "train": fake_store(images=40),
-        "val": fake_store(images=16, views=1, seed=5),
-        "test": fake_store(images=24, views=1, seed=6),
-    }
-    for store in stores.values():
-        store.tokenizer_sha256 = tokenizer_sha256(tokenizer())
-    return probe_splits(stores)
-
-
-def loaded(folder, model=None) -> Loaded:
-    path = folder / "ckpt.pt"
-    path.write_bytes(b"a checkpoint")
-    return Loaded(small_model() if model is None else model, path, "teacher", "small", step=3)
-
-
-def config(name="ridge", **changes) -> AtlasConfig:
-    values = {"layers": LAYERS, "steps": STEPS, "protocol": ProtocolConfig(name=name, mae=MAE)}
-    return AtlasConfig(**{**values, **changes})
-
-
-def atlas_of(folder, *, model=None, **options):
-    settings = options.pop("config", config())
-    return probe_atlas(loaded(folder, model), splits(), settings, tokenizer=tokenizer(), **options)
 
 
 def rows(atlas, control, **where) -> pd.DataFrame:
@@ -261,6 +218,7 @@ def test_a_control_that_is_broken_at_one_seed_has_no_rows_there(tmp_path, monkey
 # --- the work folder -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mae", "ridge", "logreg"])
 def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path, monkeypatch, name):
     monkeypatch.setattr(saving, "SECONDS", 0.0)
@@ -322,9 +280,9 @@ def test_another_setting_works_in_another_folder(tmp_path):
         {"layers": (1,)},
         {"steps": (4, 9)},
         {"protocol": ProtocolConfig(name="knn")},
-        {"protocol": ProtocolConfig(mae=MAE)},
-        {"protocol": ProtocolConfig(mae=dataclasses.replace(MAE, epochs=7))},
-        {"protocol": ProtocolConfig(mae=dataclasses.replace(MAE, base_lrs=(0.5,)))},
+        {"protocol": ProtocolConfig(name="mae", mae=MAE)},
+        {"protocol": ProtocolConfig(name="mae", mae=dataclasses.replace(MAE, epochs=7))},
+        {"protocol": ProtocolConfig(name="mae", mae=dataclasses.replace(MAE, base_lrs=(0.5,)))},
         {"precision": torch.bfloat16},
     ]
 

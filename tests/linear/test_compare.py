@@ -8,7 +8,7 @@ import pytest
 from probes.linear.classes import confusion, per_class_accuracy
 from probes.linear.compare import COMPARE_COLUMNS, compare_hits
 from probes.stats.intervals import bootstrap_interval, wilson_interval
-from probes.stats.paired import holm, mcnemar
+from probes.stats.paired import holm, mcnemar, paired_row, paired_table
 from star.base.errors import UserError
 from star.base.randomness import generator
 
@@ -36,8 +36,9 @@ def compared(gain_LK, **options):
 def test_mcnemar_is_the_sum_of_binomial_terms(b, c):
     tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
     expected = min(1.0, 2 * tail / 2 ** (b + c))
-    # Sums of logarithms of up to a few hundred: about 1e-13 each.
     assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+    both = mcnemar(np.array([[b, c]]), np.array([[c, b]]))
+    assert both.shape == (1, 2) and both.tolist() == [[mcnemar(b, c)] * 2]
 
 
 def test_mcnemar_against_a_published_example():
@@ -89,7 +90,7 @@ def test_the_table_against_counting():
     overall = table[(table["layer"] == 3) & (table["step"] == 0)].iloc[0]
     assert overall["difference"] == pytest.approx(second[:, 2].mean() - first[:, 2].mean())
     assert overall["low"] < overall["difference"] < overall["high"]
-    assert overall[["only_first", "p", "p_holm", "better"]].isna().all()
+    assert overall[["only_first", "p", "p_holm", "higher"]].isna().all()
     tested = table[table["step"] > 0]
     np.testing.assert_allclose(tested["p_holm"], holm(tested["p"].to_numpy()))
 
@@ -101,7 +102,7 @@ def test_the_same_seed_gives_the_same_table_and_swapping_the_models_the_opposite
     assert one.table.equals(again.table) and one.sentences() == again.sentences()
     swapped = compare_hits(second, first, names=NAMES[::-1], **options).table
     np.testing.assert_allclose(swapped["difference"], -one.table["difference"])
-    assert (swapped["better"][:12] == one.table["better"][:12]).all()
+    assert (swapped["higher"][:12] == one.table["higher"][:12]).all()
 
 
 def test_words_when_one_is_better_everywhere():
@@ -135,7 +136,7 @@ def test_layers_of_one_pattern_share_a_clause_and_an_average():
     result = compared([[0, 0.3, 0, 0.1], [0, 0, 0, 0], [0, 0.2, 0, 0.2]])
     sentence = result.sentences()[0]
     assert "at layers 1 and 3, steps 16 and 32 (" in sentence
-    cells = result.table[result.table["better"] == "ST-AR"]
+    cells = result.table[result.table["higher"] == "ST-AR"]
     assert len(cells) == 4 and f"({100 * cells['difference'].mean():+.1f} points [" in sentence
 
 
@@ -146,7 +147,7 @@ def test_a_difference_that_the_correction_takes_away_is_not_claimed():
     result = compare_hits(first, second, layers=LAYERS, steps=STEPS, names=NAMES, seed=0)
     cell = result.table.iloc[0]
     assert cell["p"] == pytest.approx(2 / 2**7) and cell["p"] < 0.05 < cell["p_holm"]
-    assert cell["low"] > 0 and cell["better"] == "neither"
+    assert cell["low"] > 0 and cell["higher"] == "neither"
     assert "reads the class better" not in " ".join(result.sentences())
 
 
@@ -156,7 +157,7 @@ def test_a_gain_of_seed_0_alone_is_not_claimed():
     result = compare_hits(first, second, layers=LAYERS, steps=STEPS, names=NAMES, seed=0)
     tested = result.table[result.table["step"] > 0]
     assert (tested["p_holm"] < 0.05).all() and (tested["difference"] < 0).all()
-    assert (tested["better"] == "neither").all()
+    assert (tested["higher"] == "neither").all()
 
 
 @pytest.mark.parametrize(
@@ -221,3 +222,23 @@ def test_predictions_that_do_not_fit_are_refused():
         confusion(predicted[:, 0, 0], labels, 4)
     with pytest.raises(UserError, match="expected whole numbers"):
         confusion(predicted[:, 0, 0] / 2, labels, 5)
+
+
+def test_a_paired_table_corrects_what_was_tested_and_names_who_is_higher():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=40)
+    clear, small = first + 1 + 0.1 * rng.normal(size=40), first + 0.01 * rng.normal(size=40)
+    pairs = {"up": (first, clear), "down": (clear, first), "same": (first, small)}
+    rows = [{"key": key, **paired_row(*pair)} for key, pair in pairs.items()]
+    rows.append({"key": "few", **paired_row(first[:19], clear[:19])})
+    columns = ("key", "higher", "n", "p", "p_holm", "first", "second", "difference", "low", "high")
+    table = paired_table(rows, columns, ("AR", "ST-AR")).set_index("key")
+    assert tuple(table.columns) == columns[1:]
+    assert table["higher"].fillna("").tolist() == ["ST-AR", "AR", "neither", ""]
+    assert table["n"].tolist() == [40, 40, 40, 19]
+    np.testing.assert_allclose(table["difference"], table["second"] - table["first"])
+    np.testing.assert_allclose(table["p_holm"][:3], holm(table["p"][:3].to_numpy()))
+    assert table.loc["few", ["p", "p_holm"]].isna().all()
+    untested = paired_table(rows[3:], columns, ("AR", "ST-AR"))
+    assert untested["higher"].isna().all() and untested["p_holm"].isna().all()
+    assert not len(paired_table([], columns, ("AR", "ST-AR")))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers import fake_store, small_model
 
-from cli.drivers.probe_report import print_atlas
-from cli.drivers.probe_run import _print_measures
 from cli.terminal.training import COLUMNS, _heading
+from figures.studies.measures import measures_said
+from figures.studies.probing_said import atlas_said
 from probes.linear.atlas import Atlas
 from probes.linear.knn import voters
 from probes.linear.protocols import describe_protocol
@@ -37,7 +37,7 @@ def test_the_protocol_says_its_k():
     assert "neighbours" not in describe_protocol("ridge", 7)
 
 
-def test_the_printed_title_of_a_probe_has_it(capsys):
+def test_the_printed_title_of_a_probe_has_it():
     row = {
         "control": "none",
         "layer": 1,
@@ -52,20 +52,19 @@ def test_the_printed_title_of_a_probe_has_it(capsys):
         **describe_protocol("knn", 7),
         "seeds": [0], "splits": {"images": {"test": 4}}, "pixels": "source", "chance": 0.5,
     }  # fmt: skip
-    print_atlas(Atlas(Result(table, info), np.zeros((1, 1, 1, 4)), np.zeros(4), []), "AR")
-    assert "AR: knn, k = 7, 4 test images" in capsys.readouterr().out
+    atlas = Atlas(Result(table, info), np.zeros((1, 1, 1, 4)), np.zeros(4), [])
+    assert atlas_said(atlas, "AR", ("one", "two"))[0].title == "AR: knn, k = 7, 4 test images, %"
 
 
 @pytest.mark.parametrize(("images", "references", "k"), [(7, 2000, 7), (50, 12, 12), (50, 2000, 20)])
-def test_measures_record_print_and_draw_it(capsys, images, references, k):
+def test_measures_record_print_and_draw_it(images, references, k):
     stores = [fake_store(images=count, views=1, grid=4, seed=count) for count in (24, images)]
     for store in stores:
         store.view_names = ("centre",)
     options = {"layers": [1], "steps": [4, 16], "names": ["knn"], "train": stores[1]}
     found = measure(small_model(CONFIG), stores[0], images=24, references=references, **options)
     assert found.info["knn"] == {"references": min(images, references), "k": k}
-    _print_measures(found, "AR")
-    assert f"(DINO's protocol), k = {k}\n" in capsys.readouterr().out
+    assert measures_said(found, "AR")[-1].endswith(f"(DINO's protocol), k = {k}")
     figures = dict(measure_figures(found.table, total_steps=16, votes=k))
     title = figures["knn"].axes[0].get_title(loc="left")
     assert title == f"Nearest-neighbour classification, k = {k}, layer 1"

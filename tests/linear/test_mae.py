@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import fake_store, small_model
-from probing import CPU, blob_task
+from probing import CONFIG, CPU, GROUPS, blob_task, label_sets, trained
 from reference.linprobe import Lars, LinearProbe, rate
 
 from probes.linear.cached import CachedSource, cached
@@ -16,10 +16,6 @@ from probes.linear.sources import ModelSource
 from probes.linear.splits import probe_splits
 from star.base.errors import UserError
 
-GROUPS = [(1, 4), (1, 9), (3, 4), (3, 9)]
-# Batches of 16: rates of 1.25 and of 6.4, MAE's own, at which 15 steps move the weights a lot.
-CONFIG = MaeConfig(base_lrs=(20.0, 102.4), epochs=5, warmup_epochs=2, batch_size=16)
-
 
 class NotingBank(HeadBank):
     """Notes the learning rates of every update."""
@@ -29,17 +25,6 @@ class NotingBank(HeadBank):
     def update(self, features_GBD, labels_SB, images, lrs_R):
         NotingBank.rates.append(list(lrs_R))
         super().update(features_GBD, labels_SB, images, lrs_R)
-
-
-def label_sets(splits, sets=2):
-    labels = splits.labels("train")
-    return np.stack([labels, np.random.default_rng(5).permutation(labels)][:sets])
-
-
-def trained(source, labels_SN, config=CONFIG, *, classes=3, seed=7, **options):
-    bank = HeadBank(source, len(labels_SN), len(config.base_lrs), classes, seed)
-    train_heads(bank, source, labels_SN, config, seed=seed, **options)
-    return bank
 
 
 def same(a: HeadBank, b: HeadBank) -> bool:
@@ -323,7 +308,7 @@ def test_an_interrupted_bank_goes_on_to_the_same_heads(monkeypatch, tmp_path):
 def test_a_protocol_goes_on_from_its_bank_file(monkeypatch, tmp_path):
     monkeypatch.setattr("probes.linear.saving.SECONDS", 0.0)
     source, splits = blob_task(GROUPS)
-    options = {"config": ProtocolConfig(mae=CONFIG), "seed": 3}
+    options = {"config": ProtocolConfig(name="mae", mae=CONFIG), "seed": 3}
     expected = run_protocol(source, splits, label_sets(splits), **options)
 
     def stop(phase, done, total):
@@ -338,6 +323,15 @@ def test_a_protocol_goes_on_from_its_bank_file(monkeypatch, tmp_path):
     assert len(source.calls) == 3, "the last epoch alone is done again"
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(vars(found)[name], value)
+
+
+def test_the_state_of_a_bank_is_what_files_of_older_releases_hold():
+    source, _ = blob_task(GROUPS)
+    bank = HeadBank(source, 1, 1, 3, 0)
+    names = ["weight", "bias", "weight_velocity", "bias_velocity", "mean", "variance"]
+    assert list(bank.state()) == names
+    bank.note = "not a tensor, and none of training's"
+    HeadBank(source, 1, 1, 3, 1).load(bank.state())
 
 
 def test_a_bank_file_that_does_not_fit_is_named(tmp_path):

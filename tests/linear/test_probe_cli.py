@@ -23,6 +23,7 @@ def flat(text):
     return text.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_probe_writes_table_provenance_and_pictures(star, trained, tmp_path):
     code, out, err = star("probe", trained, "--layer", "all", "--steps", "7", "--out", "p")
     assert code == 0, err
@@ -89,6 +90,7 @@ def test_several_seeds_are_averaged_with_their_spread(star, trained, tmp_path):
     assert len(random) == 3
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_compared_on_the_same_images(star, trained, tmp_path):
     code, out, err = star(
         "probe", trained, trained / "ckpt.pt", "--layer", "all", "--steps", "2", "--out", "p",
@@ -99,7 +101,7 @@ def test_two_checkpoints_are_compared_on_the_same_images(star, trained, tmp_path
     names = {path.name for path in (tmp_path / "p").iterdir()}
     (pair,) = [name for name in names if "-against-" in name and name.endswith(".csv")]
     table = pd.read_csv(tmp_path / "p" / pair)
-    assert (table["difference"] == 0).all() and set(table["better"].dropna()) == {"neither"}
+    assert (table["difference"] == 0).all() and set(table["higher"].dropna()) == {"neither"}
     assert any(name.endswith("-difference.png") for name in names)
     assert any("-compared-layer-" in name for name in names)
     # the controls of the data are measured once and are in both tables
@@ -110,6 +112,7 @@ def test_two_checkpoints_are_compared_on_the_same_images(star, trained, tmp_path
     assert len(own) == 2 and own[0].equals(own[1])
 
 
+@pytest.mark.slow
 def test_measures_of_one_and_of_two_checkpoints(star, trained, tmp_path):
     code, out, err = star(
         "probe", trained, trained / "ckpt.pt", "--measure", "cka,step_consistency,effective_rank",

@@ -11,13 +11,14 @@ from probes.attention.result import maps_result
 from probes.attention.rollout import attention_rollout
 from probes.attention.stats import attention_stats
 from probes.reading.features import (
+    capture_steps,
     parse_layers,
     parse_steps,
     scattered_steps,
     step_features,
     uniform_steps,
 )
-from probes.stats.intervals import mean_interval, wilson_interval
+from probes.stats.intervals import mean_interval, share_interval, wilson_interval
 from probes.tokens.augmentations import nudge
 from star.base.errors import UserError
 
@@ -92,6 +93,25 @@ def test_features_may_be_of_images_of_other_classes_and_attention_under_a_class_
         attention_stats(model, store, layers=[1], steps=[4])
 
 
+def test_captured_steps_are_rows_of_the_whole_pass_up_to_the_last_of_them():
+    model, tokens = small_model(), torch.from_numpy(fake_store().codes[:, 0].astype(np.int64))
+    sites, labels = ["layers.2", "layers.1.attention"], torch.full((len(tokens),), 1)
+    whole = capture_steps(model, tokens, labels, sites, None)
+    some = capture_steps(model, tokens, 1, sites, [2, 5])
+    assert set(some) == set(sites)
+    # sums over 5 places in place of 10 round differently
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(some["layers.2"], whole["layers.2"][:, [1, 4]], **close)
+    attention = whole["layers.1.attention"][:, :, [1, 4], :5]
+    torch.testing.assert_close(some["layers.1.attention"], attention, **close)
+    half = capture_steps(model, tokens, 1, ["layers.2"], [5], precision=torch.bfloat16)["layers.2"]
+    assert not torch.equal(half.float()[:, 0], some["layers.2"][:, 1])
+    hidden = torch.zeros(10, 10, dtype=torch.bool)
+    hidden[4, 2] = True
+    cut = capture_steps(model, tokens, 1, sites[1:], [5], cut={1: hidden})["layers.1.attention"]
+    assert not cut[:, :, 0, 2].any() and some["layers.1.attention"][:, :, 1, 2].all()
+
+
 def test_a_layer_that_does_not_exist():
     with pytest.raises(UserError, match=r"layer 99 does not exist; the model has layers 1 to 3"):
         step_features(small_model(), fake_store(), layers=[99], steps=[1])
@@ -106,6 +126,7 @@ def test_wilson_interval_against_published_values():
     ):
         assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
     assert wilson_interval(20, 20)[1] == 1.0
+    assert share_interval(np.arange(20) < 15) == (0.75, *wilson_interval(15, 20))
 
 
 def test_mean_interval():
@@ -114,6 +135,7 @@ def test_mean_interval():
     half = 1.959964 * np.std(values, ddof=1) / 2
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
     assert np.isnan(mean_interval(np.array([1.0]))[1:]).all()
+    assert np.isnan(mean_interval(np.array([]))).all() and len(mean_interval(np.array([]))) == 3
 
 
 def test_attention_rows_at_steps_are_rows_of_the_whole_pattern():

@@ -171,6 +171,7 @@ def test_pieces_cover_every_group_once():
 def test_an_unknown_protocol_is_named():
     with pytest.raises(UserError, match="protocol .*'svm'.*mae"):
         ProtocolConfig(name="svm")
+    assert ProtocolConfig().name == "logreg", "as the command's"
 
 
 # --- logistic regression -------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from reference.fill import fill_
 from small_runs import CPU, tiny
 
 from star.base.torch_files import load_torch_file
+from star.images.views import scaled
 from star.runs.checkpoint import load_checkpoint, save_checkpoint
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.file import load_tokenizer, tokenizer_sha256
 from star.tokenizer.learner import TokenizerLearner
 from star.tokenizer.model import VQModel
-from star.tokenizer.quality import scaled
 from star.training.checkpoint import MODEL_RUN
 from star.training.trainer import Trainer
 

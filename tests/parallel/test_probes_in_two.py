@@ -4,16 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fresh import in_two
 from helpers import small_model
-from probing import blob_task
-from test_atlas import STEPS, atlas_of, config
-from test_mae import GROUPS, label_sets, trained
+from probing import GROUPS, STEPS, atlas_of, blob_task, config, label_sets, trained
 from two_processes import one_of_two
 
 from probes.linear import mae, pixels
 from probes.linear.mae import MaeConfig
 from probes.results import read_result, write_result
 
+pytestmark = pytest.mark.slow
 UNEVEN = MaeConfig(base_lrs=(20.0, 102.4), epochs=5, warmup_epochs=2, batch_size=15)
 PROTOCOLS = ("mae", "ridge", "knn")
 
@@ -49,7 +49,7 @@ def work(rank, folder):
 def folder(tmp_path_factory):
     """What two processes left: a folder each."""
     path = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(work, (path,), nprocs=2)
+    in_two(work, path)
     return path
 
 

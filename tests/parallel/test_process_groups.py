@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from fresh import in_two
 from helpers import fake_store
 from small_runs import CPU, tiny
 from two_processes import one_of_two
@@ -18,10 +19,6 @@ from star.training.learner import Learner
 from star.training.trainer import Trainer
 
 SHORT = timedelta(seconds=3)
-
-
-def in_two(work, *arguments):
-    torch.multiprocessing.spawn(work, arguments, nprocs=2)
 
 
 def wait_long_then_hang(rank, folder):
@@ -40,15 +37,16 @@ def wait_long_then_hang(rank, folder):
                     distributed.mean_over_processes(torch.zeros(3))
                 (folder / "gave up").touch()
             begun = time.monotonic()
-            while not (folder / "gave up").exists() and time.monotonic() - begun < 60:
+            while not (folder / "gave up").exists() and time.monotonic() - begun < 300:
                 time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_others_wait_for_rank_0_longer_than_for_a_collective_that_hangs(tmp_path):
     begun = time.monotonic()
     in_two(wait_long_then_hang, tmp_path)
     assert (tmp_path / "gave up").exists()
-    assert time.monotonic() - begun < 60, "within its own time, not days"
+    assert time.monotonic() - begun < 300, "within its own time, not days"
 
 
 @pytest.fixture
@@ -82,9 +80,7 @@ def test_all_leave_together_however_long_one_still_draws(barriers):
 def test_all_wait_for_a_checkpoint_and_for_the_slowest_share_of_a_pass(tmp_path, monkeypatch):
     seen = []
     run = tmp_path / "run"
-    monkeypatch.setattr(
-        "star.training.trainer.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists())
-    )
+    monkeypatch.setattr("star.runs.loop.wait_for_all", lambda: seen.append((run / "ckpt.pt").exists()))
     Trainer(tiny(max_steps=2, save_every=2), {"train": fake_store()}, run, CPU).fit()
     assert seen == [True]
     monkeypatch.setattr("probes.linear.predictions.wait_for_all", lambda: seen.append("pass"))
@@ -137,6 +133,7 @@ def hold_and_cut(rank, folder):
     (folder / f"done-{rank}").touch()
 
 
+@pytest.mark.slow
 def test_gradients_are_held_once_and_sharding_stays_on_the_chosen_device(tmp_path):
     in_two(hold_and_cut, tmp_path)
     assert len(list(tmp_path.glob("done-*"))) == 2

@@ -261,11 +261,18 @@ def test_the_jackknife_of_a_mean_is_students_interval_and_covers():
     left_out = (values.sum() - values) / 9
     mean, low, high = jackknife_interval(float(values.mean()), left_out)
     half = 2.262157 * values.std(ddof=1) / math.sqrt(10)  # Student's t, 9 degrees of freedom
-    # the series is good to 0.001 of t
-    assert (mean, low, high) == pytest.approx((values.mean(), mean - half, mean + half), abs=5e-4)
-    assert student_quantile(9) == pytest.approx(2.262157, abs=1e-3)
-    assert student_quantile(30) == pytest.approx(2.042272, abs=1e-4)
-    assert student_quantile(10**6) == pytest.approx(1.959966, abs=1e-5)
+    assert (mean, low, high) == pytest.approx((values.mean(), mean - half, mean + half), abs=1e-6)
+    # tables of Student's t, two-sided 95 %
+    assert student_quantile(1) == pytest.approx(12.706205, abs=1e-6)
+    assert student_quantile(2) == pytest.approx(4.302653, abs=1e-6)
+    assert student_quantile(9) == pytest.approx(2.262157, abs=1e-6)
+    assert student_quantile(30) == pytest.approx(2.042272, abs=1e-6)
+    assert student_quantile(10**6) == pytest.approx(1.959966, abs=1e-6)
+
+
+def test_the_jackknife_of_two_has_one_degree_of_freedom():
+    value, low, high = jackknife_interval(1.0, np.array([0.0, 2.0]))  # error sqrt(1 / 2 * 2) = 1
+    assert (value, high - value, value - low) == pytest.approx((1, 12.706205, 12.706205), abs=1e-6)
 
 
 def test_intervals_of_cka_hold_the_value_of_many_images():

@@ -37,6 +37,7 @@ def tiny_plan(folder):
     )
 
 
+@pytest.mark.slow
 def test_the_chain_end_to_end_and_again(tmp_path, digit_folder, tokenizer_file):
     plan, device = tiny_plan(digit_folder), torch.device("cpu")
     stages, messages = [], []

@@ -79,6 +79,7 @@ def test_the_reference_arm_takes_the_step_that_ours_takes():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_step_memory_grows_with_the_batch_as_the_activations_do():
     ballast = np.ones(1 << 27)  # 1 GiB of the process that asks is none of the step's
     model = dataclasses.replace(tiny().model, grid=8, width=64)

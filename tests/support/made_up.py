@@ -1,7 +1,5 @@
 """Made-up tables, maps and pictures that the tests of the drawings draw, and where words lie in one."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +69,7 @@ def made_tested(better, layers=(5, 6), steps=(4, 8, 12, 16)) -> pd.DataFrame:
     """The columns of ``probes.linear.compare`` that a drawing reads; ``better`` by layer and step."""
     cells = [(layer, step) for layer in layers for step in steps]
     rows = [(*cell, better.get(cell, "neither")) for cell in cells] + [(5, 0, None)]
-    return pd.DataFrame(rows, columns=["layer", "step", "better"])
+    return pd.DataFrame(rows, columns=["layer", "step", "higher"])
 
 
 def made_counts(classes: int) -> np.ndarray:
@@ -193,6 +191,11 @@ def boxes(figure):
     return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
 
 
-def overlapping(figure):
-    pairs = itertools.combinations(boxes(figure), 2)
-    return [(a, b) for (a, one), (b, other) in pairs if one.overlaps(other) and a != b]
+def overlapping(figure, found=None):
+    """Pairs of texts that lie on each other; ``found`` is what ``boxes`` gave, if it was asked."""
+    found = boxes(figure) if found is None else found
+    corners = np.array([box.extents for _, box in found]).reshape(-1, 4)
+    low, high = corners[:, None, :2], corners[:, None, 2:]
+    over = (low <= corners[:, 2:]).all(axis=2) & (high >= corners[:, :2]).all(axis=2)
+    pairs = [(found[a][0], found[b][0]) for a, b in zip(*np.nonzero(np.triu(over, 1)), strict=True)]
+    return [(a, b) for a, b in pairs if a != b]

@@ -11,7 +11,7 @@ from star.parallel import processes as distributed
 
 @contextlib.contextmanager
 def one_of_two(rank: int, rendezvous: str, *, sharded: bool = False):
-    """This process, started by ``spawn``, as one of two; nothing of the group is left afterwards.
+    """This process, started by ``in_two``, as one of two; nothing of the group is left afterwards.
 
     (Unless sharded: torch caches the mesh, and with it the group.)
     """

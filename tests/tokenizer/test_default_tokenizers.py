@@ -91,7 +91,7 @@ def quick_recipe(monkeypatch, tmp_path):
 
 def test_digits_tokenizer_is_trained_once_and_kept(tmp_path, quick_recipe):
     steps = []
-    model, path = digits.digits_tokenizer(lambda step, total, terms: steps.append((step, total)))
+    model, path = digits.digits_tokenizer(lambda step, total: steps.append((step, total)))
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert path.parent == tmp_path
     assert path.stat().st_size < 4_000_000
@@ -102,6 +102,21 @@ def test_digits_tokenizer_is_trained_once_and_kept(tmp_path, quick_recipe):
     again, _ = digits.digits_tokenizer(lambda *line: steps.append(line))
     assert len(steps) == 3
     assert tokenizer_sha256(again) == tokenizer_sha256(model)
+
+
+def test_the_digits_tokenizer_of_earlier_releases_is_found():
+    """Its name is of the recipe: what is in a cache today is not trained again."""
+    assert digits.digits_tokenizer_path().name == "digits-f67edc40.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [({"lr": 1.0}, False), ({"seed": 1}, False), ({"keep": 9}, True), ({"sizes": (8,)}, True)],
+)
+def test_its_name_tells_what_it_was_trained_with(monkeypatch, changed, same):
+    before = digits.digits_tokenizer_path()
+    monkeypatch.setattr(digits, "RECIPE", replace(digits.RECIPE, **changed))
+    assert (digits.digits_tokenizer_path() == before) is same
 
 
 def test_digits_are_tokenised_with_their_own(quick_recipe):

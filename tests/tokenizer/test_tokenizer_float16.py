@@ -10,10 +10,10 @@ from helpers import TINY_VQ, small_pictures
 from star.base.device import resolve_precision
 from star.base.errors import UserError
 from star.base.loss_scale import FIRST, LossScale
+from star.images.views import scaled
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.discriminator import adaptive_weight
 from star.tokenizer.learner import TokenizerLearner
-from star.tokenizer.quality import scaled
 
 SMALL_VQ = dataclasses.replace(TINY_VQ, decoder_blocks=1)
 # The weights stand for large images: each of a megapixel's elements gets as little gradient.

@@ -11,6 +11,7 @@ from reference.fill import fill_
 
 from star.base.errors import UserError
 from star.base.randomness import torch_generator
+from star.images.views import scaled
 from star.tokenizer.config import TokenizerConfig, tokenizer_preset
 from star.tokenizer.discriminator import (
     PatchDiscriminator,
@@ -19,11 +20,11 @@ from star.tokenizer.discriminator import (
     hinge_generator,
 )
 from star.tokenizer.file import tokenizer_sha256
-from star.tokenizer.learner import TokenizerLearner, learning_rate_factor, new_tokenizer
+from star.tokenizer.learner import TokenizerLearner, new_tokenizer
 from star.tokenizer.losses import reconstruct
 from star.tokenizer.model import VQModel
 from star.tokenizer.perceptual import load_lpips
-from star.tokenizer.quality import evaluate_tokenizer, scaled
+from star.tokenizer.quality import evaluate_tokenizer
 from star.tokenizer.revival import revive_codes
 
 QUICK = TokenizerConfig(
@@ -134,16 +135,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, good):
         learner.update(torch.full((8, 3, 8, 8), math.nan), good)
     for key, value in learner.model.encoder.state_dict().items():
         assert torch.equal(value, before[key]), key
-
-
-def test_learning_rates():
-    config = dataclasses.replace(QUICK, max_steps=100, warmup_steps=10)
-    assert [learning_rate_factor(step, config) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
-    assert learning_rate_factor(10, config) == 1.0
-    assert learning_rate_factor(55, config) == pytest.approx(0.5)
-    assert learning_rate_factor(99, config) < 0.001
-    constant = dataclasses.replace(config, schedule="constant")
-    assert learning_rate_factor(99, constant) == 1.0
 
 
 # ---- codes ---------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from probes.samples.inception import inception_pool
 from probes.stats.frechet import Moments, frechet_distance
 from probes.tokens.reconstruction import patches, reconstruction_report
 from star.base.errors import UserError
+from star.images.views import scaled
 from star.tokenizer.model import VQModel, to_uint8
-from star.tokenizer.quality import evaluate_tokenizer, image_psnr, image_ssim, scaled
+from star.tokenizer.quality import evaluate_tokenizer, image_psnr, image_ssim
 
 
 @pytest.fixture(scope="module")

@@ -278,6 +278,7 @@ def test_the_tokenizer_serves_the_other_commands(star, command_run, digit_folder
     assert code == 0, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number):
     run = tmp_path / "run"
@@ -285,7 +286,7 @@ def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number
     process = _start(["train-tokenizer", digit_folder, "--run", run, *options])
     _wait_for(run / "ckpt.pt", process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     assert b"Traceback" not in err and b"go on with: star train-tokenizer --resume" in out
     step = rows(run)[-1]["step"]
@@ -297,6 +298,7 @@ def test_a_signal_saves_and_the_run_goes_on(star, digit_folder, tmp_path, number
     assert card["name"] == "mine" and f"--run {run}" in card["command"]  # of the run's beginning
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_whole_files(source, digit_folder, tmp_path):
     run = tmp_path / "run"
     options = ["--max-steps", "4000", *OPTIONS[2:]]
@@ -309,7 +311,7 @@ def test_a_kill_leaves_whole_files(source, digit_folder, tmp_path):
 
 
 def _wait_for(path, process):
-    for _ in range(600):
+    for _ in range(3000):
         if path.exists():
             return
         assert process.poll() is None, process.communicate()

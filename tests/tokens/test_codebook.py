@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asking import asked_from_python
 from helpers import refused
+from PIL import Image
 
+from figures.studies import codebook
 from probes.tokens.codebook import code_pictures, codebook_report, entropy, nearest_codes
 from star.base.errors import UserError
 from star.codes.store import open_splits
@@ -128,3 +131,30 @@ def test_the_command(star, stores, tokenizer_file, tmp_path):
     assert refused(star("codebook", stores, *options, "--top", "0"), "top is 0; expected 1 to 160")
     assert refused(star("codebook", "nowhere", *options), "nowhere")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_same_request_from_python(star, stores, tokenizer_file, tmp_path):
+    asked = ("--split", "train", "--top", "5", "--out", "c")
+    code, out, err = star("codebook", stores, "--tokenizer", tokenizer_file, *asked)
+    assert code == 0, err
+    request = codebook.Request(
+        data=str(stores), tokenizer=str(tokenizer_file), split="train", top=5, out="c"
+    )
+    answer = asked_from_python(codebook.run, request, tmp_path / "c")
+    assert len(answer.result.table) == 256 and len(answer.figures) == 2
+    assert all(sentence in out for sentence in answer.sentences) and len(answer.sentences) == 2
+
+
+def test_few_images_are_counted_without_an_interval(star, tokenizer_file, tmp_path):
+    images = tmp_path / "images"
+    for split in ("train", "test"):
+        for label in range(2):
+            (images / split / str(label)).mkdir(parents=True)
+            for index in range(4):
+                pixels = np.full((32, 32, 3), 40 * index + label, dtype=np.uint8)
+                Image.fromarray(pixels).save(images / split / str(label) / f"{index}.png")
+    options = ("--tokenizer", tokenizer_file, "--out", "c")
+    code, out, err = star("codebook", images, *options)
+    assert code == 0 and "in 8 images; entropy" in out and "nan" not in out, (out, err)
+    info = json.loads(next((tmp_path / "c").glob("*.json")).read_text())
+    assert info["images"] == 8 and info["entropy_nats"][1:] == [None, None]

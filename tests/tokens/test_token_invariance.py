@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asking import asked_from_python
 from cell_tokenizer import CellTokenizer, pictures, random_pictures
 from helpers import refused
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from figures.studies import token_invariance
 from probes.tokens.augmentations import AUGMENTATIONS, chosen_views
 from probes.tokens.invariance import measure_invariance
 from star.base.errors import UserError
@@ -47,6 +49,7 @@ def coarse_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_folder_gives_curves_tables_and_maps(star, digit_folder, tokenizer_file, tmp_path):
     asked = ("--augment", "shift,noise:0,2", "--images", "6", "--out", "o", "--device", "cpu")
     code, out, err = star("token-invariance", digit_folder, "--tokenizer", tokenizer_file, *asked)
@@ -66,6 +69,7 @@ def test_a_folder_gives_curves_tables_and_maps(star, digit_folder, tokenizer_fil
     assert (tmp_path / "o" / f"{stem}.csv").read_bytes() == before, "the seed decides"
 
 
+@pytest.mark.slow
 def test_two_tokenizers_are_compared_on_the_same_images(star, tokenizer_file, coarse_file, tmp_path):
     both = ("--tokenizer", tokenizer_file, "--tokenizer", coarse_file)
     code, out, err = star(
@@ -85,6 +89,7 @@ def test_two_tokenizers_are_compared_on_the_same_images(star, tokenizer_file, co
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_one_image_gives_figure_1c_and_maps_of_each_tokenizer(
     star, tokenizer_file, coarse_file, tmp_path
 ):
@@ -104,6 +109,37 @@ def test_one_image_gives_figure_1c_and_maps_of_each_tokenizer(
     assert code == 0 and max(len(path.name) for path in (tmp_path / "e").iterdir()) < 100, err
     code, _, err = star("token-invariance", "digits/5", *both[:2], "--augment", "noise:0", "--out", "n")
     assert code == 0 and not list((tmp_path / "n").glob("*maps*")), err
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_the_same_request_from_python(star, tokenizer_file, coarse_file, digit_folder, tmp_path, many):
+    image, files = str(digit_folder) if many else "digits/5", [str(tokenizer_file), str(coarse_file)]
+    options = [
+        "--tokenizer",
+        files[0],
+        "--tokenizer",
+        files[1],
+        "--augment",
+        "noise:0,2",
+        "--size",
+        "32",
+    ]
+    options += ["--images", "6"] if many else ["--rotate", "3"]
+    code, out, err = star("token-invariance", image, *options, "--out", "o")
+    assert code == 0, err
+    request = token_invariance.Request(
+        image=image,
+        tokenizer=files,
+        augment="noise:0,2",
+        size=32,
+        images=6 if many else None,
+        rotate=None if many else 3,
+        out=tmp_path / "o",
+    )
+    answer = asked_from_python(token_invariance.run, request, tmp_path / "o")
+    assert [table.title.split(",")[0] for table in answer.tables] == ["random", "coarse"]
+    assert all(sentence in out for sentence in answer.sentences)
+    assert ("note: 6 images" in " ".join(answer.sentences)) == many
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def test_recomputing_keeps_less_for_the_backward_pass():
     assert kept_bytes(True) < 0.6 * kept_bytes(False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 def test_compiled_blocks_compute_the_same_step():
     expected, _ = updates(2, dropout=0.1)

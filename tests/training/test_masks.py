@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import small_model
 
-from star.training.masks import draw_steps, draw_token_masks
+from star.training.batches import draw_steps, draw_token_masks
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.25, 16), (0.5, 32), (0.99, 62)])

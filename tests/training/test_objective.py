@@ -10,9 +10,9 @@ from reference import losses as reference
 
 from star.base.errors import UserError
 from star.model.config import ModelConfig
+from star.training.batches import TrainBatch, draw_token_masks
 from star.training.config import ObjectiveConfig, TrainConfig
-from star.training.masks import draw_token_masks
-from star.training.objective import TrainBatch, compute_losses
+from star.training.objective import compute_losses
 from star.training.student import GlobalBatchNorm, Projector, Student
 from star.training.teacher import Teacher
 

@@ -1,17 +1,18 @@
 """What a long run relies on: killed saves, full disks, loader workers, golden losses, old formats."""
 
+import contextlib
 import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from fresh import exit_code
 from helpers import GOLDEN, fake_store, small_model
 from make_golden_run import TERMS, run_rows, small_trainer
 from small_runs import CPU, rows, small_stores, timeless, tiny
@@ -26,44 +27,38 @@ from star.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
+
 # A training run of 12 steps that saves every 3 and kills itself at one stage of its third save.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from helpers import fake_store
-from small_runs import CPU, tiny
-from star.training.trainer import Trainer
+def killed(stage, run):
+    saves = 0
+    real_save, real_replace = torch.save, os.replace
 
-stage, run = sys.argv[1], Path(sys.argv[2])
-saves = 0
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-real_save, real_replace, real_link = torch.save, os.replace, os.link
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def save(content, path):
-    global saves
-    saves += 1
-    if saves == 3 and stage == "before":
-        die()
-    real_save(content, path)
-    if saves == 3 and stage == "half-written":
-        with open(path, "r+b") as file:
-            file.truncate(os.path.getsize(path) // 2)
-        die()
+    def save(content, path):
+        nonlocal saves
+        saves += 1
+        if saves == 3 and stage == "before":
+            die()
+        real_save(content, path)
+        if saves == 3 and stage == "half-written":
+            with open(path, "r+b") as file:
+                file.truncate(os.path.getsize(path) // 2)
+            die()
 
-def replace(source, target):
-    third = saves == 3 and str(target).endswith(".pt")
-    newest = str(target).endswith("ckpt.pt")
-    if third and stage == ("before the second rename" if newest else "before the rename"):
-        die()
-    real_replace(source, target)
-    if third and stage == ("after" if newest else "between the renames"):
-        die()
+    def replace(source, target):
+        third = saves == 3 and str(target).endswith(".pt")
+        newest = str(target).endswith("ckpt.pt")
+        if third and stage == ("before the second rename" if newest else "before the rename"):
+            die()
+        real_replace(source, target)
+        if third and stage == ("after" if newest else "between the renames"):
+            die()
 
-torch.save, os.replace = save, replace
-stores = {"train": fake_store(), "val": fake_store(images=8, views=1, seed=5)}
-Trainer(tiny(save_every=3), stores, run, CPU).fit()
-"""
+    torch.save, os.replace = save, replace
+    Trainer(tiny(save_every=3), small_stores(), run, CPU).fit()
+
 
 STAGES = {
     "before": 6,
@@ -86,11 +81,7 @@ def straight(tmp_path_factory):
 def test_a_kill_at_any_stage_of_a_save_loses_at_most_the_steps_since_the_last(
     tmp_path, stage, straight
 ):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, stage, tmp_path], env=environment, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert exit_code(killed, stage, tmp_path) == -signal.SIGKILL
     for path in [*tmp_path.glob("step-*.pt"), tmp_path / "ckpt.pt"]:
         assert load_checkpoint(path, kind=MODEL_RUN)["step"] % 3 == 0, (
             "every visible checkpoint is whole"
@@ -138,35 +129,29 @@ def test_a_file_system_without_hard_links_is_copied_to(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 1
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from make_golden_run import small_trainer
-from star.base.errors import UserError
-
-trainer = small_trainer(Path(sys.argv[1]))
-trainer.fit(stop_after=2)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-try:
-    trainer.fit()
-except UserError as error:
-    print(error)
-    sys.exit(2)
-"""
+def filling_the_disk(run, said):
+    """Train with room for files of 5000 bytes; what is printed goes into the file ``said``."""
+    trainer = small_trainer(run)
+    with open(said, "w") as file, contextlib.redirect_stdout(file):
+        trainer.fit(stop_after=2)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        try:
+            trainer.fit()
+        except UserError as error:
+            print(error)
+            sys.exit(2)
 
 
 def test_a_full_disk_leaves_the_old_checkpoints_and_one_clear_error(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, tmp_path], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2, done.stderr
-    assert "cannot save the checkpoint of step 4" in done.stdout and "earlier ones" in done.stdout
-    assert done.stdout.count("\n") == 1
-    assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["ckpt.pt", "step-000000002.pt"]
-    assert load_checkpoint(tmp_path / "ckpt.pt", kind=MODEL_RUN)["step"] == 2
-    assert not list(tmp_path.glob(".*"))
+    run, said = tmp_path / "run", tmp_path / "said"
+    assert exit_code(filling_the_disk, run, said) == 2
+    line = said.read_text()
+    assert "cannot save the checkpoint of step 4" in line and "earlier ones" in line
+    assert line.count("\n") == 1
+    assert [path.name for path in sorted(run.glob("*.pt"))] == ["ckpt.pt", "step-000000002.pt"]
+    assert load_checkpoint(run / "ckpt.pt", kind=MODEL_RUN)["step"] == 2
+    assert not list(run.glob(".*"))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 5000, "only the child was limited"
 
 

@@ -17,7 +17,7 @@ from star.runs.checkpoint import load_checkpoint
 from star.training.batches import TrainLoader, plain_batches
 from star.training.checkpoint import DISPENSABLE, MODEL_RUN
 from star.training.config import ObjectiveConfig
-from star.training.learner import Learner, learning_rate
+from star.training.learner import Learner
 from star.training.likelihood import image_nll
 from star.training.trainer import Trainer
 
@@ -45,6 +45,7 @@ def test_training_learns_and_reports_every_term(stores, tmp_path):
     assert found[7]["loss"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tiny_set_is_overfitted(tmp_path):
     store = fake_store(images=8, views=2, classes=4)
     config = tiny(
@@ -192,14 +193,6 @@ def test_the_loader_says_what_does_not_fit():
         TrainLoader(fake_store(), tiny(batch_size=30))
     with pytest.raises(UserError, match="not a multiple of the 3 processes"):
         TrainLoader(fake_store(), tiny(), 0, 3)
-
-
-def test_learning_rate_at_its_corners():
-    cosine = tiny(max_steps=102, warmup_steps=2, lr=1.0)
-    values = [learning_rate(cosine, step) for step in (0, 1, 2, 52, 102)]
-    assert values == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
-    constant = dataclasses.replace(cosine, schedule="constant")
-    assert learning_rate(constant, 90) == 1.0
 
 
 def test_only_matrices_are_decayed(stores, tmp_path):

@@ -19,6 +19,7 @@ from star.codes.store import open_splits
 from star.images.open import open_source
 from star.tokenizer.file import load_tokenizer
 
+BEFORE = GOLDEN / "before"  # a tokenizer beside the other files would be taken for theirs
 TOKENIZER_SHA256 = "0c1822d0bf3b249a3c7dff24cf4bc59f7e5e0c18e26552160a0c207a8ce238e8"
 AFTERWARDS = {
     "step": 4, "ar": 2.7490733, "mim": 0.0455876, "step_contrast": 2.4700358,
@@ -45,8 +46,8 @@ def make_pictures(folder):
 def before(tmp_path):
     """The files as they lay then: each with its tokenizer, the newest step under both its names."""
     for name in ("run", "codes"):
-        shutil.copytree(GOLDEN / name, tmp_path / name)
-        shutil.copy(GOLDEN / "tokenizer.safetensors", tmp_path / name)
+        shutil.copytree(BEFORE / name, tmp_path / name)
+        shutil.copy(BEFORE / "tokenizer.safetensors", tmp_path / name)
     os.link(tmp_path / "run" / "ckpt.pt", tmp_path / "run" / "step-000000002.pt")
     make_pictures(tmp_path / "pictures")
     return tmp_path

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fresh import in_two
 from helpers import fake_store, small_model
 from small_runs import CPU, rows, timeless, tiny
 from two_processes import one_of_two
@@ -344,9 +345,10 @@ def measure_in_one_of_two(rank: int, folder, shard: bool):
         del trainer  # it holds the process group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_measure_what_one_does(stores, tmp_path, shard):
-    torch.multiprocessing.spawn(measure_in_one_of_two, (tmp_path, shard), nprocs=2)
+    in_two(measure_in_one_of_two, tmp_path, shard)
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     Trainer(TWO, stores, tmp_path / "one", CPU).fit(diagnose=diagnose)
     one, two = (rows(tmp_path / name)[-1] for name in ("one", "two"))

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from probes.results import UserError, publish_file
+from star.base.errors import UserError
+from star.base.files import publish_file
 from viz.attention.maps import check_models, draw_heading
 from viz.base.checks import check_image, require
 from viz.base.names import labels, legible
@@ -83,7 +86,9 @@ class AttentionFrames:
         self._side = grid * max(1, round(_SIDE / grid))
         images = {name: _shrunk(check_image(name, image), self._side) for name, image in images.items()}
         self._figure, self._panels = self._lay_out(images, title, note)
-        self._canvas = self._figure.canvas
+        canvas = self._figure.canvas
+        assert isinstance(canvas, FigureCanvasAgg), canvas  # as of every new_figure
+        self._canvas = canvas
         self._canvas.draw()
         self._background = self._canvas.copy_from_bbox(self._figure.bbox)
 
@@ -119,7 +124,9 @@ class AttentionFrames:
         height = int(self._figure.bbox.height)
         return round(box.x0), round(height - box.y1), self._side
 
-    def _lay_out(self, images, title: str, note: str | None) -> tuple[Figure, dict]:
+    def _lay_out(
+        self, images: Mapping[str, np.ndarray], title: str, note: str | None
+    ) -> tuple[Figure, dict[tuple[str, int], Axes]]:
         """The still figure, and its axes by model and place of the layer."""
         styles, names = model_styles(self._found), list(self._found)
         said = dict(zip(names, labels(map(legible, names), "model", first=1, most=26), strict=True))

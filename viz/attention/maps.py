@@ -8,8 +8,11 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
@@ -164,7 +167,11 @@ def attention_compare(
     return _panels(rows, list(steps), grid, title, note, scale_max, top)
 
 
-def check_models(images, maps_by_model, class_weights) -> dict[str, np.ndarray]:
+def check_models(
+    images: np.ndarray | Mapping[str, np.ndarray],
+    maps_by_model: Mapping[str, np.ndarray],
+    class_weights: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
     """The image of each model; ``UserError`` unless all three speak of the same models."""
     names = list(maps_by_model)
     require(len(names) > 0, "maps_by_model is empty; expected at least one model")
@@ -202,7 +209,15 @@ def draw_heading(figure: Figure, title: str, note: str | None) -> None:
             text.set_text(shorten(text.get_text(), len(text.get_text()) - 2))
 
 
-def _rows(name: str, image, maps, class_weights, names: list[str], steps, grid: int):
+def _rows(
+    name: str,
+    image: np.ndarray,
+    maps: np.ndarray,
+    class_weights: np.ndarray,
+    names: list[str],
+    steps: Sequence[int],
+    grid: int,
+) -> tuple[list[_Row], list[int]]:
     """Checked rows of ``maps`` (rows, steps, T), and the steps."""
     require(len(names) > 0, f"{name}: expected at least one layer, head or model")
     shape = (len(names), len(steps))
@@ -212,7 +227,15 @@ def _rows(name: str, image, maps, class_weights, names: list[str], steps, grid: 
     return [_Row(label, image, of_row, weights) for label, of_row, weights in found], steps
 
 
-def _panels(rows: list[_Row], steps, grid: int, title, note, scale_max, top: int) -> Figure:
+def _panels(
+    rows: list[_Row],
+    steps: Sequence[int],
+    grid: int,
+    title: str,
+    note: str | None,
+    scale_max: float | None,
+    top: int,
+) -> Figure:
     """The common layout, in inches: title, steps across, named rows, key and colour bar below."""
     check_legible(steps, len(rows))
     norm = heat_scale([row.maps for row in rows], scale_max)
@@ -267,8 +290,9 @@ def _tops(rows: list[_Row], head: float, height: float) -> list[float]:
     return tops
 
 
-def _name_row(axes, grid: int, row: _Row, beside: bool, size: float) -> None:
-    place = {"x": -0.06 * grid, "y": grid / 2, "ha": "right", "va": "center", "color": row.colour}
+def _name_row(axes: Axes, grid: int, row: _Row, beside: bool, size: float) -> None:
+    place: dict[str, Any] = {"x": -0.06 * grid, "y": grid / 2, "ha": "right", "va": "center"}
+    place["color"] = row.colour
     if not beside:
         axes.text(s=row.name, rotation=90, size=size, weight="bold", **place)
         return
@@ -278,10 +302,12 @@ def _name_row(axes, grid: int, row: _Row, beside: bool, size: float) -> None:
     axes.text(s="\n".join(lines), size=8, weight="bold", linespacing=1.1, **place)
 
 
-def _name_groups(figure: Figure, rows, tops, side: float, x: float, right: float) -> None:
+def _name_groups(
+    figure: Figure, rows: list[_Row], tops: list[float], side: float, x: float, right: float
+) -> None:
     """The layer's name at ``x`` inches, a line between layers up to ``right``."""
     width, height = figure.get_size_inches()
-    for group in dict.fromkeys(row.group for row in rows):
+    for group in dict.fromkeys(row.group for row in rows if row.group is not None):
         own = [y for row, y in zip(rows, tops, strict=True) if row.group == group]
         middle = (own[0] + own[-1] + side) / 2
         figure.text(
@@ -295,7 +321,7 @@ def _name_groups(figure: Figure, rows, tops, side: float, x: float, right: float
             )
 
 
-def _draw_foot(figure: Figure, norm, clipped: bool, top: int) -> None:
+def _draw_foot(figure: Figure, norm: Normalize, clipped: bool, top: int) -> None:
     width, height = figure.get_size_inches()
     place = Bbox.from_bounds(0.35 / width, 0.52 / height, 2.6 / width, 0.14 / height)
     note = f" (darkest: {norm.vmax:.2g} and more)" if clipped else ""

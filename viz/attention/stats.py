@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -79,8 +79,8 @@ def attention_curves(tables: Mapping[str, pd.DataFrame], *, total_steps: int) ->
             even = rows[rows["layer"].eq(0)].sort_values("step")
             # Only the share of norms has an even attention that depends on the model.
             own = several and measure == "class_norm_share"
-            colour = model_styles(tables)[name]["color"] if own else MUTED
-            axes.plot(even["step"], even["uniform"], color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+            ink = model_styles(tables)[name]["color"] if own else MUTED
+            axes.plot(even["step"], even["uniform"], color=ink, linewidth=1.2, linestyle=(0, (4, 3)))
         steps = sorted(set(first["step"]) - {0})
         axes.set_xticks(thinned(steps, 8))
         axes.grid(axis="y")
@@ -202,7 +202,9 @@ def _maps(table: pd.DataFrame, across: str, title: str) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, grid: pd.DataFrame, shown: np.ndarray, number: str, colours) -> Normalize:
+def _draw_map(
+    axes: Axes, grid: pd.DataFrame, shown: np.ndarray, number: str, colours: Colormap
+) -> Normalize:
     rows, columns = grid.shape
     values = grid.to_numpy()
     bound = max(float(np.nanmax(np.abs(values))), 1e-9)
@@ -219,7 +221,9 @@ def _draw_map(axes: Axes, grid: pd.DataFrame, shown: np.ndarray, number: str, co
     return norm
 
 
-def _draw_key(figure: Figure, panels: dict[str, Axes], colours, words: tuple[str, str, str]) -> None:
+def _draw_key(
+    figure: Figure, panels: dict[str, Axes], colours: Colormap, words: tuple[str, str, str]
+) -> None:
     """What the colours mean; every panel is scaled to its own largest difference."""
     bar = figure.colorbar(
         ScalarMappable(Normalize(-1, 1), colours), ax=list(panels.values()), orientation="horizontal",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from probes.results import UserError
+from star.base.errors import UserError
 
 __all__ = [
     "check_columns",

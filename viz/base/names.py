@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from probes.results import shown
+from star.base.names import shown
 from viz.base.style import FONT, shorten
 
 __all__ = ["in_heading", "labels", "legend_label", "legible", "stand_ins"]

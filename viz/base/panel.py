@@ -33,6 +33,7 @@ __all__ = [
     "most_attended",
     "outline_cells",
     "place_axes",
+    "points_high",
     "unseen_outline",
 ]
 
@@ -54,7 +55,14 @@ def most_attended(weights_T: np.ndarray, *, top: int = 5, share: float = _SHARE)
     return [int(place) for place in order[:enough] if weights_T[place] > 0]
 
 
-def check_maps(name, maps, class_weights, shape: tuple[int, ...], steps, grid: int):
+def check_maps(
+    name: str,
+    maps: np.ndarray,
+    class_weights: np.ndarray,
+    shape: tuple[int, ...],
+    steps: Sequence[int],
+    grid: int,
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """``(maps, class_weights, steps)``, the first two as arrays of ``shape`` (+ T), all checked.
 
     The last axis of ``shape`` is the steps. ``UserError`` on a wrong shape, a negative or non-finite
@@ -162,8 +170,7 @@ def draw_query(
         hatch="////", linewidth=0,
     )  # fmt: skip
     artists.append(axes.add_patch(unseen))
-    points = axes.get_position().height * axes.figure.get_figheight() * 72  # the map's side in points
-    cell = points / grid
+    cell = points_high(axes) / grid
     artists += outline_cells(axes, most_attended(weights_T, top=top), grid, TOP, cell)
     if seen:
         artists += outline_cells(axes, [seen - 1], grid, CURRENT, cell, filled=cell < _SMALL)
@@ -174,7 +181,8 @@ def draw_query(
 
 def draw_scale(figure: Figure, place: Bbox, norm: Normalize, *, clipped: bool, label: str) -> Axes:
     """A horizontal colour bar of the heat at ``place`` (figure fraction), over white as in the key."""
-    axes = figure.add_axes(place)
+    assert norm.vmax is not None
+    axes = figure.add_axes(place.bounds)
     figure.colorbar(
         ScalarMappable(norm, HEAT_MAP), cax=axes, orientation="horizontal", label=label,
         extend="max" if clipped else "neither", ticks=[0, norm.vmax / 2, norm.vmax], format="%.2g",
@@ -206,6 +214,12 @@ def place_axes(figure: Figure, left: float, top: float, width: float, height: fl
     )
 
 
+def points_high(axes: Axes) -> float:
+    """Height of ``axes`` in points."""
+    assert isinstance(axes.figure, Figure)  # none of the pictures has figures inside
+    return axes.get_position().height * axes.figure.get_figheight() * 72
+
+
 def unseen_outline(seen: int, grid: int) -> list[tuple[float, float]]:
     """Corners of the area after the first ``seen`` cells in raster order."""
     row, column = divmod(seen, grid)
@@ -222,7 +236,7 @@ def outline_cells(
     # The current token's frame lies outside of the yellow one, so that a cell can carry both; cells too
     # small for two frames have the current one filled.
     inset = (0.5 if colour == CURRENT or cell < _SMALL else 1.4) * width / cell
-    artists = []
+    artists: list[Artist] = []
     for place in places:
         row, column = divmod(place, grid)
         side = max(1 - 2 * inset, 0.4)
@@ -244,5 +258,5 @@ def _fill_bar(axes: Axes, grid: int, weight: float, number_size: float) -> list[
     return [axes.add_patch(fill), number]
 
 
-def _rgb(colour: str) -> tuple[float, float, float]:
+def _rgb(colour: str) -> tuple[float, ...]:
     return tuple(int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))

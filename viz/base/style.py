@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -17,7 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
-from probes.results import UserError, publish_file
+from star.base.errors import UserError
+from star.base.files import publish_file
 
 __all__ = [
     "ACCURACY_MAP",
@@ -126,11 +128,15 @@ _RC = {
 }
 
 
-def styled(draw: Callable) -> Callable:
+Given = ParamSpec("Given")
+Drawn = TypeVar("Drawn")
+
+
+def styled(draw: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
     """Decorator: run a drawing function under the house style; the caller's settings come back."""
 
     @functools.wraps(draw)
-    def drawn(*args, **kwargs):
+    def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Drawn:
         with matplotlib.rc_context(_changed_settings() | _RC):
             return draw(*args, **kwargs)
 
@@ -144,7 +150,9 @@ def _changed_settings() -> dict:
     return {key: value for key, value in own if now[key] != value}
 
 
-def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
+def new_figure(
+    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
     """An empty figure of ``width`` x ``height`` inches with its own canvas, unknown to pyplot."""
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
@@ -154,7 +162,8 @@ def new_figure(width: float, height: float, *, layout: str | None = "constrained
 def model_styles(names: Iterable[str]) -> dict[str, dict]:
     """Line style of each model: variants of ST-AR (or of AR) share its colour and differ in dashes."""
     dashes, markers = ("-", "--", ":", "-."), ("o", "s", "^", "D")
-    styles, used = {}, {}
+    styles: dict[str, dict] = {}
+    used: dict[str, int] = {}
     others = 0
     for name in names:
         family = "ST-AR" if "ST-AR" in name else "AR" if re.search(r"\bAR\b", name) else name

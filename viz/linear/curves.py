@@ -5,6 +5,7 @@ fractions 0..1 there and percent in the pictures. Several seeds of a probe are d
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,8 @@ def _draw_controls(
         if not lines:
             continue
         together = pd.concat(lines, axis=1)
-        mean, style = together.mean(axis=1), {"color": MUTED, "zorder": 1.5}
+        mean = together.mean(axis=1)
+        style: dict[str, Any] = {"color": MUTED, "zorder": 1.5}
         axes.plot(mean.index, mean, linewidth=1.1, linestyle=_CONTROL_DASHES[control], **style)
         if len(lines) > 1:
             axes.fill_between(

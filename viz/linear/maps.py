@@ -99,10 +99,11 @@ def draw_cells(
     """
     shown = values if shown is None else shown
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
-    for row, column in np.argwhere(np.isfinite(values)) if number else ():
-        ink = text_colour(colours(norm(values[row, column])))
-        text = number.format(shown[row, column])
-        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
+    if number is not None:
+        for row, column in np.argwhere(np.isfinite(values)):
+            ink = text_colour(colours(norm(values[row, column])))
+            text = number.format(shown[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size)
     rows, columns = values.shape
     axes.spines[:].set_visible(False)
     if line:
@@ -123,8 +124,8 @@ def _grid(name: str, table: pd.DataFrame) -> pd.DataFrame:
 
 def _marked(tested: pd.DataFrame, grid: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
     """Where the table of tests names one of the models, as a bool array in the grid's shape."""
-    check_columns("tested", tested, ("layer", "step", "better"))
-    better = tested.set_index(["layer", "step"])["better"].unstack().reindex_like(grid)
+    check_columns("tested", tested, ("layer", "step", "higher"))
+    better = tested.set_index(["layer", "step"])["higher"].unstack().reindex_like(grid)
     blank = np.argwhere((better.isna() & grid.notna()).to_numpy())
     if len(blank):
         row, column = blank[0]

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from viz.base.checks import check_image, check_indices, require
 from viz.base.names import in_heading, legible
-from viz.base.panel import place_axes
+from viz.base.panel import place_axes, points_high
 from viz.base.style import INK, MUTED, OKABE_ITO, new_figure, styled
 
 __all__ = ["draw_indices", "token_views"]
@@ -46,7 +46,7 @@ def token_views(
     changed = _changed(*indices)
     side = _grid_side(len(changed), max(int(values.max()) for values in indices))
     picture = min(2.1, (side - 0.35) / 2)
-    labels = tuple(map(legible, labels))
+    labels = legible(labels[0]), legible(labels[1])
     short = [
         label if len(label) <= _LABEL else ("first view", "second view")[place]
         for place, label in enumerate(labels)
@@ -77,7 +77,7 @@ def token_views(
 def draw_indices(axes: Axes, indices_gg: np.ndarray, changed_gg: np.ndarray) -> None:
     """Draw one index grid into ``axes`` with the changed cells marked, numbers where readable."""
     grid = len(indices_gg)
-    points = axes.get_position().height * axes.figure.get_figheight() * 72 / grid
+    points = points_high(axes) / grid
     digits = len(str(int(indices_gg.max())))
     size = min(_number_size(points, digits), 10)
     axes.pcolormesh(

@@ -21,8 +21,11 @@ from viz.base.style import MUTED, SHARE_MAP, UNSEEN, model_styles, new_figure, s
 
 __all__ = ["CURVES", "invariance_curves", "invariance_maps"]
 
+Dashes = str | tuple[int, tuple[int, int]]
 # measure: axis, factor, range, title, other columns drawn beside it (dashes, what they are)
-CURVES = {
+CURVES: dict[
+    str, tuple[str, float, tuple[float, float | None], str, dict[str, tuple[Dashes, str]]]
+] = {
     "equal": (
         "same index (%)", 100.0, (-3, 103), "Token indices that stay the same",
         {

@@ -27,13 +27,13 @@ from probes.speed.tokenize import bench_tokenize, extract_one_by_one
 from probes.watching.diagnostics import in_loop_diagnostics
 from star.codes.encode import tokenize
 from star.images.open import ImageSource
+from star.images.views import scaled
 from star.model.sampler import generate
 from star.runs.checkpoint import load_checkpoint
 from star.tokenizer.config import TokenizerConfig
 from star.tokenizer.file import load_tokenizer, save_tokenizer
 from star.tokenizer.learner import TokenizerLearner
 from star.tokenizer.model import VQModel, decode_tokens
-from star.tokenizer.quality import scaled
 from star.tokenizer.trainer import TokenizerTrainer
 from star.training.batches import TrainLoader
 from star.training.checkpoint import MODEL_RUN, load_model, open_model

@@ -11,7 +11,7 @@ from pretend_rules import TRANSFERS, flat, moved_indices, what_is_read
 
 __all__ = ["Counted", "Event", "events_of", "our_line"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OURS = tuple(f"{ROOT / folder}/" for folder in ("star", "probes", "figures", "viz", "cli"))
 
 
