@@ -16,9 +16,6 @@ import typer
 
 from cli import shell
 from cli.commands import (
-    attention_stats,
-    attn_maps,
-    attribute,
     bench,
     codes,
     data,
@@ -55,9 +52,9 @@ app.command("train-tokenizer")(train_tokenizer.train_tokenizer)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
-app.command("attn-maps")(attn_maps.attn_maps)
-app.command("attention-stats")(attention_stats.attention_stats)
-app.command("attribute")(attribute.attribute)
+app.command("attn-maps")(studies.command("attn-maps"))
+app.command("attention-stats")(studies.command("attention-stats"))
+app.command("attribute")(studies.command("attribute"))
 app.command("ablate")(studies.command("ablate"))
 app.command("token-invariance")(studies.command("token-invariance"))
 app.command("codebook")(studies.command("codebook"))

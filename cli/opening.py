@@ -93,13 +93,6 @@ def run_data(loaded, data: str | None, tokenizer: Path | None, stages):
     return prepare_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))
 
 
-def run_images(loaded, data: str | None, tokenizer: Path | None, stages):
-    """The images of ``data``, or of the run's own data: a source, or code stores by split."""
-    from star.training.run_data import open_run_data
-
-    return open_run_data(loaded, data, **_preparing(loaded, tokenizer, stages))
-
-
 def _preparing(loaded, tokenizer: Path | None, stages) -> dict:
     """How codes are made for a checkpoint."""
     return {
@@ -108,46 +101,6 @@ def _preparing(loaded, tokenizer: Path | None, stages) -> dict:
         "on_progress": stages.report,
         "on_message": stages.say,
     }
-
-
-def held_out_stores(opened: dict, data: str | None, tokenizer: Path | None) -> dict[str, tuple]:
-    """Of each checkpoint all code stores of its data, and the one to measure on: test, val or train.
-
-    The codes are made if need be. ``UserError`` if codes do not fit their checkpoint, or if the
-    checkpoints' images are not the same: before anything is measured.
-    """
-    from cli.terminal.screen import Stages
-    from probes.reading.features import check_store, check_tokenizer
-    from star.codes.store import same_images
-    from star.images.source import measured_split
-
-    found: dict[str, tuple] = {}
-    for name, loaded in opened.items():
-        with Stages() as stages:
-            prepared = run_data(loaded, data, tokenizer, stages)
-        store = prepared.stores[measured_split(prepared.stores)]
-        check_tokenizer(loaded, store)
-        check_store(loaded.model, store, classes=False)
-        found[name] = prepared.stores, store
-    stores = [store for _, store in found.values()]
-    for store in stores[1:]:
-        same = same_images(stores[0].manifest.get("source"), store.manifest.get("source"))
-        if not same or len(stores[0]) != len(store):
-            raise UserError(
-                "the checkpoints' test images differ; give --data to measure both on the same"
-            )
-    return found
-
-
-def chosen_steps(at: str | None, count: int | None, tokens: int) -> list[int]:
-    """The steps named by --at, else --steps (8) of them, spread over the image and its columns."""
-    from probes.reading.features import parse_steps, scattered_steps
-
-    if at is not None and count is not None:
-        raise UserError(f"--at {at} and --steps {count} both name the steps; give one of them")
-    if at is not None:
-        return parse_steps(at, tokens)
-    return scattered_steps(tokens, 8 if count is None else count)
 
 
 def check_out(out: Path | None) -> None:

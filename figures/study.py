@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from figures.opening import check_out
 from figures.work import Rows, Said, Work
 from probes.results import Result, write_result
+from star.base.errors import UserError
 from star.base.settings import check_fields
 from star.parallel.processes import rank
 from viz.base.style import save
@@ -106,6 +107,8 @@ class Study(Generic[Asked]):
         if work.writes:
             check_out(asked.out)
         self.check(asked)
+        if (getattr(asked, "seed", None) or 0) < 0:
+            raise UserError(f"seed is {asked.seed}; expected at least 0")
         answer = Answer()
         for finding in self.findings(asked, work):
             if rank() == 0:
