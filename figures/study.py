@@ -20,7 +20,7 @@ from star.base.settings import check_fields
 from star.parallel.processes import rank
 from viz.base.style import save
 
-__all__ = ["Answer", "Finding", "Study"]
+__all__ = ["Answer", "Finding", "Study", "Writer"]
 
 
 class Request(Protocol):
@@ -35,6 +35,9 @@ class Request(Protocol):
 Asked = TypeVar("Asked", bound=Request)
 
 
+Writer = Callable[[Path], Iterable[Path]]  # writes a file; returns what was written
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """Something found: results, figures and other files by what their names end in, and what is said.
@@ -45,7 +48,7 @@ class Finding:
 
     stem: Path = Path()
     results: Mapping[str, Result] = field(default_factory=dict)
-    files: Mapping[str, Callable[[Path], Iterable[Path]]] = field(default_factory=dict)
+    files: Mapping[str, Writer] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     said: Sequence[Said] = ()
     formats: Sequence[str] = ("png", "pdf")
@@ -107,8 +110,9 @@ class Study(Generic[Asked]):
         if work.writes:
             check_out(asked.out)
         self.check(asked)
-        if (getattr(asked, "seed", None) or 0) < 0:
-            raise UserError(f"seed is {asked.seed}; expected at least 0")
+        seed = getattr(asked, "seed", None)
+        if seed is not None and seed < 0:
+            raise UserError(f"seed is {seed}; expected at least 0")
         answer = Answer()
         for finding in self.findings(asked, work):
             if rank() == 0:

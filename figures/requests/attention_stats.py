@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from figures.requests.shared import CheckpointRequest, Precision, checkpoints, folder
+from figures.requests.shared import ComparisonRequest, Precision, folder
 from star.base.settings import option
 
 __all__ = ["Request"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(CheckpointRequest):
+class Request(ComparisonRequest):
     """Weight on the class token, the neighbourhood and more, by layer, step and head.
 
     Every number stands beside that of even attention over what the step sees:
@@ -22,7 +22,6 @@ class Request(CheckpointRequest):
     0: class_norm_share weighs each value by its size after the output projection.
     """
 
-    ckpts: list[Path] | None = checkpoints()
     layers: str = option("all", "Layers such as 2,4,6, or all.")
     steps: int | None = option(
         None, "Number of steps, spread over the image and its columns.", said="8"

@@ -17,7 +17,7 @@ from figures.studies.attention_maps_plan import (
     plan_maps,
     split_names,
 )
-from figures.study import Finding, Study
+from figures.study import Finding, Study, Writer
 from figures.work import Work
 from probes.attention.maps import attention_maps
 from probes.attention.result import maps_result, write_map_arrays
@@ -46,14 +46,13 @@ class MapsStudy(Study[Request]):
     def findings(self, asked: Request, work: Work) -> Iterator[Finding]:
         """One finding an image, with the maps of all checkpoints on one scale."""
         checkpoints, images = split_names(asked.names or [])
-        how = {name: getattr(asked, name) for name in ("weights", "device", "heads", "grid")}
-        opened = open_checkpoints(checkpoints, **how, say=work.say)
+        opened = open_checkpoints(checkpoints, asked, work.say)
         plan = plan_maps(asked, opened, work)
         subjects = _subjects(asked, opened, images, plan, work)
         _check_same(opened, subjects, asked.codes is not None)
         drawn = _measured(opened, subjects, plan, work)
         maps = [found.maps for picture in drawn for found in picture.found.values()]
-        scale = heat_scale(maps, asked.scale_max).vmax
+        scale = float(heat_scale(maps, asked.scale_max).vmax or 0)
         facts = {name: checkpoint_facts(loaded) for name, loaded in opened.items()}
         folder = output_folder(next(iter(opened.values())), asked.out, "attn-maps")
         for stem, picture in zip(stems(drawn, asked.weights, plan.head), drawn, strict=True):
@@ -74,18 +73,20 @@ def _subjects(
     data = _data(asked, next(iter(opened.values())), images, work)
     found = {}
     for name, loaded in opened.items():
-        common = {"label": plan.classes[name], "tokenizer": tokenizer_path(loaded, asked.tokenizer)}
+        label, tokenizer = plan.classes[name], tokenizer_path(loaded, asked.tokenizer)
         if asked.sample is None:
-            of = {"images": images, "codes": asked.codes, "data": data}
-            found[name] = find_subjects(loaded, **of, **common)
+            found[name] = find_subjects(
+                loaded, images=images, codes=asked.codes, label=label, data=data, tokenizer=tokenizer
+            )
         else:
             found[name] = sampled_subjects(
                 loaded,
                 count=asked.sample,
+                label=label,
                 seed=asked.seed or 0,
                 cfg_scale=GUIDANCE if asked.cfg_scale is None else asked.cfg_scale,
+                tokenizer=tokenizer,
                 on_step=work.progress(f"sample {name}"),
-                **common,
             )
     return found
 
@@ -122,14 +123,16 @@ def _measured(
 ) -> list[Picture]:
     """The maps of every image by every checkpoint."""
     count = len(next(iter(subjects.values())))
-    at = {"layers": plan.layers, "steps": plan.steps, "head": plan.head}
     drawn = []
     for place in range(count):
         own = {name: found[place] for name, found in subjects.items()}
         maps = {
-            name: attention_maps(loaded.model, own[name].tokens, own[name].label, **at)
+            name: attention_maps(
+                loaded.model, own[name].tokens, own[name].label,
+                layers=plan.layers, steps=plan.steps, head=plan.head,
+            )
             for name, loaded in opened.items()
-        }
+        }  # fmt: skip
         drawn.append(Picture(own, maps))
         work.stage("attention", place + 1, count)
     return drawn
@@ -140,9 +143,16 @@ def _findings(
 ) -> Iterator[Finding]:
     """The maps of one image as a table and pictures, one by one, or as a GIF and arrays."""
     if asked.animate:
-        frames = {"scale": scale, "fps": asked.fps, "on_frame": work.progress(f"frames {stem.name}")}
+        moving = gif(
+            picture,
+            plan.head,
+            plan.grid,
+            scale=scale,
+            fps=asked.fps,
+            on_frame=work.progress(f"frames {stem.name}"),
+        )
         arrays = partial(write_map_arrays, picture.found, info=info)
-        files = {".gif": gif(picture, plan.head, plan.grid, **frames), ".npz": arrays}
+        files: dict[str, Writer] = {".gif": moving, ".npz": arrays}
         yield Finding(stem=stem, files=files)
     else:
         table = maps_result(picture.found, picture.first.name, plan.head, info)

@@ -53,19 +53,23 @@ def pictures(
     picture: Picture, head: int | str, grid: int, scale: float
 ) -> Iterator[tuple[str, Figure]]:
     """The pictures of one subject, each with what its file name ends in."""
-    common = {"grid": grid, "scale_max": scale, "note": picture.first.description}
     if head == "all":
         yield from _of_heads(picture, grid, scale)
         return
     maps = next(iter(picture.found.values()))
-    common |= {"layers": maps.layers, "steps": maps.steps}
-    common["title"] = f"Attention of {_model_words(picture)}, {_head_words(head)}"
+    title = f"Attention of {_model_words(picture)}, {_head_words(head)}"
+    note = picture.first.description
     if len(picture.found) == 1:
-        weights = maps.class_weights
-        yield "", attention_grid(picture.first.image, maps.maps, class_weights=weights, **common)
+        figure = attention_grid(
+            picture.first.image, maps.maps, class_weights=maps.class_weights, layers=maps.layers,
+            steps=maps.steps, grid=grid, scale_max=scale, title=title, note=note,
+        )  # fmt: skip
     else:
-        weights = picture.class_weights
-        yield "", attention_compare(picture.images, picture.maps, class_weights=weights, **common)
+        figure = attention_compare(
+            picture.images, picture.maps, class_weights=picture.class_weights, layers=maps.layers,
+            steps=maps.steps, grid=grid, scale_max=scale, title=title, note=note,
+        )  # fmt: skip
+    yield "", figure
 
 
 def _of_heads(picture: Picture, grid: int, scale: float) -> Iterator[tuple[str, Figure]]:
@@ -131,7 +135,12 @@ def gif(
 
 def stems(drawn: Sequence[Picture], weights: str, head: int | str) -> list[str]:
     """File names without suffix; images whose names look alike as file names get a number."""
-    kinds = {"mean": "", "max": "-max", "all": "-all-heads", "rollout": "-rollout"}
+    kinds: dict[int | str, str] = {
+        "mean": "",
+        "max": "-max",
+        "all": "-all-heads",
+        "rollout": "-rollout",
+    }
     kind = kinds.get(head, f"-head-{head}")
     found: list[str] = []
     for picture in drawn:

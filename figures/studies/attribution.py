@@ -81,15 +81,14 @@ class AttributeStudy(Study[Request]):
 
     def findings(self, asked: Request, work: Work) -> Iterator[Finding]:
         """Places and measures of all images, one picture, and the score and measures in words."""
-        how = {name: getattr(asked, name) for name in ("weights", "device", "heads", "grid")}
-        loaded = open_checkpoint(asked.ckpt, **how, say=work.say)
+        loaded = open_checkpoint(asked.ckpt, asked, work.say)
         plan, settings = _plan(asked, loaded.model.config), _settings(asked)
         label = None
         if asked.target != "probe":
             label = _class(asked, loaded.model.config, loaded.class_names)
         data = _prepared(asked, loaded, work)
         stores = None if data is None else data.stores
-        if asked.target == "probe":  # whose classes are the data's
+        if asked.target == "probe" and stores is not None:  # whose classes are the data's
             label = _class(asked, stores["train"], stores["train"].class_names)
         chosen = chosen_images(asked, loaded, data, label, work)
         probe = _probe(asked, loaded, plan, chosen, stores, work)
@@ -164,6 +163,7 @@ def _probe(
     """The probe whose score is explained; ``UserError`` for an image of a class it does not know."""
     if asked.target != "probe":
         return None
+    assert stores is not None  # a probe needs them, so they are there
     classes = stores["train"].num_classes
     for name, _, label in chosen.images:
         if not 0 <= label < classes:
@@ -197,7 +197,7 @@ def _explained(chosen: Chosen, scores: StepScores) -> list[Explained]:
 
 
 def _facts(chosen: Chosen, stores: Stores | None) -> dict:
-    facts = {"subject": chosen.name}
+    facts: dict[str, object] = {"subject": chosen.name}
     if stores is not None:
         facts["data"] = {name: dict(store.manifest["sha256"]) for name, store in stores.items()}
     return facts

@@ -16,6 +16,7 @@ from probes.reading.images import spread_images
 from star.codes.open import PreparedData
 from star.codes.store import CodeStore
 from star.images.open import ImageSource
+from star.images.source import measured_split
 from star.tokenizer.model import decode_tokens
 from star.training.checkpoint import Loaded
 from viz.attribution import MOST_IMAGES
@@ -42,7 +43,8 @@ def chosen_images(
     """The images to explain: the one named, the first test image, or several."""
     tokenizer = tokenizer_path(loaded, asked.tokenizer)
     if asked.images is not None:
-        return _several(asked, loaded, data, label, tokenizer)
+        assert data is not None  # several images need their stores, so they are there
+        return _several(asked.images, loaded, data, label, tokenizer)
     (subject,) = find_subjects(
         loaded,
         images=[asked.image] if asked.image else [],
@@ -60,12 +62,11 @@ def chosen_images(
 
 
 def _several(
-    asked: Request, loaded: Loaded, data: PreparedData, label: int | None, tokenizer: Path | None
+    count: int, loaded: Loaded, data: PreparedData, label: int | None, tokenizer: Path | None
 ) -> Chosen:
     """Test images evenly spaced; the first of every part of them is drawn."""
-    stores = data.stores
-    store = stores.get("test") or stores.get("val") or stores["train"]
-    rows, tokens_NT, labels = spread_images(store, asked.images)
+    store = data.stores[measured_split(data.stores)]
+    rows, tokens_NT, labels = spread_images(store, count)
     decoder = data.tokenizer or require_tokenizer(loaded, tokenizer)
     few = min(len(rows), MOST_IMAGES)
     drawn = [place * len(rows) // few for place in range(few)]
