@@ -1,5 +1,9 @@
 """What ``star probe --dry-run`` prints: forward passes, FLOPs, memory and time, nothing computed."""
 
+from typing import Any
+
+import torch
+
 from cli.terminal.dry_run import PEAK_TFLOPS, UTILISATION
 from cli.terminal.screen import print_line
 from figures.opening import open_checkpoints
@@ -27,21 +31,28 @@ def print_probe_costs(
     asked: Request, size: str | None, train_images: int, *, processes: int, tflops: float | None
 ) -> None:
     """Print what the atlas asked of a size takes, or of every checkpoint; nothing is tokenised."""
-    common = {"processes": processes, "device": asked.device, "tflops": tflops}
+    cpu = torch.device("cpu")
+    common: dict[str, Any] = {"processes": processes, "device": asked.device, "tflops": tflops}
     if size is not None:
         model = preset(size).model
-        images = {"train": train_images, "held_out": HELD_OUT, "views": VIEWS}
-        config = plan(asked, model, "cpu")
-        _print_cost(model, config, **images, classes=model.num_classes, **common)
+        images: dict[str, Any] = {"train": train_images, "held_out": HELD_OUT, "views": VIEWS}
+        _print_cost(model, plan(asked, model, cpu), classes=model.num_classes, **images, **common)
         return
-    how = {"weights": asked.weights, "device": "cpu", "heads": asked.heads, "grid": asked.grid}
-    for loaded in open_checkpoints(asked.ckpts, **how, say=print_line).values():
-        model, config = loaded.model.config, plan(asked, loaded.model.config, "cpu")
+    opened = open_checkpoints(
+        asked.ckpts,
+        weights=asked.weights,
+        device="cpu",
+        heads=asked.heads,
+        grid=asked.grid,
+        say=print_line,
+    )
+    for loaded in opened.values():
+        model, config = loaded.model.config, plan(asked, loaded.model.config, cpu)
         images = _images(open_run_data(loaded, asked.data, make_codes=False))
         _print_cost(model, config, **images, **common)
 
 
-def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, int]:
+def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, Any]:
     """Images, views and classes of ``data``, without tokenising anything."""
     if isinstance(data, dict):
         splits = probe_splits(data)

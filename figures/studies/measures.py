@@ -35,16 +35,23 @@ class MeasuresStudy(Study[Request]):
             raise UserError(
                 "--encoder and --encoder-weights belong together: a name and its weights' file"
             )
-        if len(asked.ckpts or ()) > MOST:
-            raise UserError(f"--measure takes one checkpoint or two; {len(asked.ckpts)} were given")
+        count = len(asked.ckpts or ())
+        if count > MOST:
+            raise UserError(f"--measure takes one checkpoint or two; {count} were given")
 
     def findings(self, asked: Request, work: Work) -> Iterator[Finding]:
         """The measures of the first checkpoint, in one table and its pictures."""
         where = join(asked.device)
         if world_size() > 1:
             raise UserError("--measure runs in one process; leave out --nproc")
-        how = {"weights": asked.weights, "heads": asked.heads, "grid": asked.grid, "say": work.say}
-        opened = open_checkpoints(asked.ckpts, device=str(where), **how)
+        opened = open_checkpoints(
+            asked.ckpts,
+            weights=asked.weights,
+            device=str(where),
+            heads=asked.heads,
+            grid=asked.grid,
+            say=work.say,
+        )
         for loaded in opened.values():
             null_label(loaded.model.config, "--measure")
         (name, loaded), *rest = opened.items()
@@ -52,7 +59,7 @@ class MeasuresStudy(Study[Request]):
         model = loaded.model.config
         layers, steps = layers_and_steps(asked, model)
         encoder = None
-        if asked.encoder:
+        if asked.encoder and asked.encoder_weights:
             encoder = load_encoder(asked.encoder, asked.encoder_weights, where)
         data = run_data(loaded, asked.data, asked.tokenizer, work)
         result = measure_checkpoint(

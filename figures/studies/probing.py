@@ -8,6 +8,7 @@ share the images; the first writes and speaks. Whoever asks leaves (``star.paral
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,7 +188,7 @@ _STUDY = ProbingStudy()
 check, run = _STUDY.check, _STUDY.run
 
 
-def plan(asked: Request, model: ModelConfig, device: torch.device | str) -> AtlasConfig:
+def plan(asked: Request, model: ModelConfig, device: torch.device) -> AtlasConfig:
     """The atlas that a request asks of a model of this shape; ``UserError`` if it cannot be."""
     null_label(model, "a probe")
     layers, steps = layers_and_steps(asked, model)
@@ -211,7 +212,7 @@ def _protocol(asked: Request) -> ProtocolConfig:
         raise UserError(f"cache-gb is {asked.cache_gb}; expected a number >= 0")
     if asked.seeds < 1:
         raise UserError(f"seeds is {asked.seeds}; expected at least 1")
-    settings = {}
+    settings: dict[str, Any] = {}
     if asked.lr is not None:
         try:
             settings["base_lrs"] = tuple(float(part) for part in asked.lr.split(","))
