@@ -59,7 +59,8 @@ def probe(
     if dry_run and isinstance(asked, probing.Request):
         from cli.terminal.probe_cost import print_probe_costs
 
-        print_probe_costs(asked, size, train_images, processes=nproc, tflops=tflops)
+        of_probes = probing.Request(**given[probing.Request])
+        print_probe_costs(of_probes, size, train_images, processes=nproc, tflops=tflops)
         return
     if nproc != 1:
         launch(nproc, asked.device)

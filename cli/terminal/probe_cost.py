@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from cli.terminal.dry_run import PEAK_TFLOPS, UTILISATION
 from cli.terminal.screen import print_line
 from figures.opening import open_checkpoints
@@ -29,17 +31,17 @@ def print_probe_costs(
     asked: Request, size: str | None, train_images: int, *, processes: int, tflops: float | None
 ) -> None:
     """Print what the atlas asked of a size takes, or of every checkpoint; nothing is tokenised."""
-    costs = []
+    costs, cpu = [], torch.device("cpu")
     if size is not None:
         model = preset(size).model
         images = _Images(train_images, HELD_OUT, VIEWS, model.num_classes)
-        costs.append((model, plan(asked, model, "cpu"), images))
+        costs.append((model, plan(asked, model, cpu), images))
     else:
         how = replace(asked, device="cpu")
         for loaded in open_checkpoints(asked.ckpts, how, print_line).values():
             model = loaded.model.config
             images = _counted(open_run_data(loaded, asked.data, make_codes=False))
-            costs.append((model, plan(asked, model, "cpu"), images))
+            costs.append((model, plan(asked, model, cpu), images))
     for model, config, images in costs:
         _print_cost(model, config, images, processes=processes, device=asked.device, tflops=tflops)
 

@@ -188,7 +188,7 @@ _STUDY = ProbingStudy()
 check, run = _STUDY.check, _STUDY.run
 
 
-def plan(asked: Request, model: ModelConfig, device: torch.device | str) -> AtlasConfig:
+def plan(asked: Request, model: ModelConfig, device: torch.device) -> AtlasConfig:
     """The atlas that a request asks of a model of this shape; ``UserError`` if it cannot be."""
     null_label(model, "a probe")
     layers, steps = layers_and_steps(asked, model)
@@ -197,7 +197,7 @@ def plan(asked: Request, model: ModelConfig, device: torch.device | str) -> Atla
         steps=tuple(steps),
         protocol=_protocol(asked),
         seeds=tuple(range(asked.seeds)),
-        precision=resolve_precision(asked.precision, torch.device(device)),
+        precision=resolve_precision(asked.precision, device),
     )
 
 

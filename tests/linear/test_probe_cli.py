@@ -7,7 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asking import asked_from_python
 from helpers import GOLDEN, refused
+
+from figures.studies import measures, probing
+from probes.reading.features import uniform_steps
+from star.base.errors import UserError
+from star.codes.open import PreparedData
+from star.codes.store import open_splits
+from star.images.open import open_source
 
 CONTROLS = {"none", "random", "shuffled", "codes", "pixels"}
 CELLS = ["layer", "step"]
@@ -113,6 +121,54 @@ def test_two_checkpoints_are_compared_on_the_same_images(star, trained, tmp_path
 
 
 @pytest.mark.slow
+def test_the_same_request_from_python(star, trained, tmp_path):
+    mae = ("--protocol", "mae", "--lr", "0.1,10", "--epochs", "9", "--batch-size", "16")
+    several = ("--layer", "1,2", "--steps", "2", "--weights", "student")
+    ckpts = [trained, trained / "ckpt.pt"]
+    code, out, err = star("probe", *ckpts, *several, *mae, "--out", "p")
+    assert code == 0, err
+    request = probing.Request(
+        ckpts=ckpts, layer="1,2", steps=2, weights="student", out="p",
+        protocol="mae", lr="0.1,10", epochs=9, batch_size=16,
+    )  # fmt: skip
+    answer = asked_from_python(probing.run, request, tmp_path / "p")
+    assert all(sentence in out for sentence in answer.sentences) and len(answer.tables) == 2
+    assert answer.result.info["settings"]["batch_size"] == 16
+    steps = uniform_steps(answer.result.info["total_steps"], 2)
+    assert answer.tables[0].rows[0][:2] == ["1", str(steps[0])] and len(answer.tables[0].rows) == 4
+
+
+def test_the_same_measures_from_python(star, trained, tmp_path):
+    options = ("--measure", "cka,uniformity", "--split", "train", "--layer", "all", "--steps", "2")
+    code, out, err = star("probe", trained, *options, "--out", "m")
+    assert code == 0, err
+    request = measures.Request(
+        ckpts=[trained], measure="cka,uniformity", split="train", layer="all", steps=2, out="m"
+    )
+    answer = asked_from_python(measures.run, request, tmp_path / "m")
+    assert all(sentence in out for sentence in answer.sentences)
+    assert set(answer.result.table["measure"]) == {"cka", "uniformity"}
+
+
+def test_what_does_not_fit_the_second_is_refused_before_the_first_is_measured(
+    star, trained, stores, digit_folder, tokenizer_file, tmp_path, monkeypatch
+):
+    options = ("--tokenizer", tokenizer_file, "--views", "plain", "--device", "cpu")
+    assert star("tokenize", digit_folder, "plain", *options)[0] == 0
+    first = PreparedData(open_splits(stores), None, open_source(digit_folder))
+    alone = PreparedData(open_splits(tmp_path / "plain"), None, None)
+    others = PreparedData(open_splits(stores), None, None)
+    object.__setattr__(others.stores["test"], "manifest", {**others.stores["test"].manifest})
+    others.stores["test"].manifest["source"] = {"fingerprint": "another"}
+    monkeypatch.setattr(probing, "probe_atlas", lambda *a, **o: pytest.fail("measured"))
+    request = probing.Request(ckpts=[trained, trained / "ckpt.pt"], steps=2)
+    for second, why in ((alone, "holds codes alone"), (others, "test images differ; give --data")):
+        prepared = iter((first, second))
+        monkeypatch.setattr(probing, "run_data", lambda *a, left=prepared: next(left))
+        with pytest.raises(UserError, match=why):
+            probing.run(request)
+
+
 def test_measures_of_one_and_of_two_checkpoints(star, trained, tmp_path):
     code, out, err = star(
         "probe", trained, trained / "ckpt.pt", "--measure", "cka,step_consistency,effective_rank",
@@ -177,6 +233,8 @@ def test_features_that_are_not_finite_are_named_and_the_others_kept(star, traine
     assert set(table.query("control == 'none'")["layer"]) == {1}
     info = json.loads((tmp_path / "p" / "probe-logreg-layer-all-teacher-steps-2.json").read_text())
     assert not info["complete"] and info["broken"][0].startswith("layer 2 at step")
+    with pytest.raises(UserError, match=r"not finite at layer 2 at step \d+ in [^;]*$"):
+        probing.run(probing.Request(ckpts=["broken"], layer="2", steps=2))
 
 
 def test_probe_refusals(star, trained, tmp_path):
@@ -196,6 +254,11 @@ def test_probe_refusals(star, trained, tmp_path):
     assert refused(star("probe", trained, "--preset", "B"), "have an effect only with --dry-run")
     assert refused(star("probe", trained, "--split", "val"), "have an effect only with --measure")
     assert refused(star("probe", trained, "--measure", "beauty"), "measure is 'beauty'", "cknna")
+    idle = ("--lr", "1", "--seeds", "3", "--images", "digits", "--protocol", "mae", "--steps", "2")
+    no_use = "--measure uses none of: --images, --lr, --protocol, --seeds; leave them out"
+    assert refused(star("probe", trained, "--measure", "cka", *idle), no_use)
+    assert refused(star("probe", trained, "--dry-run", "--measure", "cka"), "leave out --measure")
+    assert refused(star("probe", *[trained] * 3, "--measure", "cka"), "one checkpoint or two; 3 were")
     encoder = ("probe", trained, "--measure", "cka", "--encoder", "resnet18")
     assert refused(star(*encoder), "--encoder and --encoder-weights belong together")
     assert refused(star("probe", trained, "--measure", "cka"), "need at least 20 images", "has 16")

@@ -1,4 +1,4 @@
-"""Two gloo processes probe as one does: the heads of a bank, and whole atlases."""
+"""Two gloo processes probe as one does: the heads of a bank, whole atlases, and the study."""
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,8 @@ from helpers import small_model
 from probing import GROUPS, STEPS, atlas_of, blob_task, config, label_sets, trained
 from two_processes import one_of_two
 
+from figures.studies import probing as study
+from figures.work import Work
 from probes.linear import mae, pixels
 from probes.linear.mae import MaeConfig
 from probes.results import read_result, write_result
@@ -25,7 +27,7 @@ def one_atlas(folder, name, **options):
         return atlas_of(folder, config=config(name), **options)
 
 
-def work(rank, folder):
+def work(rank, folder, run):
     """One of two processes."""
     with one_of_two(rank, str(folder / "rendezvous")):
         mine = folder / str(rank)
@@ -43,13 +45,23 @@ def work(rank, folder):
         broken.layers[2].attention.wo.weight.data[:] = float("nan")
         found = one_atlas(mine, "ridge", model=broken).broken
         assert found == [f"layer 3 at step {step}" for step in STEPS]
+        ask(rank, folder, run)
+
+
+def ask(rank, folder, run):
+    """Both ask the same; the first writes and speaks."""
+    request = study.Request(ckpts=[run], steps=2, protocol="ridge", device="cpu", out=folder / "study")
+    said = []
+    answer = study.run(request, Work(say=said.append, writes=True))
+    assert said[1:] == answer.said and bool(said) == (rank == 0)
+    assert len(answer.written) == (11 if rank == 0 else 0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, trained):
     """What two processes left: a folder each."""
     path = tmp_path_factory.mktemp("two")
-    in_two(work, path)
+    in_two(work, path, trained)
     return path
 
 
@@ -88,3 +100,11 @@ def test_the_atlas_is_that_of_one(folder, tmp_path, name):
 def test_an_arm_is_kept_once_for_both(folder):
     assert len(list((folder / "work").glob("*/model-seed-0.npz"))) == len(PROTOCOLS)
     assert not list((folder / "work").glob("*/*.pt"))
+
+
+def test_the_study_is_written_once(folder):
+    """Of two processes the first writes: tables, predictions, three pictures twice; no work is left."""
+    names = [path.name for path in (folder / "study").iterdir()]
+    assert len(names) == 11 and not [name for name in names if name.endswith(".work")]
+    found = read_result(folder / "study" / "probe-ridge-layer-1-teacher-steps-2.csv")
+    assert found.info["processes"] == 2 and found.info["complete"]
