@@ -98,8 +98,9 @@ class Study(Generic[Asked]):
         if work.writes:
             check_out(asked.out)
         self.check(asked)
-        if (getattr(asked, "seed", None) or 0) < 0:
-            raise UserError(f"seed is {asked.seed}; expected at least 0")
+        seed = getattr(asked, "seed", None)
+        if seed is not None and seed < 0:
+            raise UserError(f"seed is {seed}; expected at least 0")
         answer = Answer()
         for finding in self.findings(asked, work):
             if rank() == 0:

@@ -6,6 +6,7 @@ A GIF and its arrays are made only where files are written; pictures and their t
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from figures.opening import open_checkpoints, output_folder, run_images, tokenizer_path
 from figures.requests.attention_maps import Request
@@ -54,6 +55,7 @@ class MapsStudy(Study[Request]):
         drawn = _measured(opened, subjects, plan, work)
         maps = [found.maps for picture in drawn for found in picture.found.values()]
         scale = heat_scale(maps, asked.scale_max).vmax
+        assert scale is not None
         facts = {name: checkpoint_facts(loaded) for name, loaded in opened.items()}
         folder = output_folder(next(iter(opened.values())), asked.out, "attn-maps")
         for stem, picture in zip(stems(drawn, asked.weights, plan.head), drawn, strict=True):
@@ -74,18 +76,20 @@ def _subjects(
     data = _data(asked, next(iter(opened.values())), images, work)
     found = {}
     for name, loaded in opened.items():
-        common = {"label": plan.classes[name], "tokenizer": tokenizer_path(loaded, asked.tokenizer)}
+        label, tokenizer = plan.classes[name], tokenizer_path(loaded, asked.tokenizer)
         if asked.sample is None:
-            of = {"images": images, "codes": asked.codes, "data": data}
-            found[name] = find_subjects(loaded, **of, **common)
+            found[name] = find_subjects(
+                loaded, images=images, codes=asked.codes, label=label, data=data, tokenizer=tokenizer
+            )
         else:
             found[name] = sampled_subjects(
                 loaded,
                 count=asked.sample,
+                label=label,
                 seed=asked.seed or 0,
                 cfg_scale=GUIDANCE if asked.cfg_scale is None else asked.cfg_scale,
+                tokenizer=tokenizer,
                 on_step=work.progress(f"sample {name}"),
-                **common,
             )
     return found
 
@@ -122,7 +126,7 @@ def _measured(
 ) -> list[Picture]:
     """The maps of every image by every checkpoint."""
     count = len(next(iter(subjects.values())))
-    at = {"layers": plan.layers, "steps": plan.steps, "head": plan.head}
+    at: dict[str, Any] = {"layers": plan.layers, "steps": plan.steps, "head": plan.head}
     drawn = []
     for place in range(count):
         own = {name: found[place] for name, found in subjects.items()}
@@ -140,10 +144,10 @@ def _findings(
 ) -> Iterator[Finding]:
     """The maps of one image as a table and pictures, one by one, or as a GIF and arrays."""
     if asked.animate:
-        frames = {"scale": scale, "fps": asked.fps, "on_frame": work.progress(f"frames {stem.name}")}
+        on_frame = work.progress(f"frames {stem.name}")
+        moving = gif(picture, plan.head, plan.grid, scale=scale, fps=asked.fps, on_frame=on_frame)
         arrays = partial(write_map_arrays, picture.found, info=info)
-        files = {".gif": gif(picture, plan.head, plan.grid, **frames), ".npz": arrays}
-        yield Finding(stem=stem, files=files)
+        yield Finding(stem=stem, files={".gif": moving, ".npz": arrays})
     else:
         table = maps_result(picture.found, picture.first.name, plan.head, info)
         yield Finding(stem=stem, results={"": table})

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -53,19 +54,24 @@ def pictures(
     picture: Picture, head: int | str, grid: int, scale: float
 ) -> Iterator[tuple[str, Figure]]:
     """The pictures of one subject, each with what its file name ends in."""
-    common = {"grid": grid, "scale_max": scale, "note": picture.first.description}
     if head == "all":
         yield from _of_heads(picture, grid, scale)
         return
     maps = next(iter(picture.found.values()))
-    common |= {"layers": maps.layers, "steps": maps.steps}
-    common["title"] = f"Attention of {_model_words(picture)}, {_head_words(head)}"
+    common: dict[str, Any] = {
+        "layers": maps.layers,
+        "steps": maps.steps,
+        "grid": grid,
+        "title": f"Attention of {_model_words(picture)}, {_head_words(head)}",
+        "note": picture.first.description,
+        "scale_max": scale,
+    }
     if len(picture.found) == 1:
-        weights = maps.class_weights
-        yield "", attention_grid(picture.first.image, maps.maps, class_weights=weights, **common)
+        common["class_weights"] = maps.class_weights
+        yield "", attention_grid(picture.first.image, maps.maps, **common)
     else:
-        weights = picture.class_weights
-        yield "", attention_compare(picture.images, picture.maps, class_weights=weights, **common)
+        common["class_weights"] = picture.class_weights
+        yield "", attention_compare(picture.images, picture.maps, **common)
 
 
 def _of_heads(picture: Picture, grid: int, scale: float) -> Iterator[tuple[str, Figure]]:
@@ -131,7 +137,12 @@ def gif(
 
 def stems(drawn: Sequence[Picture], weights: str, head: int | str) -> list[str]:
     """File names without suffix; images whose names look alike as file names get a number."""
-    kinds = {"mean": "", "max": "-max", "all": "-all-heads", "rollout": "-rollout"}
+    kinds: dict[int | str, str] = {
+        "mean": "",
+        "max": "-max",
+        "all": "-all-heads",
+        "rollout": "-rollout",
+    }
     kind = kinds.get(head, f"-head-{head}")
     found: list[str] = []
     for picture in drawn:

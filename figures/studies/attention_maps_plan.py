@@ -62,8 +62,8 @@ def check_asked(asked: Request) -> None:
     _check_subjects(asked, images)
     if asked.fps is not None and not asked.animate:
         raise UserError("--fps has an effect only with --animate")
-    idle = {"--steps": asked.steps, "--at": asked.at, "--formats": asked.formats}
-    idle = [name for name, value in idle.items() if value is not None]
+    of_pictures = {"--steps": asked.steps, "--at": asked.at, "--formats": asked.formats}
+    idle = [name for name, value in of_pictures.items() if value is not None]
     if asked.animate and idle:
         raise UserError(f"--animate writes a GIF over every step; leave out {', '.join(idle)}")
     if asked.animate and asked.head == "all":

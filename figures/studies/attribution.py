@@ -89,7 +89,7 @@ class AttributeStudy(Study[Request]):
             label = _class(asked, loaded.model.config, loaded.class_names)
         data = _prepared(asked, loaded, work)
         stores = None if data is None else data.stores
-        if asked.target == "probe":  # whose classes are the data's
+        if stores is not None and asked.target == "probe":  # whose classes are the data's
             label = _class(asked, stores["train"], stores["train"].class_names)
         chosen = chosen_images(asked, loaded, data, label, work)
         probe = _probe(asked, loaded, plan, chosen, stores, work)
@@ -164,6 +164,7 @@ def _probe(
     """The probe whose score is explained; ``UserError`` for an image of a class it does not know."""
     if asked.target != "probe":
         return None
+    assert stores is not None, "a probe learns from the data"
     classes = stores["train"].num_classes
     for name, _, label in chosen.images:
         if not 0 <= label < classes:
@@ -197,7 +198,7 @@ def _explained(chosen: Chosen, scores: StepScores) -> list[Explained]:
 
 
 def _facts(chosen: Chosen, stores: Stores | None) -> dict:
-    facts = {"subject": chosen.name}
+    facts: dict = {"subject": chosen.name}
     if stores is not None:
         facts["data"] = {name: dict(store.manifest["sha256"]) for name, store in stores.items()}
     return facts

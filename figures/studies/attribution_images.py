@@ -42,7 +42,8 @@ def chosen_images(
     """The images to explain: the one named, the first test image, or several."""
     tokenizer = tokenizer_path(loaded, asked.tokenizer)
     if asked.images is not None:
-        return _several(asked, loaded, data, label, tokenizer)
+        assert data is not None, "several images are the data's"
+        return _several(asked.images, loaded, data, label, tokenizer)
     (subject,) = find_subjects(
         loaded,
         images=[asked.image] if asked.image else [],
@@ -60,12 +61,12 @@ def chosen_images(
 
 
 def _several(
-    asked: Request, loaded: Loaded, data: PreparedData, label: int | None, tokenizer: Path | None
+    count: int, loaded: Loaded, data: PreparedData, label: int | None, tokenizer: Path | None
 ) -> Chosen:
     """Test images evenly spaced; the first of every part of them is drawn."""
     stores = data.stores
     store = stores.get("test") or stores.get("val") or stores["train"]
-    rows, tokens_NT, labels = spread_images(store, asked.images)
+    rows, tokens_NT, labels = spread_images(store, count)
     decoder = data.tokenizer or require_tokenizer(loaded, tokenizer)
     few = min(len(rows), MOST_IMAGES)
     drawn = [place * len(rows) // few for place in range(few)]
