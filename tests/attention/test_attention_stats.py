@@ -403,6 +403,7 @@ def test_the_command_measures_rollout_and_refuses_what_it_cannot(star, trained, 
         (("--at", "65"), "step 65 does not exist"),
         (("--layers", "9"), "layer 9 does not exist"),
         (("--data", "nowhere"), "nowhere"),
+        (("--no-rollout",), "o such option: --no-rollout"),
     ):
         assert refused(star("attention-stats", trained, *options, "--out", "x"), message)
         assert not (tmp_path / "x").exists()
