@@ -23,13 +23,11 @@ from rich.progress import (
 from rich.table import Table
 
 from figures.work import Said
-from star.base.errors import listed
 from star.base.names import shown
 
 __all__ = [
     "Stages",
     "console",
-    "note_stand_ins",
     "print_facts",
     "print_line",
     "print_rows",
@@ -151,17 +149,6 @@ def print_facts(facts: dict, indent: int = 0) -> None:
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         print_line(f"{' ' * indent}{key}: {value}")
-
-
-def note_stand_ins(class_names: Sequence[str], drawn: Iterable[int] | None = None) -> None:
-    """Say which classes (of those ``drawn``) pictures call by number: their font lacks the names."""
-    from viz.base.names import stand_ins
-
-    found = stand_ins(class_names)
-    places = sorted(found if drawn is None else set(found) & set(drawn))
-    if places:
-        said = listed(f"{found[place]} is {class_names[place]}" for place in places)
-        print_line(f"in pictures, whose font lacks these names: {said}")
 
 
 def print_written(paths: Iterable[Path]) -> None:
