@@ -40,7 +40,7 @@ def open_checkpoint(path: Path | None, how: CheckpointRequest, say: Message) -> 
 
     how: its weights, device, and a LlamaGen checkpoint's heads and grid.
     """
-    chosen = Path(path) if path is not None else newest_checkpoint(RUNS)
+    chosen = path if path is not None else newest_checkpoint(RUNS)
     loaded = open_model(
         chosen,
         weights=how.weights,
@@ -118,7 +118,7 @@ def open_tokenizers(paths: Sequence[str] | None, device: str, work: Work) -> dic
 
 def tokenizer_path(loaded: Loaded, given: Path | None) -> Path | None:
     """``given``, else the copy beside the checkpoint, else None."""
-    return Path(given) if given is not None else tokenizer_beside(loaded.path.parent)
+    return given if given is not None else tokenizer_beside(loaded.path.parent)
 
 
 def run_data(loaded: Loaded, data: str | None, tokenizer: Path | None, work: Work) -> PreparedData:
@@ -183,9 +183,9 @@ def check_out(out: Path | None) -> None:
     """Raise ``UserError`` if results cannot be written to folder ``out``, before they are made."""
     if out is None:
         return
-    there = next(path for path in (Path(out), *Path(out).absolute().parents) if path.exists())
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
-        inside = "" if there == Path(out) else f" cannot be made: {there}"
+        inside = "" if there == out else f" cannot be made: {there}"
         raise UserError(f"--out {out}{inside} is a file; expected a folder")
     if not os.access(there, os.W_OK):
         raise UserError(f"--out {out} cannot be written: no permission in {there}")
@@ -194,6 +194,6 @@ def check_out(out: Path | None) -> None:
 def output_folder(loaded: Loaded, given: Path | None, name: str) -> Path:
     """``given``, else ``name`` in the run folder, else (a foreign checkpoint) here."""
     if given is not None:
-        return Path(given)
+        return given
     home = loaded.path.parent if loaded.config is not None else Path()
     return home / name

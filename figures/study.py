@@ -106,7 +106,7 @@ class Study(Generic[Asked]):
         measured if the request cannot be answered.
         """
         work = Work() if work is None else work
-        check_fields(asked)
+        asked = check_fields(asked)
         if work.writes:
             check_out(asked.out)
         self.check(asked)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -41,7 +40,7 @@ class CodebookStudy(Study[Request]):
         tokenizer, store = _opened(asked, work)
         report = codebook_report(tokenizer, store)
         yield Finding(
-            stem=Path(asked.out) / f"codebook-{slug(tokenizer.name)}-{asked.split}",
+            stem=asked.out / f"codebook-{slug(tokenizer.name)}-{asked.split}",
             results={"": Result(report.table(), _facts(asked, report, tokenizer, store))},
             figures=_figures(asked, report, tokenizer, store),
             said=_said(report, f"{tokenizer.name}, {asked.split}"),

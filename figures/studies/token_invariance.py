@@ -143,7 +143,7 @@ def _of_many(asked: Request, opened: Opened, split: str, work: Work) -> Iterator
     found = _measured(asked, opened, work)
     table = pd.concat([item.table() for item in found.values()], ignore_index=True)
     info = _facts(asked, opened, opened.models)
-    stem = Path(asked.out) / _stem(asked, opened.models, split)
+    stem = asked.out / _stem(asked, opened.models, split)
     source = shorten(shown(Path(asked.image).name), 30)
     what = f"{source}, {split}: {len(opened.images)} images at {opened.size} px"
     figures = {
@@ -192,7 +192,7 @@ def _of_one(asked: Request, opened: Opened, work: Work) -> Iterator[Finding]:
     called = shown(Path(asked.image).name if Path(asked.image).exists() else asked.image)
     cropped = np.asarray(center_crop(image, size))
     for name, model in opened.models.items():
-        stem = Path(asked.out) / f"tokens-{_file_stem(asked.image)}{opened.ending(name)}"
+        stem = asked.out / f"tokens-{_file_stem(asked.image)}{opened.ending(name)}"
         what = f"{asked.image} at {size} px"
         yield Finding(
             stem=stem,

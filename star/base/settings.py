@@ -38,14 +38,32 @@ def option(
     return field(default=default, metadata={"help": text, **more})
 
 
-def check_fields(settings: "DataclassInstance") -> None:
-    """Raise ``UserError`` unless every field of a dataclass has a value of its annotated type.
+def check_fields(settings: Config) -> Config:
+    """``settings`` with a path for every text given as one, and a text for every path given as one.
 
-    What the command line checks while it parses is checked here for who calls from Python.
+    Raises ``UserError`` unless every field of the dataclass then has a value of its annotated type: what
+    the command line checks while it parses is checked here for who calls from Python.
     """
     hints = get_type_hints(type(settings))
+    changes: Record = {}
     for item in dataclasses.fields(settings):
-        _check(item.name, getattr(settings, item.name), hints[item.name])
+        value = _path_or_text(getattr(settings, item.name), hints[item.name])
+        _check(item.name, value, hints[item.name])
+        changes[item.name] = value
+    return dataclasses.replace(settings, **changes)
+
+
+def _path_or_text(value: Any, kind: Any) -> Any:
+    """A text where a path is wanted as a path, and a path where a text is wanted as a text."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for one in kinds:
+        if get_origin(one) is list and isinstance(value, list | tuple):
+            return [_path_or_text(part, get_args(one)[0]) for part in value]
+    if isinstance(value, Path) and Path not in kinds and str in kinds:
+        return str(value)
+    if isinstance(value, str) and str not in kinds and Path in kinds:
+        return Path(value)
+    return value
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -55,13 +73,11 @@ def _is_a(value: object, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_is_a(value, part) for part in inner)
     if origin is list:
-        return isinstance(value, list | tuple) and all(_is_a(part, inner[0]) for part in value)
+        return isinstance(value, list) and all(_is_a(part, inner[0]) for part in value)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if kind is Path:
-        return isinstance(value, Path | str)
     return isinstance(value, kind)
 
 

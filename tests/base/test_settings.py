@@ -29,7 +29,13 @@ class Asked:
     ],
 )
 def test_values_of_the_annotated_types_pass(values):
-    check_fields(Asked(**values))
+    expected = {**values, "paths": [Path(path) for path in values["paths"]]} if values else values
+    assert check_fields(Asked(**values)) == Asked(**expected)
+
+
+def test_a_path_is_taken_for_a_text_and_a_text_for_a_path():
+    found = check_fields(Asked(paths=["a"], name=Path("b") / "c"))
+    assert found.paths == [Path("a")] and found.name == str(Path("b") / "c")
 
 
 @pytest.mark.parametrize(
