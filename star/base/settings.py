@@ -41,8 +41,8 @@ def option(
 def check_fields(settings: Config) -> Config:
     """``settings`` with a path for every text given as one, and a text for every path given as one.
 
-    Raises ``UserError`` unless every field of the dataclass then has a value of its annotated type: what
-    the command line checks while it parses is checked here for who calls from Python.
+    Raises ``UserError`` unless every field of the dataclass then has a value of its annotated type:
+    what the command line checks while it parses is checked here for who calls from Python.
     """
     hints = get_type_hints(type(settings))
     changes: Record = {}
