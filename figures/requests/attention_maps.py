@@ -27,7 +27,7 @@ class Request(CheckpointRequest):
     names: list[str] | None = option(
         None,
         "Checkpoints or run folders, then images (files, digits/17, china.jpg, flower.jpg).",
-        said="the newest run, its first test image",
+        said="the newest run, the first of its test images, else val, else train",
         argument="[CKPT ..] [IMAGE ..]",
     )
     layers: str | None = option(

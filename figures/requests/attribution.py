@@ -30,7 +30,7 @@ class Request(CheckpointRequest):
     image: str | None = option(
         None,
         "Image file, digits/17, china.jpg or flower.jpg.",
-        said="the run's first test image",
+        said="the first of the run's test images, else val, else train",
         argument="IMAGE",
     )
     step: int | None = option(None, "Step t, 2 to T: predicts token t from tokens 1..t-1.", said="3T/4")
