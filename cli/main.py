@@ -16,9 +16,6 @@ import typer
 
 from cli import shell
 from cli.commands import (
-    attention_stats,
-    attn_maps,
-    attribute,
     bench,
     codes,
     data,
@@ -55,12 +52,8 @@ app.command("train-tokenizer")(train_tokenizer.train_tokenizer)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)
-app.command("attn-maps")(attn_maps.attn_maps)
-app.command("attention-stats")(attention_stats.attention_stats)
-app.command("attribute")(attribute.attribute)
-app.command("ablate")(studies.command("ablate"))
-app.command("token-invariance")(studies.command("token-invariance"))
-app.command("codebook")(studies.command("codebook"))
+for name in studies.STUDIES:
+    app.command(name)(studies.command(name))
 app.command("sample")(look.sample)
 app.command("tokenize")(data.tokenize)
 app.command("inspect")(files.inspect)

@@ -60,7 +60,7 @@ Threads = Annotated[
 
 
 def with_options(
-    *defaults: "DataclassInstance",
+    *defaults: "DataclassInstance | type[DataclassInstance]",
     skip: tuple[str, ...] = (),
     panels: dict[type, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -145,12 +145,13 @@ def _parameter(field: dataclasses.Field, kind: object, shown: object, panel: str
     """The typer parameter of a field (``star.base.settings.option``)."""
     about = field.metadata
     default = getattr(shown, field.name, ...)  # ...: it must be given
-    said = about.get("said") or ("" if default in (None, ...) else default)
+    flag = about.get("flag") or _flag(field.name, kind)
+    switch = kind is bool and "/" not in flag  # it can only be turned on
+    said = about.get("said") or ("" if switch or default in (None, ...) else default)
     text = about["help"] + (f"  \\[default: {said}]" if said != "" else "")
     none = ... if default is ... else None
     if about.get("argument"):
         return typer.Argument(none, metavar=about["argument"], help=text, show_default=False)
-    flag = about.get("flag") or _flag(field.name, kind)
     panel = about.get("panel") or panel
     return typer.Option(none, flag, help=text, rich_help_panel=panel, show_default=False)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from figures.opening import open_checkpoints, output_folder
+from figures.requests.shared import ComparisonRequest
 from figures.study import Finding, Study
 from figures.work import Said, Work
 from star.base.names import slug
@@ -13,7 +14,7 @@ from star.training.checkpoint import Loaded
 
 __all__ = ["CheckpointStudy", "Subject"]
 
-Asked = TypeVar("Asked")
+Asked = TypeVar("Asked", bound=ComparisonRequest)
 Plan = TypeVar("Plan")
 Data = TypeVar("Data")
 Found = TypeVar("Found")
@@ -92,8 +93,7 @@ class CheckpointStudy(Study[Asked], Generic[Asked, Plan, Data, Found]):
             yield from self._comparisons(asked, subjects, found)
 
     def _subjects(self, asked: Asked, work: Work) -> list[Subject[Plan, Data]]:
-        how = {name: getattr(asked, name) for name in ("weights", "device", "heads", "grid")}
-        opened = open_checkpoints(asked.ckpts, **how, say=work.say)
+        opened = open_checkpoints(asked.ckpts, asked, work.say)
         plans = {name: self.plan(asked, loaded) for name, loaded in opened.items()}
         data = self.data(asked, opened, work)
         subjects = []

@@ -1,14 +1,16 @@
 """What studies need first: checkpoints, the data they belong to, their tokenizers, their folder."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from figures.requests.shared import CheckpointRequest
 from figures.work import Work
 from probes.reading.features import check_store, check_tokenizer, parse_steps, scattered_steps
 from star.base.device import resolve_device
 from star.base.errors import UserError
 from star.base.names import shown
+from star.base.progress import Message
 from star.codes.open import PreparedData, open_tokenizer
 from star.codes.store import CodeStore, same_images
 from star.images.open import ImageSource
@@ -33,18 +35,19 @@ __all__ = [
 ]
 
 
-def open_checkpoint(
-    path: Path | None,
-    *,
-    weights: str,
-    device: str,
-    heads: int | None,
-    grid: int | None,
-    say: Callable[[str], None],
-) -> Loaded:
-    """The checkpoint at ``path``, or of the newest run; says which one it took."""
+def open_checkpoint(path: Path | None, how: CheckpointRequest, say: Message) -> Loaded:
+    """The checkpoint at ``path``, or of the newest run; says which one it took.
+
+    how: its weights, device, and a LlamaGen checkpoint's heads and grid.
+    """
     chosen = Path(path) if path is not None else newest_checkpoint(RUNS)
-    loaded = open_model(chosen, weights=weights, device=resolve_device(device), heads=heads, grid=grid)
+    loaded = open_model(
+        chosen,
+        weights=how.weights,
+        device=resolve_device(how.device),
+        heads=how.heads,
+        grid=how.grid,
+    )
     found = "" if path is not None else "newest run: "
     model = loaded.model.config
     millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
@@ -57,20 +60,13 @@ def open_checkpoint(
 
 
 def open_checkpoints(
-    paths: Sequence[Path] | None,
-    *,
-    weights: str,
-    device: str,
-    heads: int | None,
-    grid: int | None,
-    say: Callable[[str], None],
+    paths: Sequence[Path] | None, how: CheckpointRequest, say: Message
 ) -> dict[str, Loaded]:
     """Checkpoints by the names they go by: AR, ST-AR, or with their folder where that is not enough.
 
     Without ``paths``, the newest run's.
     """
-    how = {"weights": weights, "device": device, "heads": heads, "grid": grid, "say": say}
-    loaded = [open_checkpoint(path, **how) for path in paths or [None]]
+    loaded = [open_checkpoint(path, how, say) for path in paths or (None,)]
     named: dict[str, Loaded] = {}
     for item in loaded:
         alike = [other for other in loaded if other.objective_name == item.objective_name]

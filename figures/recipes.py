@@ -6,15 +6,14 @@ against step, 1(c) token indices of two views, 2 and 5 attention across layers a
 curves of several models.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from figures.material import Material
 from probes.attention.maps import AttentionMaps
-from probes.tokens.change import ViewChange
 from viz.attention.maps import attention_grid, attention_row
 from viz.base.panel import heat_scale
 from viz.base.style import save
@@ -24,31 +23,7 @@ from viz.overview import overview
 from viz.samples import sample_compare
 from viz.tokens.change import token_views
 
-__all__ = ["Material", "draw_all"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """Everything measured on two models, plain AR first, that the figures are drawn from.
-
-    ``probe_tables`` are those of atlases (``probes.linear.atlas``), controls included.
-    ``image`` (H, W, 3) uint8 is the one the attention maps belong to; ``unchanged`` holds the mean
-    share of unchanged indices over many images and its chance level; ``samples`` and ``real`` are
-    (N, H, W, 3), drawn in rows of ``columns``.
-    """
-
-    probe_tables: dict[str, pd.DataFrame]
-    layer: int
-    total_steps: int
-    chance: float
-    image: np.ndarray
-    attention: dict[str, AttentionMaps]
-    grid: int
-    change: ViewChange
-    unchanged: tuple[float, float]
-    samples: dict[str, np.ndarray]
-    real: np.ndarray
-    columns: int
+__all__ = ["draw_all"]
 
 
 def draw_all(material: Material, folder: Path) -> list[Path]:
@@ -59,19 +34,24 @@ def draw_all(material: Material, folder: Path) -> list[Path]:
 
 def _probe_figures(m: Material) -> dict[str, Figure]:
     plain = next(iter(m.probe_tables))
-    common = {"total_steps": m.total_steps, "chance": m.chance}
     own = _own(m)
     title = f"class read from layer {m.layer}"
     figures = {
         "figure1b": probe_curves(
             {plain: own[plain]},
             m.layer,
-            **common,
+            total_steps=m.total_steps,
+            chance=m.chance,
             controls={plain: m.probe_tables[plain]},
             title=f"Figure 1(b): {title} of {plain}",
         ),
         "figure4": probe_curves(
-            own, m.layer, **common, controls=m.probe_tables, title=f"Figure 4: {title}"
+            own,
+            m.layer,
+            total_steps=m.total_steps,
+            chance=m.chance,
+            controls=m.probe_tables,
+            title=f"Figure 4: {title}",
         ),
     }
     for name, table in own.items():

@@ -8,21 +8,34 @@ before anything is measured. ``figures.checkpoints`` is the study of one checkpo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from matplotlib.figure import Figure
 
 from figures.opening import check_out
 from figures.work import Rows, Said, Work
 from probes.results import Result, write_result
+from star.base.errors import UserError
 from star.base.settings import check_fields
 from star.parallel.processes import rank
 from viz.base.style import save
 
-__all__ = ["Answer", "Finding", "Study"]
+__all__ = ["Answer", "Finding", "Study", "Writer"]
 
 
-Asked = TypeVar("Asked")
+class Request(Protocol):
+    """What every request is: a frozen dataclass that says where files go."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path | None: ...
+
+
+Asked = TypeVar("Asked", bound=Request)
+
+
+Writer = Callable[[Path], Iterable[Path]]  # writes a file; returns what was written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,7 @@ class Finding:
 
     stem: Path = Path()
     results: Mapping[str, Result] = field(default_factory=dict)
-    files: Mapping[str, Callable[[Path], Iterable[Path]]] = field(default_factory=dict)
+    files: Mapping[str, Writer] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     said: Sequence[Said] = ()
     formats: Sequence[str] = ("png", "pdf")
@@ -97,6 +110,9 @@ class Study(Generic[Asked]):
         if work.writes:
             check_out(asked.out)
         self.check(asked)
+        seed = getattr(asked, "seed", None)
+        if seed is not None and seed < 0:
+            raise UserError(f"seed is {seed}; expected at least 0")
         answer = Answer()
         for finding in self.findings(asked, work):
             if rank() == 0:

@@ -157,7 +157,7 @@ def test_the_command_line_starts_without_torch():
 
 OPENED = """
 import figures.studies.probing, figures.studies.measures, figures.studies.token_invariance
-import cli.drivers.attn_maps_run
+import figures.studies.attention_stats, figures.studies.attention_maps
 import star.training.trainer
 from star.training.config import preset
 from star.tokenizer.file import load_tokenizer

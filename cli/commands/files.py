@@ -41,12 +41,12 @@ def export(
     """Write the transformer alone (no projector, no optimiser) for other programs."""
     from cli.terminal.screen import console, print_line
     from figures.opening import open_checkpoint
+    from figures.requests.shared import CheckpointRequest
     from star.training.export import ENDINGS, check_ending, export_model
 
     if out is not None:
         check_ending(out, form)
-    loaded = open_checkpoint(
-        ckpt, weights=weights, device="cpu", heads=heads, grid=grid, say=print_line
-    )
+    how = CheckpointRequest(weights=weights, device="cpu", heads=heads, grid=grid)
+    loaded = open_checkpoint(ckpt, how, print_line)
     path = out or loaded.path.with_name(f"{loaded.path.stem}-{weights}-{form}{ENDINGS[form]}")
     console.print(f"written: {export_model(loaded, path, form)}", highlight=False, markup=False)

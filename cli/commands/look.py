@@ -44,6 +44,7 @@ def sample(
 
     from cli.terminal.screen import Stages, print_line, print_written
     from figures.opening import open_checkpoint, output_folder, tokenizer_path
+    from figures.requests.shared import CheckpointRequest
     from figures.sentences import names_in_pictures
     from probes.reading.example import require_tokenizer
     from star.base.device import resolve_precision
@@ -55,9 +56,8 @@ def sample(
     from viz.base.style import save
     from viz.samples import sample_grid
 
-    loaded = open_checkpoint(
-        ckpt, weights=weights, device=device, heads=heads, grid=grid, say=print_line
-    )
+    how = CheckpointRequest(weights=weights, device=device, heads=heads, grid=grid)
+    loaded = open_checkpoint(ckpt, how, print_line)
     config = loaded.model.config
     if cfg_scale != 1:
         null_label(config, f"guidance (--cfg-scale {cfg_scale:g})", "give --cfg-scale 1")

@@ -56,7 +56,7 @@ def probe(
 
     check_out(asked.out)
     import_module(f"figures.studies.{study}").check(asked)
-    if dry_run:
+    if dry_run and isinstance(asked, probing.Request):
         from cli.terminal.probe_cost import print_probe_costs
 
         of_probes = probing.Request(**given[probing.Request])

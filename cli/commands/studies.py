@@ -5,12 +5,22 @@ from importlib import import_module
 
 from cli.options import with_options
 from cli.threads import computing
-from figures.requests import ablation, codebook, token_invariance
+from figures.requests import (
+    ablation,
+    attention_maps,
+    attention_stats,
+    attribution,
+    codebook,
+    token_invariance,
+)
 
 __all__ = ["STUDIES", "answer", "command"]
 
 # command: the request, the study's module in figures.studies, what its first line says
 STUDIES = {
+    "attn-maps": (attention_maps.Request, "attention_maps", "Drawing where layers look"),
+    "attention-stats": (attention_stats.Request, "attention_stats", "Measuring where models look"),
+    "attribute": (attribution.Request, "attribution", "Explaining the score of a step"),
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
     "token-invariance": (
         token_invariance.Request,

@@ -1,6 +1,6 @@
 """What ``star probe --dry-run`` prints: forward passes, FLOPs, memory and time, nothing computed."""
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,28 +31,32 @@ def print_probe_costs(
     asked: Request, size: str | None, train_images: int, *, processes: int, tflops: float | None
 ) -> None:
     """Print what the atlas asked of a size takes, or of every checkpoint; nothing is tokenised."""
-    cpu = torch.device("cpu")
-    common: dict[str, Any] = {"processes": processes, "device": asked.device, "tflops": tflops}
+    costs, cpu = [], torch.device("cpu")
     if size is not None:
         model = preset(size).model
-        images: dict[str, Any] = {"train": train_images, "held_out": HELD_OUT, "views": VIEWS}
-        _print_cost(model, plan(asked, model, cpu), classes=model.num_classes, **images, **common)
-        return
-    opened = open_checkpoints(
-        asked.ckpts,
-        weights=asked.weights,
-        device="cpu",
-        heads=asked.heads,
-        grid=asked.grid,
-        say=print_line,
-    )
-    for loaded in opened.values():
-        model, config = loaded.model.config, plan(asked, loaded.model.config, cpu)
-        images = _images(open_run_data(loaded, asked.data, make_codes=False))
-        _print_cost(model, config, **images, **common)
+        images = _Images(train_images, HELD_OUT, VIEWS, model.num_classes)
+        costs.append((model, plan(asked, model, cpu), images))
+    else:
+        how = replace(asked, device="cpu")
+        for loaded in open_checkpoints(asked.ckpts, how, print_line).values():
+            model = loaded.model.config
+            images = _counted(open_run_data(loaded, asked.data, make_codes=False))
+            costs.append((model, plan(asked, model, cpu), images))
+    for model, config, images in costs:
+        _print_cost(model, config, images, processes=processes, device=asked.device, tflops=tflops)
 
 
-def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Images:
+    """What a cost depends on: images of the parts, views of a training image, classes."""
+
+    train: int
+    held_out: int
+    views: int
+    classes: int
+
+
+def _counted(data: ImageSource | dict[str, CodeStore]) -> _Images:
     """Images, views and classes of ``data``, without tokenising anything."""
     if isinstance(data, dict):
         splits = probe_splits(data)
@@ -63,17 +67,17 @@ def _images(data: ImageSource | dict[str, CodeStore]) -> dict[str, Any]:
         train, held_out = counts.pop("train"), sum(counts.values())
         views = len(view_set(data.default_views, data.native_size))
         classes = len(data.class_names)
-    return {"train": train, "held_out": held_out, "views": views, "classes": classes}
+    return _Images(train, held_out, views, classes)
 
 
 def _print_cost(
-    model: ModelConfig, config: AtlasConfig, *, train: int, held_out: int, views: int, classes: int,
+    model: ModelConfig, config: AtlasConfig, images: _Images, *,
     processes: int, device: str, tflops: float | None,
 ) -> None:  # fmt: skip
     """Print the cost of an atlas ``config`` of ``model``; ``tflops``: what one device sustains."""
     if tflops is not None and not tflops > 0:
         raise UserError(f"tflops is {tflops}; expected a number > 0")
-    if min(train, held_out, views, processes) < 1:
+    if min(images.train, images.held_out, images.views, processes) < 1:
         raise UserError("a dry run needs at least 1 image, view and process")
     protocol, seeds = config.protocol, len(config.seeds)
     cost = probe_cost(
@@ -82,16 +86,19 @@ def _print_cost(
         mae=protocol.mae,
         layers=len(config.layers),
         steps=len(config.steps),
-        train=train,
-        held_out=held_out,
-        views=views,
-        classes=classes,
+        train=images.train,
+        held_out=images.held_out,
+        views=images.views,
+        classes=images.classes,
     )
     print_line(
         f"{model.size_name or 'custom'}: {len(config.layers)} layers x {len(config.steps)} steps, "
         f"protocol {protocol.name}, {cost.heads} heads a label set, {seeds} seed(s)"
     )
-    print_line(f"images: {train:,} training (views {views}), {held_out:,} held out; {classes} classes")
+    print_line(
+        f"images: {images.train:,} training (views {images.views}), {images.held_out:,} held out; "
+        f"{images.classes} classes"
+    )
     print_line(
         f"forward passes: {cost.forwards:,} sequences, checkpoint and random control "
         f"({cost.forward_flops:.3g} FLOPs a seed)"

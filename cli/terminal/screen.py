@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,15 +23,11 @@ from rich.progress import (
 from rich.table import Table
 
 from figures.work import Said
-from probes.stats.intervals import FEWEST
-from star.base.errors import listed
 from star.base.names import shown
 
 __all__ = [
     "Stages",
     "console",
-    "note_few",
-    "note_stand_ins",
     "print_facts",
     "print_line",
     "print_rows",
@@ -57,7 +55,7 @@ class _Screen(Console):
         """A terminal that cannot move its cursor gets plain lines, as a log does."""
         return super().is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
-    def print(self, *objects: object, **options: object) -> None:
+    def print(self, *objects: object, **options: Any) -> None:
         """As rich's; a string is one line."""
         texts = (shown(item) if isinstance(item, str) else item for item in objects)
         super().print(*texts, **options)
@@ -80,7 +78,8 @@ class Stages:
             TimeRemainingColumn(),
             console=console,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._quarters: dict[str, int] = {}
         self._done: dict[str, int] = {}
         self._started: dict[str, float] = {}
 
@@ -95,7 +94,7 @@ class Stages:
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Progress of ``stage``; the first call of a stage starts its bar."""
-        new = stage not in self._tasks or done < self._done.get(stage, 0)
+        new = stage not in self._done or done < self._done[stage]
         self._done[stage] = done
         if console.is_terminal:
             if new:
@@ -103,12 +102,12 @@ class Stages:
             self._progress.update(self._tasks[stage], completed=done, total=total)
             return
         if new:
-            self._tasks[stage] = done
+            self._quarters[stage] = done
             self._started[stage] = time.monotonic()
-        if done == total or done * 4 // total > self._tasks[stage] * 4 // total:
+        if done == total or done * 4 // total > self._quarters[stage] * 4 // total:
             seconds = time.monotonic() - self._started[stage]
             print_line(f"{stage}: {done}/{total} after {seconds:.0f} s")
-        self._tasks[stage] = done
+        self._quarters[stage] = done
 
     def say(self, said: Said) -> None:
         """A line or a table above the bars."""
@@ -150,26 +149,6 @@ def print_facts(facts: dict, indent: int = 0) -> None:
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         print_line(f"{' ' * indent}{key}: {value}")
-
-
-def note_few(images: int) -> None:
-    """Say so where normal intervals over images are too narrow."""
-    if images < FEWEST:
-        console.print(
-            f"note: {images} images; below {FEWEST} the 95 % intervals (normal) are too narrow",
-            highlight=False,
-        )
-
-
-def note_stand_ins(class_names: Sequence[str], drawn: Iterable[int] | None = None) -> None:
-    """Say which classes (of those ``drawn``) pictures call by number: their font lacks the names."""
-    from viz.base.names import stand_ins
-
-    found = stand_ins(class_names)
-    places = sorted(found if drawn is None else set(found) & set(drawn))
-    if places:
-        said = listed(f"{found[place]} is {class_names[place]}" for place in places)
-        print_line(f"in pictures, whose font lacks these names: {said}")
 
 
 def print_written(paths: Iterable[Path]) -> None:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from figures.requests.shared import CheckpointRequest, Precision, checkpoints, folder
+from figures.requests.shared import ComparisonRequest, Precision, folder
 from star.base.settings import option
 
 __all__ = ["Request"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(CheckpointRequest):
+class Request(ComparisonRequest):
     """Cut attention and measure what changes: the causal check of attention maps.
 
     A cut hides keys from the softmax of all heads in the chosen layers; a
@@ -24,7 +24,6 @@ class Request(CheckpointRequest):
     as the neighbourhood, elsewhere.
     """
 
-    ckpts: list[Path] | None = checkpoints()
     cut: str = option(
         "class,neighbourhood,random",
         "Cuts, one by one: class, neighbourhood, row_above, random; class+random cuts both; none.",

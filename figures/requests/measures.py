@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from figures.requests.shared import (
-    CheckpointRequest,
+    ComparisonRequest,
     Precision,
     folder,
     layers_of_features,
@@ -19,7 +19,7 @@ MEASURES = "Representation measures"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(CheckpointRequest):
+class Request(ComparisonRequest):
     """Measure frozen features (null class) without labels, layer by layer and step by step.
 
     ``probes.representation.measures.MEASURES`` names the measures; ``measure`` None takes all.

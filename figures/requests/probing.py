@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from figures.requests.shared import (
-    CheckpointRequest,
+    ComparisonRequest,
     Precision,
     folder,
     layers_of_features,
@@ -19,7 +19,7 @@ MAE = "Protocol mae"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(CheckpointRequest):
+class Request(ComparisonRequest):
     """Probe frozen features for the class; every number beside its controls.
 
     Step t has seen the class position (null class) and tokens 1 to t-1.

@@ -8,8 +8,8 @@ from star.base.settings import option
 
 __all__ = [
     "CheckpointRequest",
+    "ComparisonRequest",
     "Precision",
-    "checkpoints",
     "compute_device",
     "folder",
     "layers_of_features",
@@ -43,9 +43,11 @@ class CheckpointRequest:
     device: str = compute_device()
 
 
-def checkpoints() -> Any:
-    """The field of the checkpoints that a question is asked of, compared with the first."""
-    return option(
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRequest(CheckpointRequest):
+    """What is asked of one checkpoint or several."""
+
+    ckpts: list[Path] | None = option(
         None,
         "Checkpoints or run folders; later ones are compared with the first.",
         said="the newest run",

@@ -30,6 +30,7 @@ from probes.results import Result, checkpoint_facts, provenance
 from star.base.device import resolve_precision
 from star.base.errors import UserError
 from star.base.names import slug
+from star.base.progress import Progress
 from star.codes.store import CodeStore
 from star.model.classes import null_label
 from star.model.config import ModelConfig
@@ -41,7 +42,7 @@ __all__ = ["Request", "run"]
 
 MOST_REACHES = 9
 NEAR = 0.01  # nats a token: a reach whose NLL is this near to the intact one is called enough
-Stores = tuple[Mapping[str, CodeStore], CodeStore]  # all, and the one that is measured on
+Stores = tuple[dict[str, CodeStore], CodeStore]  # all, and the one that is measured on
 
 
 @dataclass(frozen=True)
@@ -117,18 +118,24 @@ class AblationStudy(CheckpointStudy[Request, Plan, Stores, Found]):
         images = draw(store, asked.images, asked.seed, "ablation images")
         precision = resolve_precision(asked.precision, model.output.weight.device)
 
-        def progress(stage: str) -> dict:
-            return {"precision": precision, "on_progress": work.progress(f"{subject.name}: {stage}")}
+        def progress(stage: str) -> Progress:
+            return work.progress(f"{subject.name}: {stage}")
 
         curve = reach_cuts(model.config, plan.reach_layers, plan.reaches)
-        rows = ablate_nll(model, images, [*plan.cuts, *curve], **progress("cuts")).rows
+        rows = ablate_nll(
+            model, images, [*plan.cuts, *curve], precision=precision, on_progress=progress("cuts")
+        ).rows
         if plan.strict:
-            at = {"steps": plan.strict, "reaches": plan.reaches}
-            rows = rows + strict_nll(model, images, **at, **progress("strict windows")).rows
+            rows = rows + strict_nll(
+                model, images, steps=plan.strict, reaches=plan.reaches,
+                precision=precision, on_progress=progress("strict windows"),
+            ).rows  # fmt: skip
         if plan.probes:
             splits = fewer_images(probe_splits(stores), asked.probe_images, asked.seed)
-            at = {"layer": plan.probe_layer, "steps": plan.probe_steps, "seed": asked.seed}
-            rows = rows + ablate_probe(model, splits, plan.cuts, **at, **progress("probes")).rows
+            rows = rows + ablate_probe(
+                model, splits, plan.cuts, layer=plan.probe_layer, steps=plan.probe_steps,
+                seed=asked.seed, precision=precision, on_progress=progress("probes"),
+            ).rows  # fmt: skip
         return Found(Ablation(rows), plan, _facts(asked, subject.loaded, store, plan))
 
     def finding(self, asked: Request, subject: Subject[Plan, Stores], found: Found) -> Finding:
@@ -150,8 +157,11 @@ class AblationStudy(CheckpointStudy[Request, Plan, Stores, Found]):
         names = (first, other)
         table = compare_ablations(found[first].ablation, found[other].ablation, names)
         infos = {name: each.info for name, each in found.items()}
-        info = {"measurement": "paired comparison of ablations", "names": list(names)}
-        info["ablations"] = infos
+        info = {
+            "measurement": "paired comparison of ablations",
+            "names": list(names),
+            "ablations": infos,
+        }
         return Finding(results={"": Result(table, info)}, said=_compared(table, names))
 
     def together(self, asked: Request, found: dict[str, Found]) -> Finding:
@@ -225,7 +235,7 @@ def _figures(tables: dict[str, pd.DataFrame], asked: Request) -> dict[str, Figur
 def _said(table: pd.DataFrame, name: str, plan: Plan) -> list[Said]:
     nll = table[table["measure"].isin(["nll", "nll_cut_steps"])]
     intact = nll.loc[nll["cut"].ne(STRICT) & nll["measure"].eq("nll"), "intact"].iloc[0]
-    said = few_images(int(nll["n"].iloc[0]))
+    said: list[Said] = [*few_images(int(nll["n"].iloc[0]))]
     said.append(f"{name}: NLL {intact:.3f} nats a token with nothing cut")
     rows = []
     for (cut, layers), group in table[table["reach"].isna()].groupby(["cut", "layers"], sort=False):

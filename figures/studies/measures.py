@@ -1,6 +1,7 @@
 """Label-free numbers of a checkpoint's features, by itself or against a second checkpoint."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from figures.features import features_stem, layers_and_steps
 from figures.opening import open_checkpoints, output_folder, run_data
@@ -44,14 +45,7 @@ class MeasuresStudy(Study[Request]):
         where = join(asked.device)
         if world_size() > 1:
             raise UserError("--measure runs in one process; leave out --nproc")
-        opened = open_checkpoints(
-            asked.ckpts,
-            weights=asked.weights,
-            device=str(where),
-            heads=asked.heads,
-            grid=asked.grid,
-            say=work.say,
-        )
+        opened = open_checkpoints(asked.ckpts, replace(asked, device=str(where)), work.say)
         for loaded in opened.values():
             null_label(loaded.model.config, "--measure")
         (name, loaded), *rest = opened.items()

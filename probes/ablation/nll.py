@@ -22,7 +22,7 @@ from probes.stats.intervals import paired_test
 from probes.stats.paired import paired_row, paired_table
 from star.base.device import autocast
 from star.base.errors import UserError
-from star.codes.store import CodeStore
+from star.codes.store import Codes
 from star.model.transformer import Transformer
 from star.training.batches import plain_batches
 from star.training.estimate import images_at_once
@@ -89,7 +89,7 @@ class Ablation:
 
 def ablate_nll(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     cuts: Sequence[Cut],
     *,
     batch_size: int = 128,
@@ -136,7 +136,7 @@ def _check_finite(nll_NT: np.ndarray) -> None:
 @torch.no_grad()
 def strict_nll(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     steps: Sequence[int],
     reaches: Sequence[int],
@@ -172,7 +172,7 @@ def strict_nll(
 
 def _nll_at(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     step: int,
     cut: dict[int, Tensor],
     batch_size: int,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from star.base.device import autocast
 from star.base.progress import ShouldStop, never
-from star.codes.store import CodeStore
+from star.codes.store import Codes
 from star.model.transformer import Transformer
 from star.training.batches import plain_batches
 from star.training.estimate import images_at_once
@@ -27,7 +27,7 @@ class NllOptions(TypedDict, total=False):
     should_stop: ShouldStop
 
 
-def image_nll(model: Transformer, store: CodeStore, **options: Unpack[NllOptions]) -> np.ndarray:
+def image_nll(model: Transformer, store: Codes, **options: Unpack[NllOptions]) -> np.ndarray:
     """(N,) mean negative log-likelihood a token (nats) of each image's test view, given its class.
 
     ``options`` are those of ``token_nll``.
@@ -39,7 +39,7 @@ def image_nll(model: Transformer, store: CodeStore, **options: Unpack[NllOptions
 @torch.no_grad()
 def token_nll(
     model: Transformer,
-    store: CodeStore,
+    store: Codes,
     *,
     images: range | None = None,
     batch_size: int = 256,

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asking import asked_from_python
 from helpers import SMALL, fake_store, refused, small_model
 
+from figures.requests.attention_stats import Request
+from figures.studies import attention_stats as study
 from probes.attention.compare import attention_sentences, compare_attention
 from probes.attention.maps import attention_maps
 from probes.attention.measures import MEASURES, row_measures, uniform_rows, value_norms
@@ -395,13 +398,30 @@ def test_the_command_measures_rollout_and_refuses_what_it_cannot(star, trained, 
     assert set(table["head"]) == {0} and "class_norm_share" not in set(table["measure"])
     for options, message in (
         (("--images", "1"), "images is 1; expected at least 2, for an interval"),
+        (("--images", "12", "--seed", "-1"), "seed is -1; expected at least 0"),
         (("--at", "1"), "give a step above 1"),
         (("--at", "65"), "step 65 does not exist"),
         (("--layers", "9"), "layer 9 does not exist"),
         (("--data", "nowhere"), "nowhere"),
+        (("--no-rollout",), "o such option: --no-rollout"),
     ):
         assert refused(star("attention-stats", trained, *options, "--out", "x"), message)
         assert not (tmp_path / "x").exists()
+
+
+def test_python_asks_what_the_command_asks(star, trained, tmp_path):
+    options = ("--at", "9,30", "--images", "12", "--layers", "2", "--seed", "4")
+    code, out, err = star("attention-stats", trained, trained, *options, "--out", "s")
+    assert code == 0, err
+    asked = Request(
+        ckpts=[trained, trained], at="9,30", images=12, layers="2", seed=4, out=tmp_path / "other"
+    )
+    answer = asked_from_python(study.run, asked, tmp_path)
+    assert not set(answer.sentences) - set(out.splitlines())
+    assert set(answer.result.table["step"]) == {0, 9, 30} and set(answer.result.table["n"]) == {12}
+    assert answer.result.info["checkpoint_step"] == 4 and answer.result.info["seed"] == 4
+    assert len(answer.figures) == 2 * 3 + 1 and len(answer.tables) == 2
+    assert sum(said.startswith("entropy: ") for said in answer.sentences) == 1
 
 
 def test_drawings_show_the_table(measured):

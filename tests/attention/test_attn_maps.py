@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asking import asked_from_python
 from helpers import GOLDEN, refused
 from PIL import Image
 
-from cli.drivers.attn_maps_run import split_names
+from figures.requests.attention_maps import Request
+from figures.studies import attention_maps as study
+from figures.studies.attention_maps_plan import split_names
 from star.base.errors import UserError
 from star.training.checkpoint import load_model
 from viz.base import style
@@ -136,6 +139,24 @@ def test_maps_of_samples_are_the_attention_to_the_tokens_generated(star, trained
             expected = rows[place, step - 1, :step].numpy()
             # The table keeps six digits; rows of few queries and of all agree to float32.
             np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_python_asks_what_the_command_asks(star, trained, baseline, tmp_path):
+    options = ("--layers", "1,2", "--at", "5,64", "--head", "all", "--out", "maps")
+    code, out, err = star("attn-maps", trained, baseline, "flower.jpg", "digits/3", *options)
+    assert code == 0, err
+    names = [str(trained), str(baseline), "flower.jpg", "digits/3"]
+    asked = Request(names=names, layers="1,2", at="5,64", head="all", out=tmp_path / "other")
+    answer = asked_from_python(study.run, asked, tmp_path)
+    assert not set(answer.sentences) - set(out.splitlines())
+    assert len(answer.results) == 2 and len(answer.figures) == 2 * 2 * 2
+    assert set(answer.result.table["model"]) == {"ST-AR", "AR"} and answer.result.info["scale_max"] > 0
+    first, second, scale = answer.sentences
+    assert first.startswith("flower.jpg: ") and second.startswith("digits/3: ")
+    assert scale.startswith("colour scale of everything drawn: 0 to ")
+    asked = Request(names=names, animate=True)
+    answer = study.run(asked)
+    assert not answer.results and not answer.figures and len(answer.sentences) == 3
 
 
 def test_a_gif_follows_every_step_of_every_model(star, trained, baseline, tmp_path):

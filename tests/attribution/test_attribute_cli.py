@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from asking import asked_from_python
 from helpers import GOLDEN, refused
 from made_up import made_panels
 from PIL import Image
 
+from figures.requests.attribution import Request
+from figures.studies import attribution as study
 from star.base.errors import UserError
 from viz.attribution import SIGNED_MAP, signed_scale
 from viz.base import style
@@ -88,6 +91,23 @@ def test_a_probes_class_score(star, trained, tmp_path):
     assert info["images"][0]["score_index"] == 1 and info["images"][0]["class_shown"] == 2
     assert refused(star("attribute", trained, "flower.jpg", *options), "without one: give --class")
     assert refused(star("attribute", trained, "--class", "2", *options), "--class 2 was given")
+
+
+def test_python_asks_what_the_command_asks(star, trained, tmp_path):
+    options = ("--images", "3", "--target", "probe", "--probe-images", "30", "--step", "9")
+    code, out, err = star("attribute", trained, *options, *QUICK, "--out", "a")
+    assert code == 0, err
+    asked = Request(ckpt=trained, images=3, target="probe", probe_images=30, step=9, draws=1, points=16)
+    answer = asked_from_python(study.run, asked, tmp_path)
+    assert not set(answer.sentences) - set(out.splitlines())
+    places, measures = answer.results.values()
+    assert places is answer.result and len(places.table) == 3 * 3 * 65
+    assert measures.table["image"].nunique() == 4 and measures.table["image"].iloc[-1] == "mean"
+    assert places.info["checkpoint_step"] == 4 and places.info["target"] == "probe"
+    assert len(answer.figures) == 1 and len(answer.tables) == 1
+    images, probe, score = answer.sentences
+    assert images.startswith("3 evenly spaced images of") and probe.startswith("probe of layer 1 at")
+    assert score.startswith("step 9, class score of the probe of layer 1: mean score")
 
 
 def test_codes_without_a_tokenizer(star, tmp_path):

@@ -197,7 +197,7 @@ def test_the_screen_takes_names_as_they_are(capsys, monkeypatch):
     print_line("two\nlines \x1b[31mred")
     print_rows(odd, ["name", odd], [[odd, "a\nb"]])
     print_facts({odd: odd})
-    Stages().message(odd)
+    Stages().say(odd)
     out = capsys.readouterr().out
     assert out.splitlines()[:2] == [odd, r"two\nlines \x1b[31mred"]
     assert out.count(odd) == 7 and r"a\nb" in out and "\x1b" not in out

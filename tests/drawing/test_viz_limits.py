@@ -15,7 +15,8 @@ from made_up import (
 )
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from figures.recipes import Material, _attention_figures
+from figures.material import Material
+from figures.recipes import _attention_figures
 from probes.attention.maps import AttentionMaps
 from star.base.errors import UserError
 from viz.attention.maps import attention_compare, attention_grid

@@ -1,1 +1,0 @@
-"""What the measuring commands do with their options."""

@@ -1,0 +1,85 @@
+"""What ``star reproduce`` does: how it trains, which learning rates it tries, what it measures."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from star.base.errors import UserError
+from star.base.settings import read_settings
+from star.codes.open import is_code_folder
+from star.images.open import open_source
+from star.training.config import TrainConfig, preset
+
+__all__ = ["IMPROVED", "PLAIN", "PLAN_FILE", "Plan", "check_plan", "check_source", "plan_for"]
+
+PLAIN, IMPROVED = "AR", "ST-AR"
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the chain does: the training configuration, the learning rates tried, what is measured."""
+
+    config: TrainConfig
+    learning_rates: tuple[float, ...]
+    pilot_steps: int
+    probe_steps: int = 8
+    attention_images: int = 128
+    samples_a_class: int = 8
+    cfg_scale: float = 1.5
+
+    def configs(self) -> dict[str, TrainConfig]:
+        """The training of plain AR, and of ST-AR."""
+        plain = dataclasses.replace(self.config, objective=self.config.objective.baseline())
+        return {PLAIN: plain, IMPROVED: self.config}
+
+    def plain(self) -> dict:
+        """The plan as its file holds it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def plan_for(
+    data: str, *, seed: int = 0, max_steps: int | None = None, batch_size: int | None = None
+) -> Plan:
+    """The recipe of ``star reproduce SOURCE``: the tiny preset with four layers, for two CPU cores."""
+    base = preset("tiny")
+    steps = base.max_steps if max_steps is None else max_steps
+    config = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, layers=4),
+        data=data,
+        seed=seed,
+        batch_size=base.batch_size if batch_size is None else batch_size,
+        max_steps=steps,
+        validate_every=steps,
+        diagnose_every=0,  # everything is measured at the end
+        save_every=100,
+    )
+    return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(60, steps))
+
+
+def check_plan(out: Path, plan: Plan) -> None:
+    """Raise ``UserError`` if ``out`` holds another plan's work, or its plan cannot be read."""
+    path = out / PLAN_FILE
+    if path.exists() and read_settings(path) != plan.plain():
+        raise UserError(f"{out} holds the work of other settings; give another --out or delete it")
+
+
+def check_source(config: TrainConfig) -> None:
+    """Raise ``UserError`` for a source without images, without a split, or too small for a batch."""
+    if is_code_folder(config.data):
+        raise UserError(f"{config.data} holds codes only; the figures need images")
+    source = open_source(config.data)
+    for split in ("train", "val", "test"):
+        if split not in source.splits:
+            raise UserError(
+                f"{config.data} has no {split} split; the figures need train, val and test: add a "
+                "folder test/, and give every class in train/ two images or more"
+            )
+    images = len(source.splits["train"])
+    if images < config.batch_size:
+        raise UserError(
+            f"batch_size is {config.batch_size}; {config.data} has only {images} training images: give "
+            "a smaller --batch-size"
+        )
