@@ -53,7 +53,7 @@ def ask(rank, folder, run):
     request = study.Request(ckpts=[run], steps=2, protocol="ridge", device="cpu", out=folder / "study")
     said = []
     answer = study.run(request, Work(say=said.append, writes=True))
-    assert said[1:] == answer.said and bool(said) == (rank == 0)
+    assert bool(said) == (rank == 0) and said[len(said) - len(answer.said) :] == answer.said
     assert len(answer.written) == (11 if rank == 0 else 0)
 
 
