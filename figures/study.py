@@ -73,7 +73,7 @@ class Answer:
 
     @property
     def result(self) -> Result:
-        """The first result: of the first checkpoint, tokenizer or image; ``UserError`` if there is none."""
+        """The first result: of the first checkpoint, tokenizer or image; ``UserError`` if none."""
         if not self.results:
             raise UserError("the answer has no table: it is files alone; ask with Work(writes=True)")
         return next(iter(self.results.values()))
