@@ -60,9 +60,7 @@ class InvarianceStudy(Study[Request]):
     request = Request
 
     def check(self, asked: Request) -> None:
-        """Refuse numbers too small, options of one image for many and the reverse, wrong names."""
-        if asked.seed < 0:
-            raise UserError(f"seed is {asked.seed}; expected at least 0")
+        """Refuse a batch of nothing, options of one image for many and the reverse, wrong names."""
         if asked.batch_size is not None and asked.batch_size < 1:
             raise UserError(f"batch_size is {asked.batch_size}; expected at least 1")
         _refuse_the_others_options(asked, holds_many(asked.image))

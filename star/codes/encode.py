@@ -151,7 +151,8 @@ def tokenize(
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return reuse_stores(out, plan, on_message)
-    for line in (left_out_line(source.name, source.left_out), imagenet_warning(source.class_names)):
+    said = (left_out_line(source.name, source.left_out), imagenet_warning(source.class_names))
+    for line in (*source.notes, *said):
         if line:
             on_message(line)
     partial = out.with_name(out.name + ".partial")

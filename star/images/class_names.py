@@ -25,7 +25,7 @@ class ClassNames:
     """Numbers and names of classes as a data set's images give them, to labels.
 
     Names are numbered in sorted order, those of train; numbers stay as they are and are named by
-    ``known``, or else by themselves.
+    ``known``, or else by themselves. ``notes`` says where few of the classes have training images.
     """
 
     def __init__(self, source: str, train: Iterable[Any], known: list[str] | None = None) -> None:
@@ -39,6 +39,13 @@ class ClassNames:
             self.names = tuple(known or map(str, range(count)))
         if len(self.names) < 2:
             raise UserError(f"{source} has one class ({listed(self.names)}); expected at least two")
+        there = len(set(train))
+        self.notes = []
+        if not self.by_name and 2 * there < len(self.names):
+            self.notes.append(
+                f"{source}: labels go up to {len(self.names) - 1}, so there are {len(self.names):,} "
+                f"classes; {there} of them have training images"
+            )
         self._places: dict[str, int] = {}
         if self.by_name:
             self._number_names()

@@ -85,6 +85,7 @@ def parquet_source(
     else:
         classes = ClassNames(str(root), rows["train"][1], columns.classes)
         class_names = classes.names
+        notes += classes.notes
         found = {split: classes.labels(split, values) for split, (_, values, _) in rows.items()}
     listing = {
         split: (np.array(rows[split][0], dtype=object), labels) for split, labels in found.items()

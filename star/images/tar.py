@@ -58,6 +58,7 @@ def tar_source(root: Path, shards: dict[str, list[Path]]) -> ImageSource:
     if len({isinstance(value, str) for value in train}) > 1:
         raise UserError(f"{root} mixes numbers and names of classes; expected either")
     classes, found = ClassNames(str(root), train), {}
+    notes += classes.notes
     for split, of in values.items():
         names = sorted(of)
         labels = classes.labels(split, [of[key] for key in names])

@@ -156,3 +156,13 @@ def test_the_column_goes_from_the_command_to_the_manifest(star, tmp_path, tokeni
     assert refused(
         star(*command, "--label-column", "fine_label"), "out exists and was made with another"
     )
+
+
+def test_numbers_with_wide_gaps_are_said(tmp_path):
+    wide = parquet(tmp_path / "wide" / "train.parquet", {"label": [0, 1000] * (ROWS // 2)}).parent
+    source = open_source(wide)
+    assert len(source.class_names) == 1001
+    [note] = [note for note in source.notes if "classes" in note]
+    assert note.startswith(f"{wide}: labels go up to 1000, so there are 1,001 classes; 2 of them")
+    dense = parquet(tmp_path / "dense" / "train.parquet", {"label": labels(3)}).parent
+    assert not [note for note in open_source(dense).notes if "classes" in note]
