@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "cli": {"star", "probes", "viz", "figures"},
 }
 BEFORE_CODES = {"base", "parallel", "runs", "images", "model"}
-BEFORE_FINDINGS = {"stats", "reading", "linear", "attention", "tokens", "samples"}
+BEFORE_FINDINGS = {"stats", "reading", "linear", "attention", "tokens", "samples", "likelihood"}
 ROOMS = {
     "star": {
         "base": set(),
@@ -37,6 +37,7 @@ ROOMS = {
         "attention": {"stats", "reading"},
         "tokens": {"stats", "reading"},
         "samples": {"stats", "reading"},
+        "likelihood": {"stats", "reading"},
         "representation": BEFORE_FINDINGS,
         "ablation": BEFORE_FINDINGS,
         "attribution": BEFORE_FINDINGS,

@@ -11,6 +11,7 @@ from figures.requests import (
     attention_stats,
     attribution,
     codebook,
+    nll,
     token_invariance,
 )
 
@@ -22,6 +23,7 @@ STUDIES = {
     "attention-stats": (attention_stats.Request, "attention_stats", "Measuring where models look"),
     "attribute": (attribution.Request, "attribution", "Explaining the score of a step"),
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
+    "nll": (nll.Request, "nll", "Measuring how probable held-out images are"),
     "token-invariance": (
         token_invariance.Request,
         "token_invariance",

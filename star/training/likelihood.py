@@ -24,6 +24,7 @@ class NllOptions(TypedDict, total=False):
     batch_size: int
     precision: torch.dtype
     cut: Mapping[int, Tensor] | None
+    label: int | None
     should_stop: ShouldStop
 
 
@@ -45,11 +46,13 @@ def token_nll(
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
     cut: Mapping[int, Tensor] | None = None,
+    label: int | None = None,
     should_stop: ShouldStop = never,
 ) -> np.ndarray:
     """(N, T) negative log-likelihood (nats) of each token of each image's test view, given its class.
 
-    ``images`` restricts it to some rows of the store, ``cut`` is the model's. A batch is of
+    ``images`` restricts it to some rows of the store, ``cut`` is the model's. ``label``: a class, or
+    the null class, that all images are given in the stead of their own. A batch is of
     ``batch_size`` images, of fewer where a block of them would not fit (``star.training.estimate``).
     Fewer images if ``should_stop`` said so.
     """
@@ -57,6 +60,8 @@ def token_nll(
     batch_size = images_at_once(model.config, batch_size, with_logits=False)
     values = [np.empty((0, model.config.tokens), dtype=np.float32)]
     for tokens_BT, labels_B in plain_batches(store, batch_size, device, images):
+        if label is not None:
+            labels_B = torch.full_like(labels_B, label)
         with autocast(device, precision):
             nll_BT = model(
                 tokens_BT[:, :-1], labels_B, cut=cut, with_logits=False, targets_BN=tokens_BT

@@ -25,6 +25,7 @@ LINES = {
     "ablate": "Cutting attention to see what is lost",
     "token-invariance image.jpg": "Looking which tokens change when the image hardly does",
     "codebook": "Counting a tokenizer's codes",
+    "nll": "Measuring how probable held-out images are",
     "sample": "Drawing samples",
     "tokenize digits out": "Turning images into codes",
     "reproduce": "Tokenising, training, probing and drawing",

@@ -1,0 +1,1 @@
+"""How probable a model finds images: held-out likelihood, calibration, and its own continuations."""
