@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 # Rooms in the order of their imports; others come after them.
 ORDER = (
     "base", "parallel", "runs", "images", "model", "tokenizer", "codes", "training", "stats", "reading",
-    "linear", "attention", "tokens", "samples", "likelihood", "representation", "ablation", "attribution", "speed",
-    "watching", "doctor", "requests", "studies", "commands", "terminal",
+    "linear", "attention", "tokens", "samples", "likelihood", "representation", "ablation",
+    "attribution", "speed", "watching", "doctor", "requests", "studies", "commands", "terminal",
 )  # fmt: skip
 MAP = re.compile(r"(<!-- map (\w+) -->\n).*?(<!-- end of map -->)", re.DOTALL)
 
