@@ -99,7 +99,7 @@ class CheckpointStudy(Study[Asked], Generic[Asked, Plan, Data, Found]):
         subjects = []
         for name, loaded in opened.items():
             stem = self._stem(asked, loaded, plans[name])
-            if asked.out is not None and len(opened) > 1:
+            if len(opened) > 1 and (asked.out is not None or not work.writes):  # one place for all
                 stem = stem.with_name(f"{stem.name}-{slug(name, among=opened)}")
             subjects.append(Subject(name, loaded, plans[name], data[name], stem))
         return subjects

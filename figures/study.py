@@ -125,7 +125,8 @@ class Study(Generic[Asked]):
 def _add(answer: Answer, finding: Finding, work: Work) -> None:
     for ending, result in finding.results.items():
         path = finding.path(ending)
-        answer.results[path.name] = result
+        # The same question of several runs, each written into its own, has the same names.
+        answer.results[path.name if path.name not in answer.results else str(path)] = result
         if work.writes:
             answer.written.extend(write_result(result, path.with_name(f"{path.name}.csv")))
     for ending, writer in finding.files.items():
@@ -136,6 +137,7 @@ def _add(answer: Answer, finding: Finding, work: Work) -> None:
         if work.writes:
             answer.written.extend(save(figure, path, finding.formats))
         else:
+            assert path.name not in answer.figures, path
             answer.figures[path.name] = figure
     answer.said.extend(finding.said)
     for said in finding.said:

@@ -201,5 +201,5 @@ def _said(stats: AttentionStats, name: str) -> list[Said]:
         for row in sinks.head(MOST_SINKS).itertuples()
     ]
     more = f", and {len(sinks) - MOST_SINKS} more" if len(sinks) > MOST_SINKS else ""
-    of_sinks = f"sinks (get more than {SINK:g} on average): {'; '.join(where) or 'none'}{more}"
+    of_sinks = f"{name}: sinks (get more than {SINK:g} on average): {'; '.join(where) or 'none'}{more}"
     return [*few_images(stats.images), Rows(title, columns, rows), of_sinks]

@@ -32,7 +32,7 @@ def atlas_said(atlas: Atlas, name: str, class_names: tuple[str, ...]) -> list[Sa
             f"Means over {len(info['seeds'])} seeds of the probe; spread: their standard deviation; "
             "intervals are of one seed, over images."
         )
-    said += [f"layer {layer}: {_summary(of_layer)}" for layer, of_layer in own.groupby("layer")]
+    said += [f"{name}, layer {layer}: {_summary(of_layer)}" for layer, of_layer in own.groupby("layer")]
     pixels = "the images" if info["pixels"] == "source" else "the seen tokens, decoded"
     said.append(
         "Controls: random = same layer of randomly initialised weights; shuffled = training labels "

@@ -86,7 +86,7 @@ def _kind(kind: Any) -> str:
     if origin is Literal:
         return "one of: " + ", ".join(map(str, inner))
     if origin in (Union, UnionType):
-        return " or ".join(_kind(part) for part in inner)
+        return " or ".join(_kind(part) for part in sorted(inner, key=lambda part: part is not NoneType))
     if origin is list:
         return f"a list, each {_kind(inner[0])}"
     return "None" if kind is NoneType else f"a value of type {kind.__name__}"

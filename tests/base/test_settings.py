@@ -41,12 +41,12 @@ def test_a_path_is_taken_for_a_text_and_a_text_for_a_path():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"paths": "a"}, "paths is 'a'; expected a list, each a value of type Path or None"),
-        ({"paths": [1]}, r"paths is \[1\]; expected a list, each a value of type Path or None"),
+        ({"paths": "a"}, "paths is 'a'; expected None or a list, each a value of type Path"),
+        ({"paths": [1]}, r"paths is \[1\]; expected None or a list, each a value of type Path"),
         ({"count": "3"}, "count is '3'; expected a value of type int"),
         ({"count": True}, "count is True; expected a value of type int"),
         ({"scale": False}, "scale is False; expected a value of type float"),
-        ({"name": 3}, "name is 3; expected a value of type str or None"),
+        ({"name": 3}, "name is 3; expected None or a value of type str"),
         ({"way": "third"}, "way is 'third'; expected one of: one, other"),
         ({"quick": 1}, "quick is 1; expected a value of type bool"),
     ],

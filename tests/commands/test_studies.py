@@ -8,6 +8,7 @@ import pytest
 
 from cli.commands import studies
 from figures.requests import measures, probing
+from figures.work import Work
 from star.base.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +62,23 @@ def test_every_request_has_its_study_and_its_command():
         assert module.Request is import_module(f"figures.requests.{name}").Request
         assert callable(module.run)
     assert measures.Request is not probing.Request
+
+
+def test_an_answer_about_several_runs_keeps_the_results_of_each(trained, stores, tmp_path):
+    """Written, each lies in its own run under one name; an answer has a name for each."""
+    from shutil import copytree
+
+    from figures.studies import attention_stats
+
+    runs = [copytree(trained, tmp_path / name) for name in ("one", "other")]
+    request = attention_stats.Request(ckpts=runs, data=stores, images=2, steps=1, layers="1")
+    answer = attention_stats.run(request)
+    tables = [name for name in answer.results if not name.endswith("-places")]
+    assert len(tables) == 2 and len(answer.results) == 4
+    written = attention_stats.run(request, Work(writes=True))
+    assert [list(answer.results[name].table["value"]) for name in tables] == [
+        list(result.table["value"])
+        for name, result in written.results.items()
+        if not name.endswith("-places")
+    ]
+    assert all((run / "attention-stats").is_dir() for run in runs)
