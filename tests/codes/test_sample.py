@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
-from fresh import in_two
+from fresh import exit_code, in_two
 from helpers import SMALL, TINY_VQ, small_model
 from PIL import Image
 from two_processes import one_of_two
@@ -97,6 +99,37 @@ def test_goes_on_after_the_end_of_any_batch(tmp_path, monkeypatch):
     said.clear()
     write(out, 11, say=said.append)
     assert len(calls) == 4 and "already complete" in said[0]
+
+
+def killed_in_the_second_batch(folder):
+    torch.set_num_threads(1)
+    whole = engine.generate
+
+    def dying(*given, **options):
+        if options["seeds"].start == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*given, **options)
+
+    engine.generate = dying
+    write(folder / "s.npz", 11)
+
+
+@pytest.mark.slow
+def test_a_kill_loses_a_batch(tmp_path):
+    assert exit_code(killed_in_the_second_batch, tmp_path) == -signal.SIGKILL
+    kept = [path.name for path in (tmp_path / "s.npz.partial").glob("batch-*.npz")]
+    assert kept == ["batch-000000000.npz"] and not (tmp_path / "s.npz").exists()
+    write(tmp_path / "s.npz", 11)
+    write(tmp_path / "whole.npz", 11)
+    assert (tmp_path / "s.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_guidance_needs_the_null_class(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "CONFIG", dataclasses.replace(CONFIG, null_class=False))
+    with pytest.raises(UserError, match="needs the null class.*give --cfg-scale 1"):
+        write(tmp_path / "s.npz")
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "s.npz", cfg_scale=1.0)
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
