@@ -111,18 +111,11 @@ def sample(
     model = in_precision(loaded.model, resolve_precision(precision, where))
     if count is not None:
         options = SampleOptions(
-            count=count,
-            seed=seed,
-            balance=classes_drawn or "balanced",
-            cfg_scale=cfg_scale,
-            cfg_interval=cfg_interval,
-            cfg_schedule=cfg_schedule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            greedy=greedy,
+            count=count, seed=seed, balance=classes_drawn or "balanced", cfg_scale=cfg_scale,
+            cfg_interval=cfg_interval, cfg_schedule=cfg_schedule, temperature=temperature,
+            top_k=top_k, top_p=top_p, greedy=greedy,
             batch_size=32 if batch_size is None else batch_size,
-        )
+        )  # fmt: skip
         drawn = list(range(config.num_classes)) if classes is None else chosen
         _write_many(loaded, model, decoder, options, drawn, out, pictures)
         leave()
