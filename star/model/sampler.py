@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from star.base.device import require_memory
-from star.base.errors import UserError
+from star.base.errors import UserError, require_choice
 from star.base.progress import Progress, nothing
 from star.base.randomness import generator
 from star.model.classes import class_numbers, null_label
@@ -22,7 +22,9 @@ from star.model.decoder import decoder
 from star.model.kv_cache import cache_bytes
 from star.model.transformer import Transformer
 
-__all__ = ["filter_logits", "generate", "guide"]
+__all__ = ["SCHEDULES", "filter_logits", "generate", "guide"]
+
+SCHEDULES = ("constant", "linear")  # of guidance over the tokens of an image
 
 
 @torch.no_grad()
@@ -33,6 +35,7 @@ def generate(
     seeds: Sequence[int],
     cfg_scale: float = 2.0,
     cfg_interval: int = -1,
+    cfg_schedule: str = "constant",
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -42,7 +45,8 @@ def generate(
     """Sample (B, T) tokens, one image a label and a seed.
 
     cfg_scale: 1 is no guidance. cfg_interval: guidance ends after this many decoded tokens beyond the
-    first two, -1 never (LlamaGen's convention). top_k 0 and top_p 1 keep the whole distribution.
+    first two, -1 never (LlamaGen's convention). cfg_schedule: a name of ``SCHEDULES``.
+    top_k 0 and top_p 1 keep the whole distribution.
     greedy: take the most likely token. on_step(done, T) reports progress.
 
     Raises ``UserError`` for a label outside the classes, a wrong number of seeds, a sampling parameter
@@ -54,6 +58,7 @@ def generate(
     if labels.numel() and not whole:  # an empty list has no type of its own
         raise UserError(f"labels are {labels.dtype}; expected whole numbers".replace("torch.", ""))
     labels = labels.long()
+    require_choice("cfg_schedule", cfg_schedule, SCHEDULES)
     _check(labels, seeds, config, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
     if guided:
@@ -73,7 +78,9 @@ def generate(
     for t in range(config.tokens):
         logits_BV = decode(new_Bn, labels if t == 0 else None)
         if guided:
-            strength = cfg_scale if cfg_interval < 0 or t - 1 <= cfg_interval else 1.0
+            strength = _strength(cfg_scale, cfg_schedule, t, config.tokens)
+            if 0 <= cfg_interval < t - 1:
+                strength = 1.0
             cond_BV, uncond_BV = logits_BV.chunk(2)
             logits_BV = guide(cond_BV, uncond_BV, strength)
         if greedy:
@@ -85,6 +92,14 @@ def generate(
         new_Bn = (chosen_B.repeat(2) if guided else chosen_B)[:, None]
         on_step(t + 1, config.tokens)
     return tokens_BT
+
+
+def _strength(scale: float, schedule: str, step: int, steps: int) -> float:
+    """Guidance at the 0-based ``step``: linear grows with the share of tokens that are then decided.
+
+    ``1 + (s - 1) (t + 1) / T`` is MAR's rule (Li et al. 2024), with a token a step.
+    """
+    return scale if schedule == "constant" else 1.0 + (scale - 1.0) * (step + 1) / steps
 
 
 def guide(cond_BV: Tensor, uncond_BV: Tensor, scale: float) -> Tensor:
