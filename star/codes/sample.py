@@ -33,6 +33,7 @@ __all__ = ["BALANCES", "SampleOptions", "sample_labels", "write_samples"]
 
 BALANCES = ("balanced", "random")
 _WORK = "work.json"
+SPLIT = "train"  # the one that a folder of stores cannot lack
 _MOST_CODES = 1 << 16  # a code store holds uint16
 
 
@@ -125,7 +126,7 @@ def _prepare(out: Path, beside: dict[str, Path], partial: Path, plan: Record) ->
     if there and _read(beside["json"]) != plan:
         raise UserError(f"{there[0]} exists and is not of these samples; {advice}")
     if beside["codes"].exists():
-        manifest = _read(beside["codes"] / "manifest.json")
+        manifest = _read(beside["codes"] / SPLIT / "manifest.json")
         source = manifest.get("source") if isinstance(manifest, dict) else None
         if not isinstance(source, dict) or source.get("sampling") != plan["sampling"]:
             raise UserError(f"{beside['codes']} exists and is not of these samples; {advice}")
@@ -243,7 +244,9 @@ def _assemble(
     write_json(beside["json"], plan)
     for name in ("codes", "images"):
         remove_folder(partial / name)
-    writer = StoreWriter(partial / "codes", images=options.count, views=1, tokens=tokens.shape[1])
+    writer = StoreWriter(
+        partial / "codes" / SPLIT, images=options.count, views=1, tokens=tokens.shape[1]
+    )
     writer.add(tokens[:, None].astype(np.uint16), labels)
     writer.finish(store)
     if "images" in beside:

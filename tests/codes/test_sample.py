@@ -61,7 +61,7 @@ def test_what_is_written(tmp_path):
         pixels, labels, codes = file["arr_0"], file["labels"], file["tokens"]
     assert pixels.dtype == np.uint8 and pixels.shape == (6, 6, 6, 3)
     assert labels.tolist() == [0, 1, 2, 3, 0, 1]
-    store = open_codes(tmp_path / "s-codes")
+    store = open_codes(tmp_path / "s-codes" / "train")
     store.verify()
     np.testing.assert_array_equal(store.codes[:, 0], codes)
     np.testing.assert_array_equal(store.labels, labels)
