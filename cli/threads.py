@@ -53,7 +53,7 @@ def computing(
                 say(f"{doing}; torch is loaded first")
             if threads is not None:
                 _use(threads)
-                if values.get("nproc", 1) == 1 and os.environ.get("RANK", "0") == "0":
+                if (values.get("nproc") or 1) == 1 and os.environ.get("RANK", "0") == "0":
                     _note_more_than_cores(threads, say)
             command(**values)
 
