@@ -27,8 +27,9 @@ ROOMS = {
         "images": {"base", "parallel"},
         "model": {"base", "parallel"},
         "tokenizer": BEFORE_CODES,
-        "codes": {*BEFORE_CODES, "tokenizer"},
-        "training": {*BEFORE_CODES, "tokenizer", "codes"},
+        "classifier": {*BEFORE_CODES, "tokenizer"},
+        "codes": {*BEFORE_CODES, "tokenizer", "classifier"},
+        "training": {*BEFORE_CODES, "tokenizer", "classifier", "codes"},
     },
     "probes": {
         "stats": set(),

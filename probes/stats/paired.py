@@ -1,19 +1,31 @@
 """Two sides of a comparison on the same images: one table of paired tests, corrected together.
 
-Beside it McNemar's exact test, and Holm's correction of many p values at once.
+Beside it McNemar's exact test, an interval for the difference of two paired proportions, and Holm's
+correction of many p values at once.
 
 Sources: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
-percentages"; Holm 1979, "A simple sequentially rejective multiple test procedure".
+percentages"; Newcombe 1998, "Improved confidence intervals for the difference between binomial
+proportions based on paired data" (method 10); Holm 1979, "A simple sequentially rejective multiple test
+procedure".
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from probes.stats.intervals import paired_test
+from probes.stats.intervals import paired_test, wilson_interval
 
-__all__ = ["ALPHA", "NEITHER", "holm", "mcnemar", "paired_row", "paired_table"]
+__all__ = [
+    "ALPHA",
+    "NEITHER",
+    "holm",
+    "mcnemar",
+    "paired_row",
+    "paired_share_interval",
+    "paired_table",
+]
 
 ALPHA = 0.05
 NEITHER = "neither"
@@ -28,6 +40,33 @@ def mcnemar(only_first: np.ndarray | int, only_second: np.ndarray | int) -> np.n
 
     tail = binom.cdf(np.minimum(only_first, only_second), np.add(only_first, only_second), 0.5)
     return np.minimum(1.0, 2 * tail)
+
+
+def paired_share_interval(first_N: np.ndarray, second_N: np.ndarray) -> tuple[float, float, float]:
+    """(difference, low, high) of two shares on the same images, second minus first (Newcombe 1998).
+
+    Wilson's intervals of the two are put together with the correlation phi of the hits, which is
+    lowered towards 0 by a continuity correction where it is positive. Holds where few images, or none,
+    are discordant, and stays inside [-1, 1].
+    """
+    images = len(first_N)
+    both, neither = int((first_N & second_N).sum()), int((~first_N & ~second_N).sum())
+    only_first, only_second = int((first_N & ~second_N).sum()), int((second_N & ~first_N).sum())
+    one, two = (both + only_first) / images, (both + only_second) / images
+    low_one, high_one = wilson_interval(both + only_first, images)
+    low_two, high_two = wilson_interval(both + only_second, images)
+    margins = (both + only_first) * (neither + only_second) * (both + only_second)
+    margins *= neither + only_first
+    product = both * neither - only_first * only_second
+    corrected = max(0.0, product - images / 2) if product > 0 else product
+    phi = corrected / math.sqrt(margins) if margins else 0.0
+
+    def apart(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a**2 - 2 * phi * a * b + b**2))
+
+    difference = two - one
+    low = difference - apart(two - low_two, high_one - one)
+    return difference, low, difference + apart(high_two - two, one - low_one)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

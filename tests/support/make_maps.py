@@ -12,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # Rooms in the order of their imports; others come after them.
 ORDER = (
-    "base", "parallel", "runs", "images", "model", "tokenizer", "codes", "training", "stats", "reading",
-    "linear", "attention", "tokens", "samples", "likelihood", "representation", "ablation",
-    "attribution", "speed", "watching", "doctor", "requests", "studies", "commands", "terminal",
+    "base", "parallel", "runs", "images", "model", "tokenizer", "classifier", "codes", "training",
+    "stats", "reading", "linear", "attention", "tokens", "samples", "likelihood", "representation",
+    "ablation", "attribution", "speed", "watching", "doctor", "requests", "studies", "commands", "terminal",
 )  # fmt: skip
 MAP = re.compile(r"(<!-- map (\w+) -->\n).*?(<!-- end of map -->)", re.DOTALL)
 
