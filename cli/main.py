@@ -27,6 +27,7 @@ from cli.commands import (
     runs,
     studies,
     train,
+    train_classifier,
     train_tokenizer,
 )
 from cli.threads import prepare_threads
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command("reproduce")(reproduce.reproduce)
 app.command("train")(train.train)
 app.command("train-tokenizer")(train_tokenizer.train_tokenizer)
+app.command("train-classifier")(train_classifier.train_classifier)
 app.command("watch")(runs.watch)
 app.command("plot")(runs.plot)
 app.command("probe")(probe.probe)

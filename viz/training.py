@@ -38,6 +38,8 @@ PANELS = {
     "lpips": "LPIPS",
     "gen": "L_G: adversarial",
     "disc": "L_D: discriminator",
+    "acc": "accuracy on a batch",
+    "val_acc": "validation accuracy",
     "codes_used": "codes used by a batch",
     "val_psnr": "validation PSNR (dB)",
     "val_ssim": "validation SSIM",

@@ -9,7 +9,7 @@ from cli.options import Checkpoint, Grid, Heads, Weights
 
 
 def inspect(
-    path: Path = typer.Argument(..., help="Checkpoint, run folder, code store or tokenizer."),
+    path: Path = typer.Argument(..., help="Checkpoint, run, code store, tokenizer or classifier."),
     json_: bool = typer.Option(False, "--json", help="Everything as JSON, for programs."),
     heads: Heads = None,
     grid: Grid = None,

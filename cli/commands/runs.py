@@ -8,6 +8,7 @@ import typer
 
 from star.base.names import shown
 from star.base.settings import config_from_dict
+from star.classifier.config import ClassifierConfig
 from star.tokenizer.config import TokenizerConfig
 from star.training.config import TrainConfig
 
@@ -123,16 +124,18 @@ def _names(folders: list[Path]) -> list[str]:
         objective = ""
         if (folder / "config.json").exists():
             config = run_settings(folder)
-            objective = "tokenizer, "
+            objective = "tokenizer, " if isinstance(config, TokenizerConfig) else "classifier, "
             if isinstance(config, TrainConfig):
                 objective = "ST-AR, " if config.objective.uses_teacher else "AR, "
         names.append(objective + shown(name if short.count(name) == 1 else str(folder)))
     return names
 
 
-def run_settings(folder: Path) -> TrainConfig | TokenizerConfig:
-    """The settings of a run of ``star train`` or ``star train-tokenizer``."""
+def run_settings(folder: Path) -> TrainConfig | TokenizerConfig | ClassifierConfig:
+    """The settings of a run of ``star train``, ``train-tokenizer`` or ``train-classifier``."""
     from star.base.settings import read_settings
 
     values = read_settings(folder / "config.json")
+    if "through" in values:
+        return config_from_dict(values, ClassifierConfig())
     return config_from_dict(values, TokenizerConfig() if "shape" in values else TrainConfig())

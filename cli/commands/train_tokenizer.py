@@ -180,34 +180,20 @@ def _facts() -> dict:
 
 def _fit(trainer: "TokenizerTrainer", stop_after: int | None) -> None:
     """Train under the live view and say where it ended; exits on a signal or an early end."""
-    import sys
-
-    from cli.stopping import StopSignals
-    from cli.terminal.screen import console, print_line
-    from cli.terminal.training import TrainingView
+    from cli.terminal.fitting import fit_shown, leave_if_stopped
+    from cli.terminal.screen import print_line
     from star.base.errors import listed
-    from star.runs.metrics import read_metrics
 
-    folder, last = trainer.run.path, trainer.config.max_steps
-    rows = read_metrics(folder)[0] if trainer.step else ()
-    view = TrainingView(str(folder), last, rows)
-    with view.shown(), StopSignals() as signals:
-        result = trainer.fit(
-            stop_after=stop_after,
-            should_stop=lambda: signals.received is not None,
-            callbacks=[view],
-            draw=lambda step, images, redrawn: _draw(folder, step, images, redrawn),
-        )
+    folder = trainer.run.path
+    result, signal = fit_shown(
+        trainer,
+        stop_after=stop_after,
+        draw=lambda step, images, redrawn: _draw(folder, step, images, redrawn),
+    )
     if trainer.batches.skipped:
         names = sorted(trainer.batches.skipped)
         print_line(f"passed over {len(names)} images: {listed(names)}")
-    if signals.received is not None or not result.finished:
-        console.print(
-            f"step {result.step}/{last} saved, go on with: star train-tokenizer --resume {folder}",
-            highlight=False,
-            markup=False,
-        )
-        sys.exit(128 + signals.received if signals.received is not None else 0)
+    leave_if_stopped(result, signal, trainer.config.max_steps, "star train-tokenizer")
 
 
 def _draw(folder: Path, step: int, images: "torch.Tensor", redrawn: "torch.Tensor") -> None:

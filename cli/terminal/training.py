@@ -18,6 +18,7 @@ from rich.text import Text
 from cli.terminal.curves import braille_curve
 from cli.terminal.screen import console, print_line
 from star.base.names import shown
+from star.classifier.config import ClassifierConfig
 from star.tokenizer.config import TokenizerConfig
 from star.training.config import TrainConfig
 
@@ -40,13 +41,15 @@ COLUMNS = {
     "lpips": "LPIPS",
     "gen": "L_G",
     "disc": "L_D",
+    "acc": "acc",
+    "val_acc": "val acc",
     "codes_used": "codes",
     "val_psnr": "val PSNR",
     "val_ssim": "SSIM",
     "sequences_per_second": "seq/s",
     "steps_per_second": "steps/s",
 }
-CURVES = ("loss", "val_nll", "knn_acc", "val_psnr")
+CURVES = ("loss", "val_nll", "knn_acc", "val_psnr", "val_acc")
 # Too many for a line of a log.
 HIDDEN = ("peak_memory_bytes", "collapsed", "knn_acc_step_", "grad_cos_")
 
@@ -120,7 +123,9 @@ def collapse_warning(row: dict) -> str | None:
     )
 
 
-def seconds_left(rows: Sequence[dict], config: TrainConfig | TokenizerConfig) -> float | None:
+def seconds_left(
+    rows: Sequence[dict], config: TrainConfig | TokenizerConfig | ClassifierConfig
+) -> float | None:
     """Time for the steps to come at the recent speed; None if not known yet."""
     column, a_step = "steps_per_second", 1
     if isinstance(config, TrainConfig):

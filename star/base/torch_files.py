@@ -21,6 +21,8 @@ from star.base.safe_globals import ALLOWED, NotPlainError
 
 __all__ = ["load_safetensors", "load_torch_file"]
 
+LFS_POINTER = b"version https://git-lfs"  # how the text begins that stands in for a large file
+
 
 def load_torch_file(path: Path | str, device: torch.device | str = "cpu") -> Record:
     """The dictionary stored in a ``.pt`` or ``.pth`` file.
@@ -75,6 +77,11 @@ def _file(path: Path | str) -> Path:
         raise UserError(f"no such file: {path}")
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a .pt file (a run folder holds ckpt.pt)")
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UserError(
+                f"{path} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
+            )
     return path
 
 

@@ -51,6 +51,7 @@ class ClassifierConfig:
     """One training run of a classifier."""
 
     data: str = option("digits", "Source of the images.")
+    label_column: str = option("", "Column of parquet that holds the labels.", said="found")
     through: str = option(
         "",
         "Tokenizer: half of the training views are of images as it redraws them, as samples are. A "

@@ -1,4 +1,4 @@
-"""What a file or folder holds, as plain facts: checkpoint, model, run, code store or tokenizer."""
+"""What a file or folder holds, as plain facts: a checkpoint, model, run, code store, tokenizer, .."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ from star.base.files import sha256_file
 from star.base.record import Record
 from star.base.settings import config_to_dict
 from star.base.torch_files import load_safetensors, load_torch_file
+from star.classifier.file import is_classifier, load_classifier
+from star.classifier.trainer import CLASSIFIER_RUN
 from star.codes.open import is_code_folder
 from star.codes.store import CodeStore, open_codes, open_splits
 from star.model.state_keys import TOKENIZER, TRANSFORMER, find_states
@@ -31,6 +33,9 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     if path.is_dir():
         refuse_shape(path, heads, grid)
         return _folder(path)
+    if path.suffix == ".safetensors" and is_classifier(load_safetensors(path)[1]):
+        refuse_shape(path, heads, grid)
+        return _classifier(path)
     if _is_tokenizer(path):
         refuse_shape(path, heads, grid)
         return _tokenizer(path)
@@ -50,15 +55,26 @@ def _folder(path: Path) -> Record:
     newest = run.newest_path()
     if newest is not None:
         rows = read_metrics(path)[0] if (path / METRICS).exists() else []
-        of_tokenizer = _is_tokenizer(newest)
+        kind, held = _run(path, newest)
         return {
-            "kind": "tokenizer run" if of_tokenizer else "run",
+            "kind": kind,
             "path": str(path),
             "checkpoints": [file.name for file in run.checkpoints()],
             "last_metrics": rows[-1] if rows else None,
-            "newest": _tokenizer(path) if of_tokenizer else _checkpoint(newest, None, None),
+            "newest": held,
         }
     raise UserError(f"{path} is neither a run folder nor a code store")
+
+
+def _run(path: Path, newest: Path) -> tuple[str, Record]:
+    """What a run trains, and what its newest checkpoint holds."""
+    content = load_torch_file(newest)
+    if content.get("format") == CLASSIFIER_RUN.format:
+        kept = {name: content.get(name) for name in ("step", "config", "data", "facts")}
+        return "classifier run", {"path": str(newest), **kept}
+    if _is_tokenizer(newest):
+        return "tokenizer run", _tokenizer(path)
+    return "run", _checkpoint(newest, None, None)
 
 
 def _store(store: CodeStore) -> Record:
@@ -94,6 +110,23 @@ def _tokenizer(path: Path) -> Record:
         "codes": model.config.codebook_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "card": model.card,
+    }
+
+
+def _classifier(path: Path) -> Record:
+    model = load_classifier(path)
+    facts = dict(model.facts)
+    return {
+        "kind": "classifier",
+        "path": str(path),
+        "name": model.name,
+        "sha256": facts.pop("sha256"),
+        "classes": model.config.classes,
+        "class_names": model.class_names,
+        "size": model.config.size,
+        "features": model.config.features,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "card": facts,
     }
 
 

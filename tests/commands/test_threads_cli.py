@@ -18,6 +18,7 @@ from star.base.errors import UserError
 LINES = {
     "train": "Training a model",
     "train-tokenizer digits": "Training a tokenizer",
+    "train-classifier digits": "Training a classifier",
     "probe --layer 6 --steps 8": "Probing what layers know of the class",
     "attn-maps ckpt.pt": "Drawing where layers look",
     "attention-stats": "Measuring where models look",

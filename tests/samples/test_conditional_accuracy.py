@@ -160,6 +160,8 @@ def test_the_interval_of_paired_shares_is_newcombes(cells):
     assert difference == pytest.approx((cells[1] - cells[2]) / sum(cells))
     assert (low, high) == pytest.approx(expected, abs=1e-12)
     assert -1 <= low <= difference <= high <= 1
+    if cells == (36, 12, 2, 0):  # as the paper's table II prints it
+        assert (round(low, 4), round(high, 4)) == (0.0569, 0.3404)
     back = paired_share_interval(one_N, two_N)
     assert back == pytest.approx((-difference, -high, -low), abs=1e-12)
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "base", "parallel", "runs", "images", "model", "tokenizer", "classifier", "codes", "training",
     "stats", "reading", "linear", "attention", "tokens", "samples", "likelihood", "representation",
-    "ablation", "attribution", "speed", "watching", "doctor", "requests", "studies", "commands", "terminal",
+    "ablation", "attribution", "speed", "watching", "doctor", "requests", "studies", "commands",
+    "terminal",
 )  # fmt: skip
 MAP = re.compile(r"(<!-- map (\w+) -->\n).*?(<!-- end of map -->)", re.DOTALL)
 
