@@ -62,6 +62,7 @@ def test_every_process_needs_a_device_of_its_own(cards):
     [
         ("train", "--run", "run", *OTHERS),
         ("train-tokenizer", "digits"),
+        ("train-classifier", "digits"),
         ("tokenize", "photos", "out"),
         ("codebook",),
         ("token-invariance", "photos"),

@@ -1,12 +1,13 @@
 """The classifier's network and file: shapes, resizing, round trip, what is refused, the shipped one."""
 
 import json
+import tomllib
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import refused
+from helpers import ROOT, refused
 from PIL import Image
 
 from star.base.errors import UserError
@@ -19,7 +20,7 @@ from star.classifier.file import (
     save_classifier,
 )
 from star.classifier.model import new_classifier
-from star.tokenizer.file import load_tokenizer, shipped_tokenizer_path
+from star.tokenizer.file import load_tokenizer, shipped_tokenizer_path, tokenizer_sha256
 from star.training.inspect import describe
 
 SHAPE = ClassifierShape(size=16, classes=3, width=4)
@@ -253,3 +254,49 @@ def test_inspect_knows_a_classifier(star, saved):
     assert code == 0 and "kind: classifier" in out and "accuracy: 0.5" in out, err
     assert refused(star("inspect", saved[1], "--grid", "8"), "grid")
     assert refused(star("sample", saved[1]), "small.safetensors")
+
+
+# ---- the one in the package --------------------------------------------------------------------
+
+
+def test_the_shipped_file_is_small_and_part_of_the_package():
+    path = classifier_path("cifar10")
+    assert path.stat().st_size <= 4_000_000
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    globs = settings["package-data"]["star"]
+    assert any(path in (ROOT / "star").glob(glob) for glob in globs)
+
+
+def test_its_card_says_what_it_saw_and_how_often_it_is_right():
+    model = load_classifier("cifar10")
+    facts = model.facts
+    assert model.name == "cifar10" and model.config.size == 32 and model.config.features == 256
+    assert model.class_names[:3] == ["airplane", "automobile", "bird"] and len(model.class_names) == 10
+    assert facts["command"].startswith("star train-classifier cifar10 --through cifar10")
+    assert "47500 images" in facts["data"] and facts["measured_on"].endswith("test, 10000 images")
+    for numbers in (facts, facts["through"]):
+        assert numbers["low"] < numbers["accuracy"] < numbers["high"] and numbers["n"] == 10_000
+    assert facts["accuracy"] > 0.82 and facts["through"]["accuracy"] > 0.75
+    # It was measured through the tokenizer that ships.
+    assert facts["through"]["sha256"] == tokenizer_sha256(load_tokenizer())
+
+
+def test_the_shipped_weights_give_what_they_gave():
+    """Logits of seeded noise, as when it was trained; 0.02: another order of summing."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (2, 3, 32, 32), generator=rng).to(torch.uint8)
+    logits = load_classifier("cifar10").features_and_logits(noise)[1]
+    expected = [
+        [0.374, -1.543, 1.465, 0.348, 0.097, -1.209, 3.287, -1.375, -0.509, -0.938],
+        [0.731, -1.039, 1.599, 0.178, -0.571, -1.543, 2.449, -1.452, -1.144, 0.781],
+    ]
+    torch.testing.assert_close(logits, torch.tensor(expected), rtol=0, atol=0.02)
+
+
+def test_a_file_of_that_name_goes_first(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10").mkdir()  # images of that name are no classifier
+    assert load_classifier("cifar10").name == "cifar10"
+    (tmp_path / "cifar10").rmdir()
+    (tmp_path / "cifar10").write_bytes(saved[1].read_bytes())
+    assert load_classifier("cifar10").class_names == NAMES
