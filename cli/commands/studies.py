@@ -11,6 +11,7 @@ from figures.requests import (
     attention_stats,
     attribution,
     codebook,
+    exposure,
     nll,
     token_invariance,
 )
@@ -24,6 +25,7 @@ STUDIES = {
     "attribute": (attribution.Request, "attribution", "Explaining the score of a step"),
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
     "nll": (nll.Request, "nll", "Measuring how probable held-out images are"),
+    "exposure": (exposure.Request, "exposure", "Measuring how fast models leave the data"),
     "token-invariance": (
         token_invariance.Request,
         "token_invariance",

@@ -11,7 +11,7 @@ from star.base.errors import UserError
 from star.base.randomness import generator
 from star.codes.store import CodeStore, check_rows
 
-__all__ = ["ImageSample", "draw", "draw_rows", "spread_images"]
+__all__ = ["ImageSample", "draw", "draw_rows", "spread_images", "take"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,15 @@ def draw(
     """
     every = np.arange(len(store))
     among = every if classes is None else np.flatnonzero(np.isin(store.labels, classes))
-    chosen = draw_rows(among, count, seed, purpose)
+    return take(store, draw_rows(among, count, seed, purpose), view=view)
+
+
+def take(store: CodeStore, rows: np.ndarray, *, view: int | None = None) -> ImageSample:
+    """The images in ``rows``, in their order; ``view``: the test view by default."""
     return ImageSample(
         path=store.path,
-        codes=np.asarray(store.codes[chosen, store.test_view if view is None else view])[:, None],
-        labels=np.asarray(store.labels[chosen]),
+        codes=np.asarray(store.codes[rows, store.test_view if view is None else view])[:, None],
+        labels=np.asarray(store.labels[rows]),
         grid=store.grid,
         vocab_size=store.vocab_size,
         num_classes=store.num_classes,

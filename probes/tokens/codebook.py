@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
+from probes.reading.codes import code_vectors
 from probes.reading.features import check_decoder
 from probes.reading.images import spread_images
 from probes.stats.intervals import jackknife_interval
@@ -103,7 +103,7 @@ def entropy(counts_V: np.ndarray) -> float:
 
 def nearest_codes(tokenizer: VQModel) -> tuple[np.ndarray, np.ndarray]:
     """(V,) the other code with the largest cosine to each code, and (V,) that cosine."""
-    codes_VE = F.normalize(tokenizer.quantize.embedding.weight.detach().float(), dim=-1)
+    codes_VE = code_vectors(tokenizer).float()
     neighbours, cosines = [], []
     for start in range(0, len(codes_VE), _CHUNK):
         some = codes_VE[start : start + _CHUNK] @ codes_VE.T

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
+from probes.reading.codes import code_vectors
 from probes.stats.intervals import mean_interval
 from probes.tokens.augmentations import View
 from probes.tokens.change import check_size
@@ -157,8 +157,7 @@ class _Study:
     def __init__(self, tokenizer: VQModel, views: Sequence[View], count: int, grid: int) -> None:
         self.tokenizer, self.grid = tokenizer, grid
         self.values = {measure: np.full((len(views), count), np.nan) for measure in MEASURES}
-        weights = tokenizer.quantize.embedding.weight.detach().double()
-        self.codes_VE = F.normalize(weights, dim=-1).cpu().numpy()
+        self.codes_VE = code_vectors(tokenizer).cpu().numpy()
         names = dict.fromkeys(view.augmentation.name for view in views)
         self._changed = {name: np.zeros(grid**2) for name in names}
         self._seen = {name: np.zeros(grid**2) for name in names}

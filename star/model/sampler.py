@@ -40,6 +40,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     greedy: bool = False,
+    prefix_BK: Tensor | None = None,
     on_step: Progress = nothing,
 ) -> Tensor:
     """Sample (B, T) tokens, one image a label and a seed.
@@ -47,10 +48,11 @@ def generate(
     cfg_scale: 1 is no guidance. cfg_interval: guidance ends after this many decoded tokens beyond the
     first two, -1 never (LlamaGen's convention). cfg_schedule: a name of ``SCHEDULES``.
     top_k 0 and top_p 1 keep the whole distribution.
-    greedy: take the most likely token. on_step(done, T) reports progress.
+    greedy: take the most likely token. prefix_BK: the first K tokens, given instead of drawn; the
+    others are drawn with the numbers they would have without it. on_step(done, T) reports progress.
 
     Raises ``UserError`` for a label outside the classes, a wrong number of seeds, a sampling parameter
-    out of range, or guidance of a model without a null class.
+    out of range, a prefix that does not fit, or guidance of a model without a null class.
     """
     config, device = model.config, model.output.weight.device
     labels = torch.as_tensor(labels_B, device=device)
@@ -61,6 +63,7 @@ def generate(
     require_choice("cfg_schedule", cfg_schedule, SCHEDULES)
     _check(labels, seeds, config, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
+    given_BK = _checked_prefix(prefix_BK, count, config).to(device)
     if guided:
         unguided = null_label(config, f"guidance (cfg_scale {cfg_scale:g})", "give --cfg-scale 1")
     dtype = model.output.weight.dtype
@@ -83,7 +86,9 @@ def generate(
                 strength = 1.0
             cond_BV, uncond_BV = logits_BV.chunk(2)
             logits_BV = guide(cond_BV, uncond_BV, strength)
-        if greedy:
+        if t < given_BK.shape[1]:
+            chosen_B = given_BK[:, t]
+        elif greedy:
             chosen_B = logits_BV.argmax(-1)
         else:
             logits_BV = filter_logits(logits_BV / temperature, top_k, top_p)
@@ -134,6 +139,23 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
     last_possible = (cumulative < cumulative[:, -1:]).sum(-1)
     return torch.minimum(chosen, last_possible)
+
+
+def _checked_prefix(prefix_BK: Tensor | None, count: int, config: ModelConfig) -> Tensor:
+    """(B, K) int64 tokens to begin with, K = 0 where none are given."""
+    if prefix_BK is None:
+        return torch.empty(count, 0, dtype=torch.long)
+    shape, most = tuple(prefix_BK.shape), config.tokens
+    if prefix_BK.ndim != 2 or shape[0] != count or shape[1] > most:
+        raise UserError(f"prefix has shape {shape}; expected ({count}, K), K at most {most}")
+    if prefix_BK.is_floating_point() or prefix_BK.is_complex() or prefix_BK.dtype == torch.bool:
+        kind = str(prefix_BK.dtype).replace("torch.", "")
+        raise UserError(f"prefix is {kind}; expected whole numbers")
+    tokens_BK = prefix_BK.long()
+    outside = tokens_BK[(tokens_BK < 0) | (tokens_BK >= config.vocab_size)]
+    if len(outside):
+        raise UserError(f"prefix has code {int(outside[0])}; expected 0 to {config.vocab_size - 1}")
+    return tokens_BK
 
 
 def _check(

@@ -53,6 +53,43 @@ def test_an_image_depends_on_its_own_seed_not_on_its_batch():
     assert not torch.equal(generate(model, [1], seeds=[9])[0], together[1])
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("count", [0, 1, 4, 9])
+def test_an_image_goes_on_from_its_own_tokens_as_it_did(scale, count):
+    model, labels, seeds = small_model(), [0, 1, 2], [3, 4, 5]
+    whole = generate(model, labels, seeds=seeds, cfg_scale=scale)
+    begun = whole[:, :count]
+    again = generate(model, labels, seeds=seeds, cfg_scale=scale, prefix_BK=begun)
+    assert torch.equal(again, whole)
+
+
+def test_a_prefix_is_kept_and_what_follows_depends_on_it():
+    model, labels, seeds = small_model(), torch.tensor([0, 1]), [3, 4]
+    prefix = torch.tensor([[7, 1, 0], [2, 10, 5]], dtype=torch.int32)
+    found = generate(model, labels, seeds=seeds, cfg_scale=1, greedy=True, prefix_BK=prefix)
+    tokens = prefix.long()
+    for _ in range(6):  # a full forward pass for every token
+        tokens = torch.cat([tokens, model(tokens, labels).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(found, tokens)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), r"shape \(3,\); expected \(3, K\), K at most 9"),
+        (torch.zeros(2, 4, dtype=torch.long), r"shape \(2, 4\); expected \(3, K\)"),
+        (torch.zeros(3, 10, dtype=torch.long), r"shape \(3, 10\); expected \(3, K\), K at most 9"),
+        (torch.full((3, 2), 11), "code 11; expected 0 to 10"),
+        (torch.full((3, 2), -1), "code -1; expected 0 to 10"),
+        (torch.zeros(3, 2), "float32; expected whole numbers"),
+        (torch.zeros(3, 2, dtype=torch.bool), "bool; expected whole numbers"),
+    ],
+)
+def test_a_prefix_that_does_not_fit_is_refused(prefix, message):
+    with pytest.raises(UserError, match=message):
+        generate(small_model(), [0, 1, 2], seeds=range(3), prefix_BK=prefix)
+
+
 def test_sampling_leaves_the_model_as_it_was():
     model = small_model()
     before = copy.deepcopy(model.state_dict())
