@@ -11,6 +11,7 @@ from figures.requests import (
     attention_stats,
     attribution,
     codebook,
+    evaluation,
     exposure,
     nll,
     token_invariance,
@@ -25,6 +26,7 @@ STUDIES = {
     "attribute": (attribution.Request, "attribution", "Explaining the score of a step"),
     "ablate": (ablation.Request, "ablation", "Cutting attention to see what is lost"),
     "nll": (nll.Request, "nll", "Measuring how probable held-out images are"),
+    "evaluate": (evaluation.Request, "evaluation", "Judging samples"),
     "exposure": (exposure.Request, "exposure", "Measuring how fast models leave the data"),
     "token-invariance": (
         token_invariance.Request,

@@ -71,7 +71,7 @@ def train_tokenizer(
     identical results. star watch and star plot show a run.
     """
     from cli.terminal.screen import Stages
-    from probes.samples.inception import inception_pool
+    from probes.samples.inception import load_inception
     from star.base.device import resolve_device
     from star.base.errors import UserError
     from star.runs.folder import RunFolder
@@ -92,7 +92,7 @@ def train_tokenizer(
         settings = _settings(source, size, codebook_size, sizes, config, given[TokenizerConfig])
     if settings.lpips_weight == 0 and lpips_vgg is not None:
         raise UserError("--lpips-vgg has an effect only with --lpips-weight above 0")
-    features = None if inception is None else inception_pool(inception, where)
+    features = None if inception is None else load_inception(inception, where).pool
     trainer = _prepared(
         settings, run, resume, where, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=_facts()
     )

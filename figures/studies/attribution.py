@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 
 from figures.opening import open_checkpoint, output_folder, run_data
 from figures.requests.attribution import Request
-from figures.studies.attribution_images import Chosen, chosen_images
-from figures.studies.attribution_said import (
+from figures.said.attribution import (
     METHOD_NAMES,
     UNITS,
     measures_said,
     probe_said,
     score_words,
 )
+from figures.studies.attribution_images import Chosen, chosen_images
 from figures.study import Finding, Study
 from figures.work import Work
 from probes.attribution.methods import METHODS, AttributionConfig

@@ -9,8 +9,8 @@ import numpy as np
 from figures.checkpoints import CheckpointStudy, Subject
 from figures.opening import held_out_stores, tokenizer_path
 from figures.requests.exposure import Request
+from figures.said.exposure import compared_said, exposure_said
 from figures.sentences import few_images
-from figures.studies.exposure_said import compared_said, exposure_said
 from figures.study import Finding
 from figures.work import Said, Work
 from probes.likelihood.exposure import Exposure, compare_exposures, exposure

@@ -10,8 +10,8 @@ import torch
 from figures.checkpoints import CheckpointStudy, Subject
 from figures.opening import held_out_stores, tokenizer_path
 from figures.requests.nll import Request
+from figures.said.nll import compared_said, nll_said
 from figures.sentences import few_images
-from figures.studies.nll_said import compared_said, nll_said
 from figures.study import Finding
 from figures.work import Said, Work
 from probes.likelihood.calibration import BINS, Calibration, calibration

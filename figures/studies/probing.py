@@ -17,8 +17,8 @@ from figures.checkpoints import CheckpointStudy, Subject
 from figures.features import features_stem, layers_and_steps
 from figures.opening import run_data
 from figures.requests.probing import Request
+from figures.said.probing import atlas_said, few_updates
 from figures.studies.probing_drawn import atlas_figures, compared_figures, difference_figures
-from figures.studies.probing_said import atlas_said, few_updates
 from figures.study import Finding
 from figures.work import Work
 from probes.linear.atlas import Atlas, AtlasConfig, probe_atlas

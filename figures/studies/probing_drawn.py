@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.studies.probing_said import protocol_said
+from figures.said.probing import protocol_said
 from probes.linear.atlas import Atlas
 from probes.linear.classes import confusion
 from viz.linear.classes import class_accuracy

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from figures.opening import open_tokenizers
 from figures.requests.token_invariance import Request
+from figures.said.token_invariance import EXPLAINED, changed, compared, slightest
 from figures.sentences import few_images
-from figures.studies.token_invariance_said import EXPLAINED, changed, compared, slightest
 from figures.study import Finding, Study
 from figures.work import Work
 from probes.results import Result, provenance

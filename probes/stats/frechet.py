@@ -8,11 +8,12 @@ symmetric: no root of a general matrix is taken. Covariances have ddof 1, as in 
 Shapes: N samples, D features; everything float64.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Moments", "frechet_distance"]
+__all__ = ["FrechetTo", "Moments", "frechet_distance"]
 
 
 @dataclass
@@ -48,11 +49,51 @@ class Moments:
         return (self.products_DD - np.outer(total_D, total_D) / self.count) / (self.count - 1)
 
 
+class FrechetTo:
+    """The Fréchet distance to a fixed cloud, given by its mean (D,) and covariance (D, D).
+
+    The cloud's root is taken once, so that a further distance costs one product and one spectrum.
+    """
+
+    def __init__(self, mean_D: np.ndarray, cov_DD: np.ndarray) -> None:
+        self.mean_D, self.cov_DD = mean_D, cov_DD
+
+    @functools.cached_property
+    def root_DD(self) -> np.ndarray:
+        """The symmetric root of the covariance."""
+        values, vectors = np.linalg.eigh(self.cov_DD)
+        root: np.ndarray = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+        return root
+
+    def moments(self, other: Moments) -> float:
+        """The distance of another cloud's moments."""
+        square_DD = self.root_DD @ other.cov @ self.root_DD
+        return self._distance(other.mean, float(np.trace(other.cov)), square_DD)
+
+    def weighted(self, features_ND: np.ndarray, weights_N: np.ndarray | None = None) -> float:
+        """The distance of features (N, D), each counted ``weights_N`` times (once); ddof 1."""
+        features_ND = np.asarray(features_ND, dtype=np.float64)
+        if weights_N is None:
+            weights_N = np.ones(len(features_ND))
+        features_ND, weights_N = features_ND[weights_N > 0], weights_N[weights_N > 0]
+        count = weights_N.sum()
+        mean_D = weights_N @ features_ND / count
+        centred_ND = (features_ND - mean_D) * np.sqrt(weights_N / (count - 1))[:, None]
+        # With C1 = X^T X, C1 C2 has the eigenvalues of X C2 X^T, but for zeros: fewer samples than
+        # features need no root.
+        if len(centred_ND) < centred_ND.shape[1]:
+            square = centred_ND @ self.cov_DD @ centred_ND.T
+        else:
+            turned_ND = centred_ND @ self.root_DD
+            square = turned_ND.T @ turned_ND
+        return self._distance(mean_D, float(np.square(centred_ND).sum()), square)
+
+    def _distance(self, mean_D: np.ndarray, trace: float, square: np.ndarray) -> float:
+        roots = np.sqrt(np.linalg.eigvalsh(square).clip(min=0)).sum()
+        apart = float(np.square(mean_D - self.mean_D).sum())
+        return max(0.0, apart + float(np.trace(self.cov_DD)) + trace - 2 * float(roots))
+
+
 def frechet_distance(one: Moments, other: Moments) -> float:
     """The distance d above; 0 for equal moments, up to rounding never negative."""
-    values, vectors = np.linalg.eigh(one.cov)
-    root_DD = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    eigenvalues = np.linalg.eigvalsh(root_DD @ other.cov @ root_DD)
-    apart = float(np.square(one.mean - other.mean).sum())
-    spread = float(np.trace(one.cov) + np.trace(other.cov))
-    return max(0.0, apart + spread - 2 * float(np.sqrt(eigenvalues.clip(min=0)).sum()))
+    return FrechetTo(one.mean, one.cov).moments(other)

@@ -58,7 +58,7 @@ def reconstruction_report(
     batch_size: int = 64,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reconstruction:
-    """Measure ``model`` on uint8 images (N, 3, H, W); ``inception`` is ``probes.samples.inception``'s.
+    """Measure ``model`` on uint8 images (N, 3, H, W); ``inception``: its pooled features.
 
     Reconstructions are compared as the uint8 images that a user would save, except for PSNR and SSIM,
     which take them before rounding.

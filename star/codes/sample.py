@@ -99,7 +99,8 @@ def write_samples(
         raise UserError(f"out is {out}; expected a name that ends in .npz")
     if config.vocab_size > _MOST_CODES:
         raise UserError(f"the model has {config.vocab_size} codes; a code store holds {_MOST_CODES}")
-    plan = json.loads(json.dumps({**facts, "sampling": asdict(options), "of_classes": chosen}))
+    named = {"class_names": class_names, "of_classes": chosen}
+    plan = json.loads(json.dumps({**facts, "sampling": asdict(options), **named}))
     beside = {"json": out.with_suffix(".json"), "codes": out.with_name(f"{out.stem}-codes")}
     if images:
         beside["images"] = out.with_name(f"{out.stem}-images")

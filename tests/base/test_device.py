@@ -9,7 +9,7 @@ from helpers import TINY_VQ
 from reference.fill import fill_
 
 from probes.representation.encoders import Encoder, encode_pooled
-from probes.samples.inception import inception_pool
+from probes.samples.inception import load_inception
 from star.base.device import exact_float32
 from star.codes.encode import tokenize
 from star.images.open import open_source
@@ -162,6 +162,6 @@ def test_features_of_other_networks_are_exact_too(
         "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3", Pooled
     )
     torch.save({}, tmp_path / "weights.pth")
-    features = inception_pool(tmp_path / "weights.pth")
-    assert features(torch.from_numpy(images).permute(0, 3, 1, 2)).shape == (2, 2)
+    network = load_inception(tmp_path / "weights.pth")
+    assert network.pool(torch.from_numpy(images).permute(0, 3, 1, 2)).shape == (2, 2)
     assert seen_by_convolutions == [("ieee", "ieee")] * 2

@@ -19,7 +19,8 @@ def test_help_names_every_command(star):
     assert code == 0
     for name in (
         "reproduce", "train", "watch", "plot", "probe", "attn-maps", "attention-stats", "attribute",
-        "ablate", "token-invariance", "codebook", "nll", "exposure", "train-tokenizer", "codes",
+        "ablate", "token-invariance", "codebook", "nll", "evaluate", "exposure", "train-tokenizer",
+        "codes", "train-classifier",
         "bench", "sample", "tokenize", "inspect", "export", "doctor",
     ):  # fmt: skip
         assert f" {name} " in out

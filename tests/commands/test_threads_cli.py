@@ -27,6 +27,7 @@ LINES = {
     "token-invariance image.jpg": "Looking which tokens change when the image hardly does",
     "codebook": "Counting a tokenizer's codes",
     "nll": "Measuring how probable held-out images are",
+    "evaluate": "Judging samples",
     "exposure": "Measuring how fast models leave the data",
     "sample": "Drawing samples",
     "tokenize digits out": "Turning images into codes",

@@ -7,8 +7,8 @@ import torch
 from helpers import fake_store, small_model
 
 from cli.terminal.training import COLUMNS, _heading
+from figures.said.probing import atlas_said
 from figures.studies.measures import measures_said
-from figures.studies.probing_said import atlas_said
 from probes.linear.atlas import Atlas
 from probes.linear.knn import voters
 from probes.linear.protocols import describe_protocol

@@ -28,3 +28,20 @@ def random_inception() -> dict:
         else torch.zeros(value.shape, dtype=value.dtype)
         for key, value in weights.items()
     }
+
+
+def lively_inception() -> dict:
+    """As ``random_inception``, drawn as He et al. (2015) do, so that features differ between images."""
+    rng = torch.Generator().manual_seed(1)
+    weights = random_inception()
+    for key, value in weights.items():
+        if value.ndim == 4:
+            fan_in = value[0].numel()
+            weights[key] = torch.randn(value.shape, generator=rng) * (2 / fan_in) ** 0.5
+        elif value.ndim == 2:
+            weights[key] = torch.randn(value.shape, generator=rng)
+        elif key.endswith(("running_var", "bn.weight")):
+            weights[key] = torch.ones(value.shape)
+        elif value.is_floating_point():
+            weights[key] = torch.zeros(value.shape)
+    return weights

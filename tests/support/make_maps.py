@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "base", "parallel", "runs", "images", "model", "tokenizer", "classifier", "codes", "training",
     "stats", "reading", "linear", "attention", "tokens", "samples", "likelihood", "representation",
-    "ablation", "attribution", "speed", "watching", "doctor", "requests", "studies", "commands",
+    "ablation", "attribution", "speed", "watching", "doctor", "requests", "said", "studies", "commands",
     "terminal",
 )  # fmt: skip
 MAP = re.compile(r"(<!-- map (\w+) -->\n).*?(<!-- end of map -->)", re.DOTALL)

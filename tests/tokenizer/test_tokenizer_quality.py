@@ -10,7 +10,7 @@ from helpers import TINY_VQ, small_pictures
 from inception_weights import random_inception
 from reference.fill import fill_
 
-from probes.samples.inception import inception_pool
+from probes.samples.inception import load_inception
 from probes.stats.frechet import Moments, frechet_distance
 from probes.tokens.reconstruction import patches, reconstruction_report
 from star.base.errors import UserError
@@ -158,13 +158,13 @@ def test_inception_is_read_safely_and_by_its_name(tmp_path):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with pytest.raises(UserError, match="no such file"):
-        inception_pool(tmp_path / "nothing.pth")
+        load_inception(tmp_path / "nothing.pth")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not torch-fidelity's Inception"):
-        inception_pool(tmp_path / "other.pth")
+        load_inception(tmp_path / "other.pth")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights-00000000.pth")
     with pytest.raises(UserError, match="damaged"):
-        inception_pool(tmp_path / "weights-00000000.pth")
+        load_inception(tmp_path / "weights-00000000.pth")
 
     class Evil:
         def __reduce__(self):
@@ -172,12 +172,12 @@ def test_inception_is_read_safely_and_by_its_name(tmp_path):
 
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="could run code"):
-        inception_pool(tmp_path / "evil.pth")
+        load_inception(tmp_path / "evil.pth")
 
     weights = random_inception()
     torch.save(weights, tmp_path / "random.pth")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    features = inception_pool(tmp_path / "random.pth")(images)
+    features = load_inception(tmp_path / "random.pth").pool(images)
     assert features.shape == (2, 2048) and features.dtype == np.float64
     theirs = FeatureExtractorInceptionV3("x", ["2048"], str(tmp_path / "random.pth"))
     np.testing.assert_allclose(features, theirs(images)[0].double().numpy(), rtol=1e-6)

@@ -30,7 +30,7 @@ from probes.linear.splits import probe_splits
 from probes.reading.images import spread_images
 from probes.representation.encoders import encode_pooled, load_encoder
 from probes.representation.measures import measure
-from probes.samples.inception import inception_pool
+from probes.samples.inception import load_inception
 from probes.tokens.augmentations import chosen_views
 from probes.tokens.codebook import code_pictures, codebook_report
 from probes.tokens.invariance import measure_invariance
@@ -180,7 +180,7 @@ def features_of_public_networks(device, folder):
     """Inception's (for rFID) and an encoder's, with random weights."""
     images = small_pictures()[:2]
     torch.save(random_inception(), folder / "inception.pth")
-    pooled = inception_pool(folder / "inception.pth", device)(images)
+    pooled = load_inception(folder / "inception.pth", device).pool(images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         weights = torchvision.models.shufflenet_v2_x0_5(weights=None).state_dict()

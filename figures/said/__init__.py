@@ -1,0 +1,1 @@
+"""What studies say of what they found: sentences and small tables, a module a question."""
