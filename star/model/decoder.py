@@ -1,8 +1,9 @@
 """From the tokens so far to the logits of the next one, again and again: the inner loop of sampling.
 
-On a CPU each call is a forward pass with a growing cache. On a GPU a token is some hundred small
-kernels, and starting them one by one takes longer than running them: the pass over a static cache is
-recorded once as a CUDA graph and replayed for every token.
+On a CPU each call is one position of ``star.model.step``, in half precision a forward pass with a
+growing cache. On a GPU a token is some hundred small kernels, and starting them one by one takes longer
+than running them: the pass over a static cache is recorded once as a CUDA graph and replayed for every
+token.
 """
 
 import copy
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from star.model.kv_cache import KVCache, StaticCache
+from star.model.step import SingleSteps
 from star.model.transformer import Transformer
 
 __all__ = ["decoder", "in_precision"]
@@ -42,6 +44,8 @@ def decoder(model: Transformer, batch: int) -> Decode:
     weight = model.output.weight
     if weight.device.type == "cuda":
         return _Recorded(model, batch, record_graph)
+    if weight.device.type == "cpu" and weight.dtype is torch.float32:
+        return SingleSteps(model, batch)
     cache = KVCache(model.config, batch, weight.device, weight.dtype)
 
     def decode(new_Bn: Tensor, labels_B: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from star.model.config import ModelConfig
 from star.model.decoder import _Recorded, decoder, in_precision
 from star.model.kv_cache import KVCache, StaticCache, cache_bytes
 from star.model.sampler import generate
+from star.model.step import FEW_ROWS, SingleSteps
 
 CPU = torch.device("cpu")
 
@@ -43,6 +44,23 @@ def test_every_way_of_decoding_gives_the_logits_of_one_pass(kv_heads, dtype):
     torch.testing.assert_close(growing, whole, **close)
     torch.testing.assert_close(static, whole, **close)
     assert len(recorded) == 1, "recorded once, then replayed"
+
+
+@pytest.mark.parametrize("kv_heads", [0, 2])
+@pytest.mark.parametrize("batch", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_single_steps_give_the_logits_of_one_pass(kv_heads, batch):
+    """With wide weights by columns (few rows) and as they are; keys and values of one head or two."""
+    config = ModelConfig(layers=2, heads=4, width=32, grid=3, vocab_size=40, num_classes=6,
+                         kv_heads=kv_heads)  # fmt: skip
+    model = small_model(config)  # with gradients on, as a caller may have them
+    tokens = torch.randint(0, 40, (batch, 9), generator=torch.manual_seed(1))
+    labels = torch.arange(batch)
+    steps = decoder(model, batch)
+    assert isinstance(steps, SingleSteps)
+    found = decoded(steps, tokens, labels)
+    assert not found.requires_grad
+    expected = model(tokens[:, :-1], labels).logits.detach()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_replay_changes_memory_in_place_and_nothing_else():
