@@ -63,7 +63,7 @@ def generate(
     require_choice("cfg_schedule", cfg_schedule, SCHEDULES)
     _check(labels, seeds, config, cfg_scale, temperature, top_k, top_p)
     count, guided = len(labels), cfg_scale != 1.0
-    given_BK = _checked_prefix(prefix_BK, count, config).to(device)
+    given_BK = _checked_prefix(prefix_BK, count, config, device)
     if guided:
         unguided = null_label(config, f"guidance (cfg_scale {cfg_scale:g})", "give --cfg-scale 1")
     dtype = model.output.weight.dtype
@@ -141,10 +141,12 @@ def _draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     return torch.minimum(chosen, last_possible)
 
 
-def _checked_prefix(prefix_BK: Tensor | None, count: int, config: ModelConfig) -> Tensor:
+def _checked_prefix(
+    prefix_BK: Tensor | None, count: int, config: ModelConfig, device: torch.device
+) -> Tensor:
     """(B, K) int64 tokens to begin with, K = 0 where none are given."""
     if prefix_BK is None:
-        return torch.empty(count, 0, dtype=torch.long)
+        return torch.empty(count, 0, dtype=torch.long, device=device)
     shape, most = tuple(prefix_BK.shape), config.tokens
     if prefix_BK.ndim != 2 or shape[0] != count or shape[1] > most:
         raise UserError(f"prefix has shape {shape}; expected ({count}, K), K at most {most}")
@@ -155,7 +157,7 @@ def _checked_prefix(prefix_BK: Tensor | None, count: int, config: ModelConfig) -
     outside = tokens_BK[(tokens_BK < 0) | (tokens_BK >= config.vocab_size)]
     if len(outside):
         raise UserError(f"prefix has code {int(outside[0])}; expected 0 to {config.vocab_size - 1}")
-    return tokens_BK
+    return tokens_BK.to(device)
 
 
 def _check(

@@ -141,15 +141,17 @@ def test_a_store_says_that_no_code_was_rounded_and_older_ones_still_serve(
 
 
 class Pooled(torch.nn.Module):
-    """(N, 2) of images, in a tuple as torch-fidelity's networks answer or bare."""
+    """(N, 2) of images; wrapped: features and logits, with a branch, as torch-fidelity's Inception."""
 
     def __init__(self, *_, wrapped: bool = True):
         super().__init__()
         self.wrapped, self.conv = wrapped, torch.nn.Conv2d(3, 2, 3)
+        self.Mixed_6d = torch.nn.Module()
+        self.Mixed_6d.branch1x1 = torch.nn.Identity()
 
     def forward(self, images_BCHW):
-        pooled = self.conv(images_BCHW.float()).mean((2, 3))
-        return (pooled,) if self.wrapped else pooled
+        pooled = self.Mixed_6d.branch1x1(self.conv(images_BCHW.float())).mean((2, 3))
+        return (pooled, pooled) if self.wrapped else pooled
 
 
 def test_features_of_other_networks_are_exact_too(

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from star.model.step import SingleSteps
 from star.model.transformer import Transformer
 from star.tokenizer.model import VQModel
 
@@ -38,11 +39,16 @@ def files(folder):
 
 @pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize(
-    ("command", "nth"), [(("sample", "--each", 1), 20), (("probe", "--out", "p"), 2)]
+    ("command", "owner", "method", "nth"),
+    [
+        (("sample", "--each", 1), SingleSteps, "__call__", 20),
+        (("probe", "--out", "p"), Transformer, "forward", 2),
+    ],
+    ids=["sample", "probe"],
 )
-def test_a_model_at_work(star, trained, tmp_path, interrupted, number, command, nth):
+def test_a_model_at_work(star, trained, tmp_path, interrupted, number, command, owner, method, nth):
     before = files(trained)
-    interrupted(Transformer, "forward", number, nth)
+    interrupted(owner, method, number, nth)
     code, _, err = star(command[0], trained, *command[1:], "--device", "cpu")
     assert code == CODES[number], err
     assert "Traceback" not in err
