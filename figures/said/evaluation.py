@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from figures.sentences import OTHER_RUNS
 from figures.work import Rows, Said
 from probes.samples.evaluation import Evaluation
 from probes.samples.fingerprint import identity
@@ -147,6 +148,5 @@ def compared_said(
     columns = ["number", first, other, "difference", "95 %", "p (Holm)"]
     return [
         Rows(f"{other} less {first}, on the same reference", columns, rows),
-        "nothing here says whether other runs of the two recipes would differ so: intervals are over "
-        "samples of these two models",
+        f"{OTHER_RUNS}: intervals are over samples of these two models",
     ]

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from figures.sentences import OTHER_RUNS, difference
 from figures.work import Rows, Said
 from probes.likelihood.exposure import Exposure
 
@@ -58,7 +59,6 @@ def _cell(row: pd.Series) -> str:
 
 def compared_said(table: pd.DataFrame, names: tuple[str, str]) -> list[Said]:
     """The differences of the means from the first start; what one run an arm can not say."""
-    first, other = names
     words = {
         "nll": "excess NLL of rollouts (nats a token)",
         "entropy": "entropy, rollout minus real (nats a token)",
@@ -67,10 +67,5 @@ def compared_said(table: pd.DataFrame, names: tuple[str, str]) -> list[Said]:
     whole = table[table["span"].eq("all") & table["start"].eq(table["start"].min())]
     said: list[Said] = []
     for row in whole.itertuples():
-        tested = f", Holm-corrected p {row.p_holm:.2g}" if row.p_holm == row.p_holm else ""
-        said.append(
-            f"{words[row.measure]} from {row.start} real tokens: {other} {row.second:.3f}, {first} "
-            f"{row.first:.3f}, difference {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}] on "
-            f"these {row.n} images{tested}"
-        )
-    return [*said, "nothing here says whether other runs of the two recipes would differ so"]
+        said.append(f"{words[row.measure]} from {row.start} real tokens: {difference(row, names)}")
+    return [*said, OTHER_RUNS]

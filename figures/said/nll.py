@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from figures.sentences import OTHER_RUNS, difference
 from figures.work import Rows, Said
 from probes.likelihood.calibration import Calibration
 from probes.likelihood.nll import Likelihood
@@ -73,7 +74,6 @@ def _left_out(name: str, found: Likelihood, split: str) -> list[Said]:
 
 def compared_said(table: pd.DataFrame, names: tuple[str, str]) -> list[Said]:
     """The differences of the means; what one run an arm can say, and what not."""
-    first, other = names
     words = {
         ("nll", "own"): ("NLL given the class", 1, 3, " nats a token"),
         ("nll", "none"): ("NLL given no class", 1, 3, " nats a token"),
@@ -83,12 +83,5 @@ def compared_said(table: pd.DataFrame, names: tuple[str, str]) -> list[Said]:
     said: list[Said] = []
     for row in table[table["step"].eq(0)].itertuples():
         text, factor, digits, unit = words[(row.measure, row[2])]  # "class" is no attribute's name
-        numbers = (factor * n for n in (row.second, row.first, row.difference, row.low, row.high))
-        b, a, difference, low, high = numbers
-        tested = f", Holm-corrected p {row.p_holm:.2g}" if row.p_holm == row.p_holm else ""
-        said.append(
-            f"{text}: {other} {b:.{digits}f}{unit}, {first} {a:.{digits}f}{unit}, difference "
-            f"{difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] on these {row.n} "
-            f"images{tested}"
-        )
-    return [*said, "nothing here says whether other runs of the two recipes would differ so"]
+        said.append(f"{text}: {difference(row, names, factor=factor, digits=digits, unit=unit)}")
+    return [*said, OTHER_RUNS]

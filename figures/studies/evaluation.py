@@ -29,6 +29,7 @@ from star.base.device import resolve_device
 from star.base.errors import UserError
 from star.base.files import sha256_file
 from star.base.names import shown, slug
+from star.base.progress import StageProgress
 from star.tokenizer.file import require_cache
 from viz.evaluation import evaluation_by_class, evaluations
 
@@ -37,10 +38,15 @@ __all__ = ["Request", "run"]
 
 @dataclass(frozen=True)
 class Opened:
-    """The reference as its images (None: a file of statistics alone), and its facts."""
+    """The reference as its images (None: a file of statistics alone), and its facts.
+
+    ``path`` of a file with Inception's ``mu`` and ``sigma``, which are ``statistics``, read where they
+    are asked for.
+    """
 
     images: ImageSet | None
-    stored: Path | None
+    path: Path | None
+    statistics: Reference | None
     facts: dict
 
 
@@ -125,19 +131,19 @@ def _classifier(asked: Request, work: Work) -> str | None:
 def _reference(asked: Request, samples: ImageSet, work: Work) -> Opened:
     assert asked.ref is not None
     path = Path(asked.ref)
-    stored = None
-    if path.suffix == ".npz":
-        there = stored_names(path)
-        stored = path if "mu" in there else None
-        if "arr_0" not in there:
-            stored_reference(path)  # refuses what is none, before anything is measured
-            return Opened(None, path, {"path": str(path), "sha256": sha256_file(path)})
+    there = stored_names(path) if path.suffix == ".npz" else set()
+    if path.suffix == ".npz" and "arr_0" not in there:
+        facts = {"path": str(path), "sha256": sha256_file(path)}
+        return Opened(None, path, stored_reference(path), facts)
     images = open_reference(
         asked.ref, samples.size, split=asked.split, tokenizer=asked.tokenizer, say=work.say
     )
     if images.split is not None:
         work.say(f"reference: {images.path}, {images.split}, {images.count:,} images")
-    return Opened(images, stored, images.facts())
+    if "mu" not in there:
+        return Opened(images, None, None, images.facts())
+    statistics = stored_reference(path) if asked.inception is not None else None
+    return Opened(images, path, statistics, images.facts())
 
 
 def _check(reference: Opened, networks: list[Network]) -> None:
@@ -150,15 +156,24 @@ def _check(reference: Opened, networks: list[Network]) -> None:
 
 def _of_reference(asked: Request, network: Network, reference: Opened, work: Work) -> Reference:
     if reference.images is None:
-        assert reference.stored is not None
-        return stored_reference(reference.stored)
+        assert reference.statistics is not None
+        return reference.statistics
     return extract_reference(
         network,
         reference.images,
-        stored=reference.stored,
+        stored=reference.statistics if network.name == "Inception" else None,
         keep=asked.keep,
-        on_progress=work.progress(f"{network.name}: reference"),
+        device=resolve_device(asked.device),
+        on_progress=_told(network.name, work),
     )
+
+
+def _told(name: str, work: Work) -> StageProgress:
+    def told(what: str, done: int, total: int) -> None:
+        if total > 1:  # what is done at once needs no line
+            work.stage(f"{name}: {what}", done, total)
+
+    return told
 
 
 def _of_real(network: Network, images: ImageSet | None, of_reference: Reference) -> pd.DataFrame | None:
@@ -204,24 +219,18 @@ def _judge(
         resamples=asked.resamples,
         seed=asked.seed,
     )
-
-    def told(what: str, done: int, total: int) -> None:
-        if total > 1:  # what is done at once needs no line
-            work.stage(f"{name}: {what}", done, total)
-
     features = extract(network, samples, work.progress(f"{network.name}: {name}"))
     found = evaluate(
         network,
         features,
         of_reference,
         extras,
-        device=asked.device if asked.device != "auto" else str(resolve_device("auto")),
-        on_progress=told,
+        on_progress=_told(name, work),
     )
     facts = fingerprint(samples, reference.facts, network, of_reference)
     notes = warnings(samples, reference.images, network, of_reference)
-    if reference.stored is not None and network.name != "Inception":
-        notes.append(f"mu and sigma of {reference.stored} are Inception's; its images are taken here")
+    if reference.path is not None and network.name != "Inception":
+        notes.append(f"mu and sigma of {reference.path} are Inception's; its images are taken here")
     predictions = classes = why = None
     if network.class_names is not None and features.logits_NC is not None:
         predictions = as_predictions(network, features.logits_NC)

@@ -16,17 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from probes.reading.foreign import IMAGENET_MEAN, IMAGENET_STD, import_timm, read_weights
 from star.base.device import exact_float32
 from star.base.errors import UserError
 from star.base.files import sha256_file
-from star.base.torch_files import load_safetensors, load_torch_file
 from star.base.weights import check_weights
-from star.model.state_keys import without_wrappers
 
 __all__ = ["Encoder", "encode_pooled", "load_encoder"]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in 0..1
-CONTAINERS = ("state_dict", "model", "model_state_dict")  # where checkpoints keep their weights
 TIMM = "timm/"
 # torchvision's published weights of these two expect it; building without weights leaves it out
 REFITTED = "transform_input"
@@ -40,8 +37,8 @@ class Encoder:
     module: nn.Module
     size: tuple[int, int]
     sha256: str
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
 
 
@@ -53,7 +50,7 @@ def load_encoder(name: str, path: Path | str, device: torch.device | str = "cpu"
     classifier, timm not installed, and a file that is missing, damaged, unsafe or of another network.
     """
     path = Path(path)
-    weights = _read(path)
+    weights = read_weights(path)
     # Building a network draws its random weights from the global state: put that back.
     with torch.random.fork_rng(devices=[]):
         module, heads, recipe = _of_timm(name) if name.startswith(TIMM) else _of_torchvision(name)
@@ -126,12 +123,7 @@ def _of_torchvision(name: str) -> tuple[nn.Module, list[str], dict]:
 
 
 def _of_timm(name: str) -> tuple[nn.Module, list[str], dict]:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(
-            f"encoder {name} needs timm, which is not installed: pip install timm"
-        ) from None
+    timm = import_timm(f"encoder {name}")
     wanted = name.removeprefix(TIMM)
     if not timm.is_model(wanted):
         raise UserError(
@@ -147,11 +139,3 @@ def _of_timm(name: str) -> tuple[nn.Module, list[str], dict]:
         "interpolation": wish["interpolation"],
     }
     return module, [heads] if isinstance(heads, str) else list(heads), recipe
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return without_wrappers(load_safetensors(path)[0], path)
-    content = load_torch_file(path)
-    found = (content[key] for key in CONTAINERS if isinstance(content.get(key), dict))
-    return without_wrappers(next(found, content), path)

@@ -16,31 +16,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from probes.reading.foreign import IMAGENET_MEAN, IMAGENET_STD, import_timm, read_weights
 from probes.samples.networks import Features, Network
 from star.base.device import exact_float32
-from star.base.errors import UserError
 from star.base.files import sha256_file
-from star.base.torch_files import load_safetensors, load_torch_file
 from star.base.weights import check_weights
-from star.model.state_keys import without_wrappers
 
 __all__ = ["load_dinov2", "resized_positions"]
 
 MODEL, SIDE, PATCH = "vit_large_patch14_dinov2", 224, 14
 OFFSET = 0.1  # against rounding down of the scale, in DINOv2's code
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in 0..1
+MOMENTS = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def load_dinov2(path: Path | str, device: torch.device | str = "cpu") -> Network:
     """The network of FD-DINOv2; ``UserError`` without timm, and for files of anything else."""
-    try:
-        import timm
-    except ImportError:
-        raise UserError("FD-DINOv2 needs timm, which is not installed: pip install timm") from None
-    path = Path(path)
-    read = load_safetensors(path)[0] if path.suffix == ".safetensors" else load_torch_file(path)
-    weights = without_wrappers(read, path)
-    weights = {key: value for key, value in weights.items() if key != "mask_token"}
+    timm, path = import_timm("FD-DINOv2"), Path(path)
+    weights = {key: value for key, value in read_weights(path).items() if key != "mask_token"}
     # Building a network draws its random weights from the global state: put that back.
     with torch.random.fork_rng(devices=[]):
         network = timm.create_model(MODEL, pretrained=False, num_classes=0, img_size=SIDE)
@@ -50,7 +42,7 @@ def load_dinov2(path: Path | str, device: torch.device | str = "cpu") -> Network
     check_weights(network, weights, path)
     network.load_state_dict(weights, strict=True)
     network = network.eval().requires_grad_(False).to(device)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in MOMENTS)
 
     @torch.no_grad()
     @exact_float32()

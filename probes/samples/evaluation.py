@@ -19,22 +19,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from probes.samples.extraction import Reference
+from probes.samples.extraction import NEIGHBOURS, NEIGHBOURS_COVERED, Reference
 from probes.samples.infinity import FEWEST_EXTRAPOLATED, extrapolated
 from probes.samples.kernel import kernel_distance
 from probes.samples.manifold import Neighbours, density_coverage, precision_recall
 from probes.samples.networks import Features, Network
 from probes.samples.resampling import bootstrap_counts, bootstrapped, normal_interval
 from probes.samples.scores import inception_score, softmax
-from probes.stats.intervals import Z, mean_interval, share_interval
+from probes.stats.intervals import Z, mean_interval, normal_p, share_interval
 from probes.stats.paired import mcnemar, paired_share_interval, paired_table
 from star.base.progress import StageProgress, nothing
 from star.base.randomness import generator
 
 __all__ = ["COMPARE_COLUMNS", "Evaluation", "Extras", "compare_evaluations", "evaluate"]
 
-NEIGHBOURS = 3  # of precision and recall
-NEIGHBOURS_COVERED = 5  # of density and coverage
 COMPARE_COLUMNS = (
     "network", "metric", "first", "second", "difference", "low", "high", "p", "p_holm", "higher", "n",
 )  # fmt: skip
@@ -90,7 +88,6 @@ def evaluate(
     reference: Reference,
     extras: Extras,
     *,
-    device: str = "cpu",
     on_progress: StageProgress = nothing,
 ) -> Evaluation:
     """All numbers that ``network`` and ``reference`` allow; ``missing`` names the others, and why."""
@@ -116,7 +113,7 @@ def evaluate(
     missing = []
     if samples.spatial_NS is not None and reference.spatial is None:
         missing.append("sFID: the reference has no mu_s and sigma_s")
-    numbers |= _of_neighbours(samples, reference, extras, missing, device, on_progress)
+    numbers |= _of_neighbours(samples, reference, extras, missing, on_progress)
     if extras.infinity and count < FEWEST_EXTRAPOLATED:
         wanted = f"{count} samples; expected at least {FEWEST_EXTRAPOLATED}"
         missing.append(f"{_at_infinity(network)}: {wanted}")
@@ -145,12 +142,11 @@ def _of_neighbours(
     reference: Reference,
     extras: Extras,
     missing: list[str],
-    device: str,
     on_progress: StageProgress,
 ) -> dict[str, Number]:
     """What needs the features of single reference images."""
     names = ["precision and recall", *["KID"] * extras.kid, *["density and coverage"] * extras.density]
-    if reference.kept_MD is None:
+    if reference.kept_MD is None or reference.neighbours is None:
         missing.append(f"{', '.join(names)}: the reference holds statistics, and no images")
         return {}
     found: dict[str, Number] = {}
@@ -159,12 +155,11 @@ def _of_neighbours(
         return lambda done, of: on_progress(name, done, of)
 
     fewest = min(len(samples.pool_ND), len(reference.kept_MD))
+    of_reference = reference.neighbours
+    device = of_reference.points_ND.device
+    of_samples = Neighbours.of(samples.pool_ND, NEIGHBOURS, device, told("neighbours of samples"))
     if fewest > NEIGHBOURS:
-        of_samples = Neighbours.of(samples.pool_ND, NEIGHBOURS, device, told("neighbours of samples"))
-        of_reference = Neighbours.of(
-            reference.kept_MD, NEIGHBOURS, device, told("neighbours of the reference")
-        )
-        inside = precision_recall(of_samples, of_reference, told("precision and recall"))
+        inside = precision_recall(of_samples, of_reference, NEIGHBOURS, told("precision and recall"))
         found |= {
             name: Number(*share_interval(hits), len(hits), images=hits)
             for name, hits in zip(("precision", "recall"), inside, strict=True)
@@ -172,11 +167,8 @@ def _of_neighbours(
     else:
         missing.append(f"precision and recall: {fewest} images; expected more than {NEIGHBOURS}")
     if extras.density and fewest > NEIGHBOURS_COVERED:
-        balls = Neighbours.of(
-            reference.kept_MD, NEIGHBOURS_COVERED, device, told("neighbours of the reference")
-        )
         density_N, covered_M = density_coverage(
-            samples.pool_ND, balls, NEIGHBOURS_COVERED, told("density and coverage")
+            of_samples, of_reference, NEIGHBOURS_COVERED, told("density and coverage")
         )
         found["density"] = Number(*mean_interval(density_N), len(density_N), images=density_N)
         found["coverage"] = Number(*share_interval(covered_M), len(covered_M), images=covered_M)
@@ -208,8 +200,6 @@ def compare_evaluations(first: Evaluation, second: Evaluation, names: tuple[str,
 
 
 def _paired(one: Number, two: Number) -> dict:
-    from scipy.stats import norm  # takes half a second, and few commands need it
-
     difference = two.value - one.value
     row = {"first": one.value, "second": two.value, "difference": difference, "n": two.n}
     a, b = one.images, two.images
@@ -223,5 +213,5 @@ def _paired(one: Number, two: Number) -> dict:
         error = float(np.std(b - a, ddof=1)) / len(a) ** 0.5
     else:
         error = float(np.hypot(one.high - one.low, two.high - two.low)) / (2 * Z)
-    p = 2 * float(norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+    p = normal_p(difference, error)
     return {**row, "low": difference - Z * error, "high": difference + Z * error, "p": p}

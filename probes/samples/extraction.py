@@ -9,25 +9,38 @@ Shapes: N samples, M reference images, D features, S spatial features, C classes
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from probes.samples.images import ImageSet
+from probes.samples.manifold import Neighbours
 from probes.samples.networks import Features, Network
 from probes.samples.npz import read_array, stored_names
 from probes.stats.frechet import FrechetTo, Moments
 from star.base.errors import UserError
 from star.base.files import publish_file
-from star.base.progress import Progress, nothing
+from star.base.progress import Progress, StageProgress, nothing
 from star.base.randomness import generator
 from star.tokenizer.file import cache_folder
 
-__all__ = ["KEPT", "Reference", "extract", "extract_reference", "stored_reference"]
+__all__ = [
+    "KEPT",
+    "NEIGHBOURS",
+    "NEIGHBOURS_COVERED",
+    "Reference",
+    "extract",
+    "extract_reference",
+    "stored_reference",
+]
 
 BATCH = 64
 KEPT = 10_000  # reference images whose features are kept
+NEIGHBOURS, NEIGHBOURS_COVERED = 3, 5  # of precision and recall; of density and coverage
 _VERSION = 1  # of what is kept: another way of finding it gets another number
 _STORED = ("mu", "sigma", "mu_s", "sigma_s")
 
@@ -36,15 +49,15 @@ _STORED = ("mu", "sigma", "mu_s", "sigma_s")
 class Reference:
     """What one network says of reference images.
 
-    ``kept_MD``: features of at most ``KEPT`` of them, None where a file holds statistics alone.
-    ``logits_MC``: of all, where the network has names for its classes. ``stored``: mean and covariance
-    come from a file.
+    ``kept_MD``: features of at most ``KEPT`` of them, and ``neighbours`` the same as a cloud; None
+    where a file holds statistics alone. ``logits_MC``: of all, where the network has names for its
+    classes. ``stored``: mean and covariance come from a file.
     """
 
-    count: int | None
     distance: FrechetTo = field(repr=False)
     spatial: FrechetTo | None = field(repr=False)
     kept_MD: np.ndarray | None = field(repr=False)
+    neighbours: Neighbours | None = field(default=None, repr=False)
     logits_MC: np.ndarray | None = field(default=None, repr=False)
     stored: bool = False
 
@@ -68,37 +81,39 @@ def extract_reference(
     network: Network,
     images: ImageSet,
     *,
-    stored: Path | None = None,
+    stored: Reference | None = None,
     keep: bool = True,
-    on_progress: Progress = nothing,
+    device: torch.device | str = "cpu",
+    on_progress: StageProgress = nothing,
 ) -> Reference:
     """What ``network`` says of the reference ``images``; found in the cache, or put there if ``keep``.
 
-    ``stored``: an ``.npz`` whose ``mu``, ``sigma``, ``mu_s`` and ``sigma_s`` stand for all images
-    instead, for Inception alone.
+    ``stored``: statistics of Inception that stand for all images instead (``stored_reference``).
+    ``device`` looks for neighbours.
     """
     path = _cache_file(network, images)
     found = _read_kept(path)
     if found is None:
-        found = _measured(network, images, on_progress)
+        found = _measured(network, images, partial(on_progress, "reference"))
         if keep:
             path.parent.mkdir(parents=True, exist_ok=True)
             with publish_file(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **found)  # type: ignore[arg-type]
-    if stored is not None and network.name == "Inception":
-        alone = stored_reference(stored)
-        return Reference(
-            count=images.count, distance=alone.distance, spatial=alone.spatial, kept_MD=found["kept"],
-            stored=True,
-        )  # fmt: skip
-    spatial = FrechetTo(found["mu_s"], found["sigma_s"]) if "mu_s" in found else None
-    return Reference(
-        count=images.count,
-        distance=FrechetTo(found["mu"], found["sigma"]),
-        spatial=spatial,
+    told = partial(on_progress, "neighbours of the reference")
+    of_images = _summed_up(
+        found,
         kept_MD=found["kept"],
+        neighbours=Neighbours.of(found["kept"], NEIGHBOURS_COVERED, device, told),
         logits_MC=found.get("logits"),
     )
+    if stored is None:
+        return of_images
+    return replace(of_images, distance=stored.distance, spatial=stored.spatial, stored=True)
+
+
+def _summed_up(arrays: dict[str, np.ndarray], **rest: Any) -> Reference:
+    spatial = FrechetTo(arrays["mu_s"], arrays["sigma_s"]) if "mu_s" in arrays else None
+    return Reference(distance=FrechetTo(arrays["mu"], arrays["sigma"]), spatial=spatial, **rest)
 
 
 def stored_reference(path: Path) -> Reference:
@@ -117,9 +132,7 @@ def stored_reference(path: Path) -> Reference:
             raise UserError(f"{path}: {mean} or {cov} holds values that are not finite")
     if "mu" not in arrays:
         raise UserError(f"{path} has neither mu and sigma nor images in arr_0; expected a reference")
-    spatial = FrechetTo(arrays["mu_s"], arrays["sigma_s"]) if "mu_s" in arrays else None
-    distance = FrechetTo(arrays["mu"], arrays["sigma"])
-    return Reference(count=None, distance=distance, spatial=spatial, kept_MD=None, stored=True)
+    return _summed_up(arrays, kept_MD=None, stored=True)
 
 
 def _measured(network: Network, images: ImageSet, on_progress: Progress) -> dict[str, np.ndarray]:

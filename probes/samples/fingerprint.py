@@ -6,8 +6,7 @@ Numbers of two evaluations can be compared where all but the samples agree.
 import hashlib
 import json
 
-from probes.samples.evaluation import NEIGHBOURS, NEIGHBOURS_COVERED
-from probes.samples.extraction import KEPT, Reference
+from probes.samples.extraction import KEPT, NEIGHBOURS, NEIGHBOURS_COVERED, Reference
 from probes.samples.images import ImageSet
 from probes.samples.networks import Network
 from probes.samples.scores import SPLIT

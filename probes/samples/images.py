@@ -20,7 +20,7 @@ from star.base.errors import UserError
 from star.base.files import sha256_file
 from star.base.names import shown
 from star.codes.open import is_code_folder
-from star.codes.store import CodeStore, open_codes, open_splits
+from star.codes.store import open_codes, open_splits
 from star.images.folders import flat_split
 from star.images.left_out import LeftOut, left_out_line
 from star.images.open import is_flat_folder, open_source
@@ -86,10 +86,9 @@ def open_samples(path: Path, tokenizer: Path | None = None) -> ImageSet:
     fewer than two images, and for a store without a tokenizer. That a folder's images have one size is
     known only when they are read.
     """
-    if path.suffix == ".npz":
-        return _of_npz(path)
-    if is_code_folder(path) or (path / "manifest.json").is_file():
-        return _of_codes(path, None, tokenizer)
+    ready = _ready(path, None, tokenizer)
+    if ready is not None:
+        return ready
     if not path.is_dir():
         raise UserError(f"{path} is no .npz, folder of images or code store; expected samples")
     split, names = _listed(path)
@@ -109,12 +108,9 @@ def open_reference(
     Without ``split``: test, else val, else train. ``say`` hears what of a source is left out.
     """
     path = Path(spec)
-    if path.suffix == ".npz":
-        if split is not None:
-            raise UserError(f"{path} is a file and has no splits; leave out --split {split}")
-        return _of_npz(path)
-    if is_code_folder(path) or (path / "manifest.json").is_file():
-        return _of_codes(path, split, tokenizer)
+    ready = _ready(path, split, tokenizer)
+    if ready is not None:
+        return ready
     if is_flat_folder(spec):
         if split is not None:
             raise UserError(f"{spec} has no folder train, so no splits; leave out --split {split}")
@@ -126,6 +122,17 @@ def open_reference(
         say(line)
     chosen = split or measured_split(source.splits)
     return _of_split(source.split(chosen), path, source.class_names, chosen, size)
+
+
+def _ready(path: Path, split: str | None, tokenizer: Path | None) -> ImageSet | None:
+    """Images of one size: of an ``.npz`` or a code store; None if it is neither."""
+    if path.suffix == ".npz":
+        if split is not None:
+            raise UserError(f"{path} is a file and has no splits; leave out --split {split}")
+        return _of_npz(path)
+    if is_code_folder(path) or (path / "manifest.json").is_file():
+        return _of_codes(path, split, tokenizer)
+    return None
 
 
 def _of_npz(path: Path) -> ImageSet:
@@ -157,10 +164,13 @@ def _of_npz(path: Path) -> ImageSet:
 def _beside(path: Path) -> dict | None:
     """How samples were made: the ``.json`` that ``star sample`` writes beside them."""
     try:
-        plan = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return _plan(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-    return plan if isinstance(plan, dict) and "sampling" in plan else None
+
+
+def _plan(found: object) -> dict | None:
+    return found if isinstance(found, dict) and "sampling" in found else None
 
 
 def _of_codes(path: Path, split: str | None, tokenizer: Path | None) -> ImageSet:
@@ -184,7 +194,8 @@ def _of_codes(path: Path, split: str | None, tokenizer: Path | None) -> ImageSet
             tokens = store.codes[start : start + size, store.test_view].astype(np.int64)
             yield decode_tokens(model, torch.from_numpy(tokens), store.grid)
 
-    plan = store.manifest.get("source")
+    plan = _plan(store.manifest.get("source"))
+    redrawn = f"{store.path} holds codes: its images are as the tokenizer redraws them"
     return ImageSet(
         path=str(path),
         kind="codes",
@@ -195,16 +206,9 @@ def _of_codes(path: Path, split: str | None, tokenizer: Path | None) -> ImageSet
         labels_N=np.asarray(store.labels, dtype=np.int64),
         class_names=store.class_names,
         split=chosen,
-        plan=plan if isinstance(plan, dict) and "sampling" in plan else None,
-        notes=_redrawn(store),
+        plan=plan,
+        notes=(redrawn,) if plan is None else (),
     )
-
-
-def _redrawn(store: CodeStore) -> tuple[str, ...]:
-    source = store.manifest.get("source")
-    if isinstance(source, dict) and "sampling" in source:
-        return ()
-    return (f"{store.path} holds codes: its images are as the tokenizer redraws them",)
 
 
 def _listed(path: Path) -> tuple[Split, tuple[str, ...] | None]:

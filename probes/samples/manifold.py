@@ -28,62 +28,64 @@ BLOCK = 2048  # points a side: 16 MiB of distances
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A cloud (N, D) float32 and each point's distance to its k-th nearest other point, (N,)."""
+    """A cloud (N, D) float32 and each point's distances to its nearest other points, (N, most)."""
 
     points_ND: Tensor
-    radius_N: Tensor
+    nearest_NK: Tensor
+
+    def radius(self, k: int) -> Tensor:
+        """(N,) distance of each point to its k-th nearest other point; more than ``k`` points."""
+        assert k <= self.nearest_NK.shape[1], (k, self.nearest_NK.shape)
+        return self.nearest_NK[:, k - 1]
 
     @classmethod
     def of(
-        cls, features_ND: np.ndarray, k: int, device: torch.device | str = "cpu",
+        cls, features_ND: np.ndarray, most: int, device: torch.device | str = "cpu",
         on_progress: Progress = nothing,
     ) -> "Neighbours":  # fmt: skip
-        """The balls of a cloud of more than ``k`` points."""
-        assert len(features_ND) > k, (len(features_ND), k)
+        """A cloud with the ``most`` nearest of each point, fewer where there are not as many."""
         points_ND = torch.as_tensor(features_ND, dtype=torch.float32, device=device)
-        radii, blocks = [], points_ND.split(BLOCK)
+        kept, blocks = [], points_ND.split(BLOCK)
         for done, rows in enumerate(blocks):
             nearest = rows.new_empty(len(rows), 0)
             for columns in blocks:
                 both = torch.cat([nearest, _distances(rows, columns)], dim=1)
                 # The nearest of all is the point itself.
-                nearest = both.topk(min(k + 1, both.shape[1]), largest=False, sorted=True).values
-            radii.append(nearest[:, k])
+                nearest = both.topk(min(most + 1, both.shape[1]), largest=False, sorted=True).values
+            kept.append(nearest[:, 1:])
             on_progress(done + 1, len(blocks))
-        return cls(points_ND, torch.cat(radii))
+        return cls(points_ND, torch.cat(kept))
 
 
 def precision_recall(
-    samples: Neighbours, reference: Neighbours, on_progress: Progress = nothing
+    samples: Neighbours, reference: Neighbours, k: int, on_progress: Progress = nothing
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boolean (N,) samples inside the reference's manifold, and (M,) the other way round."""
+    radius_N, radius_M = samples.radius(k), reference.radius(k)
     inside_N = np.zeros(len(samples.points_ND), dtype=bool)
     inside_M = np.zeros(len(reference.points_ND), dtype=bool)
     blocks = _blocks(len(inside_N))
     for done, rows in enumerate(blocks):
         for columns in _blocks(len(inside_M)):
             distances = _distances(samples.points_ND[rows], reference.points_ND[columns])
-            inside_N[rows] |= (distances <= reference.radius_N[columns]).any(1).cpu().numpy()
-            inside_M[columns] |= (distances <= samples.radius_N[rows, None]).any(0).cpu().numpy()
+            inside_N[rows] |= (distances <= radius_M[columns]).any(1).cpu().numpy()
+            inside_M[columns] |= (distances <= radius_N[rows, None]).any(0).cpu().numpy()
         on_progress(done + 1, len(blocks))
     return inside_N, inside_M
 
 
 def density_coverage(
-    samples_ND: np.ndarray, reference: Neighbours, k: int, on_progress: Progress = nothing
+    samples: Neighbours, reference: Neighbours, k: int, on_progress: Progress = nothing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Density of each sample, (N,) float64, and (M,) boolean: has this reference ball a sample?
-
-    ``reference``: balls of the same ``k``.
-    """
-    points_ND = torch.as_tensor(samples_ND, dtype=torch.float32, device=reference.points_ND.device)
+    """Density of each sample, (N,) float64, and (M,) boolean: has this reference ball a sample?"""
+    points_ND, radius_M = samples.points_ND, reference.radius(k)
     balls_N = np.zeros(len(points_ND))
     covered_M = np.zeros(len(reference.points_ND), dtype=bool)
     blocks = _blocks(len(points_ND))
     for done, rows in enumerate(blocks):
         for columns in _blocks(len(covered_M)):
             distances = _distances(points_ND[rows], reference.points_ND[columns])
-            inside = distances < reference.radius_N[columns]
+            inside = distances < radius_M[columns]
             balls_N[rows] += inside.sum(1).cpu().numpy()
             covered_M[columns] |= inside.any(0).cpu().numpy()
         on_progress(done + 1, len(blocks))

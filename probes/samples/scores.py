@@ -9,6 +9,7 @@ Shapes: N samples, C classes.
 """
 
 import numpy as np
+import torch
 
 __all__ = ["SPLIT", "inception_score", "softmax", "split_ranges"]
 
@@ -17,11 +18,8 @@ SPLIT = 5000
 
 def softmax(logits_NC: np.ndarray) -> np.ndarray:
     """Float64 probabilities (N, C)."""
-    shifted_NC = logits_NC.astype(np.float64)
-    shifted_NC -= shifted_NC.max(axis=1, keepdims=True)
-    np.exp(shifted_NC, out=shifted_NC)
-    shifted_NC /= shifted_NC.sum(axis=1, keepdims=True)
-    return shifted_NC
+    probabilities_NC: np.ndarray = torch.from_numpy(logits_NC).double().softmax(dim=1).numpy()
+    return probabilities_NC
 
 
 def split_ranges(count: int, size: int = SPLIT) -> list[range]:

@@ -13,6 +13,7 @@ __all__ = [
     "bootstrap_interval",
     "jackknife_interval",
     "mean_interval",
+    "normal_p",
     "paired_test",
     "share_interval",
     "student_quantile",
@@ -60,10 +61,14 @@ def paired_test(differences_N: np.ndarray) -> tuple[float, float, float, float]:
     mean, low, high = mean_interval(differences_N)
     if len(differences_N) < FEWEST:
         return mean, low, high, math.nan
-    error = (high - low) / (2 * Z)
+    return mean, low, high, normal_p(mean, (high - low) / (2 * Z))
+
+
+def normal_p(value: float, error: float) -> float:
+    """Two-sided p of ``value`` with this standard error, by the normal law; without error, 0 or 1."""
     if error == 0:
-        return mean, low, high, 1.0 if mean == 0 else 0.0
-    return mean, low, high, math.erfc(abs(mean) / error / math.sqrt(2))
+        return 1.0 if value == 0 else 0.0
+    return math.erfc(abs(value) / error / math.sqrt(2))
 
 
 def bootstrap_interval(

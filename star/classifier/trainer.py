@@ -128,7 +128,7 @@ class ClassifierTrainer(TrainingLoop):
         folder = RunFolder(run, kind=CLASSIFIER_RUN)
         settings = folder.settings()
         path, content = folder.newest()
-        found = _data(source)
+        found = source.fingerprints()
         for name, fingerprint in content["data"].items():
             if found.get(name) != fingerprint:
                 raise UserError(f"{path} was trained on other {name} images than {source.name} has now")
@@ -196,15 +196,10 @@ class ClassifierTrainer(TrainingLoop):
     def _content(self) -> Record:
         return {
             **self.learner.state_dict(),
-            "data": _data(self.source),
+            "data": self.source.fingerprints(),
             "through": "" if self.tokenizer is None else tokenizer_sha256(self.tokenizer),
             "facts": self.facts,
         }
-
-
-def _data(source: ImageSource) -> dict[str, str]:
-    """What a run saw or is measured on."""
-    return {name: split.fingerprint() for name, split in source.splits.items()}
 
 
 def _part(on_progress: StageProgress, stage: str) -> Progress:

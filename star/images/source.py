@@ -116,6 +116,10 @@ class ImageSource:
             raise UserError(f"{self.name} has no {name} split; it has: {', '.join(self.splits)}")
         return self.splits[name]
 
+    def fingerprints(self) -> dict[str, str]:
+        """``Split.fingerprint`` of every split: what a run saw."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
+
 
 def measured_split(splits: Container[str]) -> str:
     """Which split is measured on where nobody names one: test, else val, else train."""

@@ -105,7 +105,7 @@ class TokenizerTrainer(TrainingLoop):
             settings, source, run, device, lpips_vgg=lpips_vgg, skip_bad=skip_bad, facts=facts
         )
         path, content = trainer.run.newest()
-        for split, fingerprint in trainer._data().items():
+        for split, fingerprint in source.fingerprints().items():
             if content["data"].get(split) != fingerprint:
                 raise UserError(
                     f"{path} was trained on other {split} images than {source.name} has now"
@@ -174,7 +174,7 @@ class TokenizerTrainer(TrainingLoop):
     def _content(self) -> Record:
         return {
             **self.learner.state_dict(),
-            "data": self._data(),
+            "data": self.source.fingerprints(),
             "facts": self.facts,
             "skipped": sorted(self.batches.skipped),
         }
@@ -212,6 +212,3 @@ class TokenizerTrainer(TrainingLoop):
             **self.facts,
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
-
-    def _data(self) -> dict[str, str]:
-        return {name: split.fingerprint() for name, split in self.source.splits.items()}

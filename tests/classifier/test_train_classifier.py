@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import refused
 from PIL import Image
+from small_runs import rows, timeless
 
 from star.base.errors import UserError
 from star.classifier.config import ClassifierConfig
@@ -36,14 +37,6 @@ OPTIONS = [
 @pytest.fixture(scope="module")
 def source(digit_folder):
     return open_source(digit_folder)
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(row):
-    return {k: v for k, v in row.items() if k not in ("steps_per_second", "peak_memory_bytes")}
 
 
 def batches(images=20, size=8, drawn=False, **settings):

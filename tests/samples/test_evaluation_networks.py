@@ -133,7 +133,7 @@ def test_a_reference_in_adm_s_layout(judged, tmp_path):
 
     np.savez(tmp_path / "both.npz", arr_0=pictures(COUNT, 1), **stored)
     images = open_reference(str(tmp_path / "both.npz"), (24, 24))
-    both = extract_reference(network, images, stored=tmp_path / "both.npz")
+    both = extract_reference(network, images, stored=stored_reference(tmp_path / "both.npz"))
     numbers = evaluate(network, samples, both, Extras(resamples=2)).numbers
     assert numbers["FID"].value == pytest.approx(0, abs=1e-6 * scale)
     assert both.stored and both.kept_MD.shape == of_images.kept_MD.shape
@@ -159,9 +159,9 @@ def test_what_was_found_of_a_reference_is_kept(judged, tmp_path, monkeypatch):
     root, network, _, before = judged
     images = open_reference(str(root / "reference.npz"), (24, 24))
     asked = []
-    again = extract_reference(network, images, on_progress=lambda *_: asked.append(1))
-    assert not asked and np.array_equal(again.kept_MD, before.kept_MD)
+    again = extract_reference(network, images, on_progress=lambda what, *_: asked.append(what))
+    assert "reference" not in asked and np.array_equal(again.kept_MD, before.kept_MD)
     for path in (cache_folder() / "references").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
-    third = extract_reference(network, images, on_progress=lambda *_: asked.append(1))
-    assert asked and np.array_equal(third.kept_MD, before.kept_MD)
+    third = extract_reference(network, images, on_progress=lambda what, *_: asked.append(what))
+    assert "reference" in asked and np.array_equal(third.kept_MD, before.kept_MD)

@@ -104,13 +104,13 @@ def small_blocks(monkeypatch):
 def test_precision_recall_density_coverage_are_their_definitions():
     samples, reference = cloud(23, 3, 4), cloud(19, 3, 5, shift=0.7)
     of_samples, of_reference = Neighbours.of(samples, 3), Neighbours.of(reference, 3)
-    inside, recalled = precision_recall(of_samples, of_reference)
+    inside, recalled = precision_recall(of_samples, of_reference, 3)
     r, s = radii(reference, 3), radii(samples, 3)
     expected = [any(math.dist(x, y) <= r[j] for j, y in enumerate(reference)) for x in samples]
     assert inside.tolist() == expected and 0 < sum(expected) < 23
     expected = [any(math.dist(x, y) <= s[i] for i, x in enumerate(samples)) for y in reference]
     assert recalled.tolist() == expected and 0 < sum(expected) < 19
-    density, covered = density_coverage(samples, Neighbours.of(reference, 5), 5)
+    density, covered = density_coverage(of_samples, Neighbours.of(reference, 5), 5)
     r = radii(reference, 5)
     balls = [sum(math.dist(x, y) < r[j] for j, y in enumerate(reference)) / 5 for x in samples]
     np.testing.assert_allclose(density, balls)
@@ -122,14 +122,14 @@ def test_precision_and_recall_are_not_swapped():
     """Samples in one of two clusters: all are real (precision 1), half of what is real is drawn."""
     reference = np.concatenate([cloud(10, 2, 6), cloud(10, 2, 7, shift=1e3)])
     samples = reference[:10]
-    inside, recalled = precision_recall(Neighbours.of(samples, 3), Neighbours.of(reference, 3))
+    inside, recalled = precision_recall(Neighbours.of(samples, 3), Neighbours.of(reference, 3), 3)
     assert inside.all() and recalled.mean() == 0.5
 
 
 def test_neighbours_far_from_the_origin_are_exact():
     points = cloud(30, 4, 8) * 1e-3 + 1e2  # as a matrix product finds them, distances are noise
     expected = radii(points.astype(np.float32).astype(float), 2)
-    np.testing.assert_allclose(Neighbours.of(points, 2).radius_N.numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(Neighbours.of(points, 2).radius(2).numpy(), expected, rtol=1e-4)
 
 
 # ---- kernel distance ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from helpers import fake_store
 from star.model.config import ModelConfig
 from star.training.config import ObjectiveConfig, TrainConfig
 
+TIMES = ("sequences_per_second", "steps_per_second", "peak_memory_bytes")
 CPU = torch.device("cpu")
 
 
@@ -37,4 +38,4 @@ def rows(run):
 
 
 def timeless(row):
-    return {k: v for k, v in row.items() if k not in ("sequences_per_second", "peak_memory_bytes")}
+    return {k: v for k, v in row.items() if k not in TIMES}

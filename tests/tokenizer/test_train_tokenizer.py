@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY_VQ, refused
 from PIL import Image
+from small_runs import rows, timeless
 
 from star.base.errors import UserError
 from star.base.files import sha256_file
@@ -40,14 +41,6 @@ OPTIONS = [
 @pytest.fixture(scope="module")
 def source(digit_folder):
     return open_source(digit_folder)
-
-
-def rows(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(row):
-    return {k: v for k, v in row.items() if k not in ("steps_per_second", "peak_memory_bytes")}
 
 
 # ---- batches -------------------------------------------------------------------------------------
