@@ -161,6 +161,8 @@ def _measured(network: Network, images: ImageSet, on_progress: Progress) -> dict
 
 def _cache_file(network: Network, images: ImageSet) -> Path:
     identity = [_VERSION, network.name, network.sha256, images.sha256, images.split, images.crop]
+    if images.tokenizer_sha256 is not None:  # the same codes are other images under another
+        identity.append(images.tokenizer_sha256)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return cache_folder() / "references" / f"{digest[:32]}.npz"
 

@@ -41,7 +41,8 @@ class ImageSet:
 
     ``size``: (H, W) of all. ``sha256``: of the file; of a folder over names, sizes and labels; of a
     store's codes. ``plan``: how samples were made (checkpoint, guidance, seeds), where a file beside
-    says so. ``notes``: what to know before trusting a number.
+    says so. ``tokenizer_sha256``: of what decodes codes. ``notes``: what to know before trusting a
+    number.
     """
 
     path: str
@@ -55,6 +56,7 @@ class ImageSet:
     split: str | None = None
     plan: dict | None = None
     crop: str | None = None
+    tokenizer_sha256: str | None = None
     notes: tuple[str, ...] = ()
 
     def tensors(self, batch_size: int) -> Iterator[torch.Tensor]:
@@ -73,6 +75,7 @@ class ImageSet:
             "size": list(self.size),
             "split": self.split,
             "crop": self.crop,
+            "tokenizer_sha256": self.tokenizer_sha256,
             "classes": None if counts is None else len(counts),
             "images_a_class": None if counts is None else [int(counts.min()), int(counts.max())],
             "plan": self.plan,
@@ -207,6 +210,7 @@ def _of_codes(path: Path, split: str | None, tokenizer: Path | None) -> ImageSet
         class_names=store.class_names,
         split=chosen,
         plan=plan,
+        tokenizer_sha256=tokenizer_sha256(model),
         notes=(redrawn,) if plan is None else (),
     )
 

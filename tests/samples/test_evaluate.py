@@ -1,5 +1,6 @@
 """``star evaluate``: what is read, what is said and written, and what is refused."""
 
+import copy
 import json
 
 import numpy as np
@@ -11,13 +12,17 @@ from helpers import refused
 from PIL import Image
 
 from figures.studies.evaluation import Request, run
+from probes.samples.extraction import extract_reference
 from probes.samples.images import open_reference, open_samples
+from probes.samples.networks import Features, Network
 from star.base.errors import UserError
 from star.classifier.config import ClassifierShape
 from star.classifier.file import load_classifier, save_classifier
 from star.classifier.model import new_classifier
+from star.codes.store import StoreWriter
 from star.images.open import open_source
 from star.images.views import center_crop
+from star.tokenizer.file import load_tokenizer, save_tokenizer, tokenizer_sha256
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +116,7 @@ def test_codes_are_decoded_by_their_tokenizer(stores, tokenizer_file):
     with pytest.raises(UserError, match="give --tokenizer"):
         open_samples(stores)
     found = open_samples(stores, tokenizer_file)
+    assert found.facts()["tokenizer_sha256"] == tokenizer_sha256(load_tokenizer(tokenizer_file))
     assert found.split == "test" and "redraws" in found.notes[0]
     batches = [*found.batches(5)]
     assert sum(len(batch) for batch in batches) == found.count and batches[0].dtype == np.uint8
@@ -187,3 +193,26 @@ def test_lossy_samples_and_unbalanced_classes_are_named(star, tmp_path, digit_fo
     text = " ".join(out.split())
     assert code == 0 and "8 of 8 samples are JPEG" in text
     assert "classes are not balanced: 3 to 5 samples a class" in text
+
+
+def test_codes_under_another_tokenizer_are_other_images_to_the_cache(tmp_path, tokenizer_file):
+    """Imported codes do not say which tokenizer made them: what is kept must not be mixed up."""
+    model = load_tokenizer(tokenizer_file)
+    other = copy.deepcopy(model)
+    other.quantize.embedding.weight.data.neg_()
+    save_tokenizer(other, tmp_path / "other.safetensors", {})
+    writer = StoreWriter(tmp_path / "codes" / "train", images=4, views=1, tokens=4)
+    writer.add(np.arange(16, dtype=np.uint16).reshape(4, 1, 4), np.arange(4) % 2)
+    writer.finish({
+        "vocab_size": model.config.codebook_size, "grid": 2, "class_names": ["a", "b"],
+        "view_names": ["plain"], "test_view": 0, "tokenizer_sha256": "", "source": {"name": "x"},
+    })  # fmt: skip
+
+    def extracted(images):
+        return Features(images.float().mean((2, 3)).numpy())
+
+    network, kept = Network("means", "0", "none", extracted), []
+    for file in (tokenizer_file, tmp_path / "other.safetensors"):
+        images = open_samples(tmp_path / "codes", file)
+        kept.append(extract_reference(network, images).kept_MD)
+    assert not np.array_equal(*kept)
