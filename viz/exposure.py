@@ -20,7 +20,11 @@ __all__ = ["exposure_curves"]
 _PANELS = (
     ("nll", "NLL: rollout minus real", "nats a token"),
     ("entropy", "Entropy: what its own prefix changes", "nats a token"),
-    ("code_distance", "Codes: distance to the image's own", "1 - cosine"),
+    (
+        "code_distance",
+        "Codes: distance to the image's own",
+        "1 - cosine (dotted: another of its class)",
+    ),
     ("code_histogram", "Histogram of codes: TV beyond chance", "total variation"),
 )
 _COLUMNS = ("measure", "start", "span", "begin", "end", "rollout", "real", "difference", "low", "high")
@@ -30,7 +34,7 @@ _COLUMNS = ("measure", "start", "span", "begin", "end", "rollout", "real", "diff
 def exposure_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """A line a start of one model's table; of several, a line a model from the first start.
 
-    Bands are 95 % over images; in the panel of codes, dashed: another real image of the class.
+    Bands are 95 % over images; in the panel of codes, dotted: another real image of the class.
     ``UserError`` on missing columns or without rows.
     """
     require(len(tables) > 0, "tables is empty; expected at least one model's table")
@@ -57,7 +61,10 @@ def exposure_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
     for axes in drawn[len(panels) :]:
         axes.set_axis_off()
     title = "real tokens" if len(tables) == 1 else "rollouts from the first start"
-    drawn[0].legend(loc="best", title=title, title_fontsize=8.5, ncols=2 if len(lines) > 4 else 1)
+    handles, labels = drawn[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", title=title, title_fontsize=8.5, ncols=len(lines)
+    )
     which = f": {legend_label(next(iter(tables))).strip()}" if len(tables) == 1 else ""
     figure.suptitle(f"How fast rollouts leave the data{which}")
     return figure
