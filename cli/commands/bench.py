@@ -130,6 +130,59 @@ def probe(
 
 
 @bench.command()
+@computing("Timing sampling")
+def sample(
+    size: str = typer.Option("tiny", "--preset", help=f"Size: {', '.join(SIZES)}."),
+    images: int = typer.Option(8, help="Images of a batch."),
+    cfg_scale: float = typer.Option(2.0, help="Guidance; 1: none, half the work."),
+    rounds: int = typer.Option(6, help="Timed batches of each arm."),
+    precision: Literal["fp32", "bf16", "fp16"] = typer.Option("fp32", help="Of the weights."),
+    device: Device = "auto",
+    json_: bool = JSON,
+) -> None:
+    """Time sampling: star sample's way, and the way LlamaGen's generate computes it.
+
+    Decoding reads every weight for every token. How near each comes to the time that reading alone
+    takes on this machine is its share of the memory-bandwidth limit; with many images sampling is
+    bound by arithmetic, and the share is low whatever one does.
+    """
+    from cli.terminal.screen import Stages
+    from probes.speed.sample import ARMS, bench_sample
+    from star.base.device import resolve_device, resolve_precision
+    from star.base.errors import UserError
+    from star.training.config import preset
+
+    if images < 1:
+        raise UserError(f"images is {images}; expected at least 1")
+    if not 0 <= cfg_scale < float("inf"):
+        raise UserError(f"cfg_scale is {cfg_scale:g}; expected a number >= 0 (1 is no guidance)")
+    config, where = preset(size).model, resolve_device(device)
+    with Stages() as stages:
+        found = bench_sample(
+            config,
+            where,
+            images=images,
+            cfg_scale=cfg_scale,
+            dtype=resolve_precision(precision, where),
+            rounds=_rounds(rounds),
+            on_round=_reporter(stages, json_),
+        )
+    facts = {
+        "preset": size,
+        "images": images,
+        "tokens": config.tokens,
+        "cfg_scale": cfg_scale,
+        "device": str(where),
+        "precision": precision,
+        "tokens a second": {arm: round(found.tokens_a_second(arm), 1) for arm in ARMS},
+        "memory-bandwidth limit, tokens a second": round(found.tokens / found.limit, 1),
+        "share of the limit": {arm: round(found.share_of_limit(arm), 3) for arm in ARMS},
+    }
+    title = f"{size}: {images} images of {config.tokens} tokens, {precision}"
+    _show(found.timings, {f"{ARMS[0]} / {ARMS[1]}": ARMS}, facts, title, json_)
+
+
+@bench.command()
 @computing("Timing batches", option=False)
 def loader(
     folder: Path = typer.Option(Path("."), help="Where to put the scratch files; a disk of interest."),

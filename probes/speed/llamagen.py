@@ -1,13 +1,14 @@
-"""A plain AR training step computed the way LlamaGen's public trainer computes it, as a yardstick.
+"""The model and a plain AR training step computed the way LlamaGen's public code does, as a yardstick.
 
 The same function as ``star.model.transformer`` (parameters have the same names, so weights load either
 way) by other means: fused attention with ``is_causal``, rotary sums written out in float32, the norm as
 separate operations, ``nn.Dropout``, an EMA updated tensor by tensor. Autocast, AdamW and clipping are
-alike. It exists for ``star bench step`` and nothing else.
+alike. It exists for ``star bench`` and nothing else (sampling: ``probes.speed.llamagen_sampling``).
 """
 
 import copy
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,17 @@ from star.model.transformer import build_model
 from star.training.batches import TrainBatch
 from star.training.config import TrainConfig
 
-__all__ = ["LlamaGenStep", "LlamaGenTransformer"]
+__all__ = ["Cached", "LlamaGenStep", "LlamaGenTransformer"]
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A layer's keys and values for all T positions, those that are computed, and what they may see."""
+
+    k_BKTC: Tensor
+    v_BKTC: Tensor
+    at_N: Tensor
+    mask_B1NT: Tensor
 
 
 class _Norm(nn.Module):
@@ -59,16 +70,21 @@ class _Attention(nn.Module):
         self.wo = nn.Linear(config.width, config.width, bias=False)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x_BND: Tensor, table_NF2: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, table_NF2: Tensor, cached: "Cached | None" = None) -> Tensor:
         batch, length, width = x_BND.shape
         sizes = [count * self.channels for count in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = self.wqkv(x_BND).split(sizes, dim=-1)
         q = _rotate(q.view(batch, length, self.heads, self.channels), table_NF2).transpose(1, 2)
         k = _rotate(k.view(batch, length, self.kv_heads, self.channels), table_NF2).transpose(1, 2)
         v = v.view(batch, length, self.kv_heads, self.channels).transpose(1, 2)
+        mask = None
+        if cached is not None:
+            cached.k_BKTC[:, :, cached.at_N] = k
+            cached.v_BKTC[:, :, cached.at_N] = v
+            k, v, mask = cached.k_BKTC, cached.v_BKTC, cached.mask_B1NT
         k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
         v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.drop(self.wo(y.transpose(1, 2).contiguous().view(batch, length, width)))
 
 
@@ -92,8 +108,8 @@ class _Block(nn.Module):
         self.attention_norm = _Norm(config.width, config.norm_eps)
         self.ffn_norm = _Norm(config.width, config.norm_eps)
 
-    def forward(self, x_BND: Tensor, table_NF2: Tensor) -> Tensor:
-        h = x_BND + self.attention(self.attention_norm(x_BND), table_NF2)
+    def forward(self, x_BND: Tensor, table_NF2: Tensor, cached: "Cached | None" = None) -> Tensor:
+        h = x_BND + self.attention(self.attention_norm(x_BND), table_NF2, cached)
         return h + self.feed_forward(self.ffn_norm(h))
 
 

@@ -16,8 +16,11 @@ from star.model.transformer import Block, RMSNorm, Transformer
 
 __all__ = ["SingleSteps"]
 
-# Products of so few rows are bound by reading the weights. Wide ones read them faster by columns: the
-# 768 x 4096 of B take half the time at 2 rows, and a tenth more at 8.
+# oneDNN's products with weights that it has packed beat torch's own from some size on: at 2 rows the
+# 768 x 2304 of B take a fourth of the time, at 16 rows a half; the 128 x 384 of tiny take no less.
+PACKED_FROM = 2**17  # weights of a matrix
+PACKED_BYTES = 2**32  # of all copies: beyond them a model is sampled from its own weights
+# Products of so few rows are bound by reading the weights, and wide ones read them faster by columns.
 FEW_ROWS = 4
 
 
@@ -29,8 +32,9 @@ class SingleSteps:
         heads, channels = config.heads, config.head_dim
         kv_heads = config.kv_heads or heads
         self.model, self.length = model, 0
-        self.blocks = [_Arranged(block, batch) for block in model.layers if isinstance(block, Block)]
-        self.output_DV = _columns(model.output.weight, batch)
+        packs = _packs(model)
+        self.blocks = [_Arranged(b, batch, packs) for b in model.layers if isinstance(b, Block)]
+        self.output = _Product(model.output.weight, batch, packs)
         # The scale of the logits goes into the queries' turn; values are not turned.
         turn_TF = torch.view_as_complex(model.rotary.float())
         self.turn_q_TF = turn_TF * channels**-0.5
@@ -39,15 +43,10 @@ class SingleSteps:
         self.normed_BD = torch.empty(batch, config.width)
         self.eps_B11 = torch.full((batch, 1, 1), config.norm_eps)
         self.scale_B11 = torch.empty(batch, 1, 1)
-        qkv_BA = torch.empty(batch, (heads + 2 * kv_heads) * channels)
-        pairs = torch.view_as_complex(qkv_BA.view(batch, heads + 2 * kv_heads, channels // 2, 2))
-        self.qkv_BA, self.q_in_BHF = qkv_BA, pairs[:, :heads]
-        self.kv_in_2BKF = pairs[:, heads:].unflatten(1, (2, kv_heads)).transpose(0, 1)
+        self.qkv_shape = (batch, heads + 2 * kv_heads, channels // 2, 2)
         self.q_BKGC = torch.empty(batch * kv_heads, heads // kv_heads, channels)
         self.q_out_BHF = torch.view_as_complex(self.q_BKGC.view(batch, heads, channels // 2, 2))
         self.y_BKGC = torch.empty_like(self.q_BKGC)
-        self.gate_BE = torch.empty(batch, config.ffn_width)
-        self.up_BE = torch.empty(batch, config.ffn_width)
 
     @torch.no_grad()
     def __call__(self, new_Bn: Tensor, labels_B: Tensor | None) -> Tensor:
@@ -57,16 +56,13 @@ class SingleSteps:
         else:
             x_BD = self.model.cls_embedding(labels_B)
         for block, kv_2BKTC in zip(self.blocks, self.kv_L2BKTC, strict=True):
-            y_BD = self._attend(
-                torch.mm(self._norm(x_BD, block.norm), block.qkv, out=self.qkv_BA), kv_2BKTC
-            )
-            x_BD.addmm_(y_BD, block.out)
+            y_BD = self._attend(block.qkv(self._norm(x_BD, block.norm)), kv_2BKTC)
+            block.out.add_to(x_BD, y_BD)
             normed_BD = self._norm(x_BD, block.ffn_norm)
-            gate_BE = F.silu(torch.mm(normed_BD, block.gate, out=self.gate_BE), inplace=True)
-            gate_BE.mul_(torch.mm(normed_BD, block.up, out=self.up_BE))
-            x_BD.addmm_(gate_BE, block.down)
+            gate_BE = F.silu(block.gate(normed_BD), inplace=True)
+            block.down.add_to(x_BD, gate_BE.mul_(block.up(normed_BD)))
         self.length += 1
-        return torch.mm(self._norm(x_BD, self.model.norm), self.output_DV)
+        return self.output(self._norm(x_BD, self.model.norm)).clone()
 
     def _norm(self, x_BD: Tensor, norm: RMSNorm) -> Tensor:
         """Root-mean-square norm; the sum of squares is a row times itself."""
@@ -77,29 +73,61 @@ class SingleSteps:
 
     def _attend(self, qkv_BA: Tensor, kv_2BKTC: Tensor) -> Tensor:
         """(B, D): turn what ``qkv_BA`` holds, keep keys and values, read all so far."""
-        t = self.length
+        t, heads = self.length, self.q_out_BHF.shape[1]
+        pairs = torch.view_as_complex(qkv_BA.view(self.qkv_shape))
+        kv_in_2BKF = pairs[:, heads:].unflatten(1, (2, -1)).transpose(0, 1)
         pairs_2BKTF = torch.view_as_complex(kv_2BKTC.unflatten(-1, (-1, 2)))
         turn_2F = self.turn_kv_T2F[t][:, None, None]
-        torch.mul(self.kv_in_2BKF, turn_2F, out=pairs_2BKTF[:, :, :, t])
-        torch.mul(self.q_in_BHF, self.turn_q_TF[t], out=self.q_out_BHF)
+        torch.mul(kv_in_2BKF, turn_2F, out=pairs_2BKTF[:, :, :, t])
+        torch.mul(pairs[:, :heads], self.turn_q_TF[t], out=self.q_out_BHF)
         k_XTC, v_XTC = kv_2BKTC.flatten(1, 2)[:, :, : t + 1]
         rows_XGT = torch.bmm(self.q_BKGC, k_XTC.transpose(1, 2)).softmax(-1)
         return torch.bmm(rows_XGT, v_XTC, out=self.y_BKGC).view(len(qkv_BA), -1)
 
 
 class _Arranged:
-    """Weights of a block as right-hand sides of products."""
+    """Weights of a block, ready for products."""
 
-    def __init__(self, block: Block, rows: int) -> None:
+    def __init__(self, block: Block, rows: int, packs: bool) -> None:
         self.norm, self.ffn_norm = block.attention_norm, block.ffn_norm
-        self.qkv = _columns(block.attention.wqkv.weight, rows)
-        self.out = _columns(block.attention.wo.weight, rows)
-        self.gate = _columns(block.feed_forward.w1.weight, rows)
-        self.up = _columns(block.feed_forward.w3.weight, rows)
-        self.down = _columns(block.feed_forward.w2.weight, rows)
+        self.qkv = _Product(block.attention.wqkv.weight, rows, packs)
+        self.out = _Product(block.attention.wo.weight, rows, packs)
+        self.gate = _Product(block.feed_forward.w1.weight, rows, packs)
+        self.up = _Product(block.feed_forward.w3.weight, rows, packs)
+        self.down = _Product(block.feed_forward.w2.weight, rows, packs)
 
 
-def _columns(weight: Tensor, rows: int) -> Tensor:
-    """The transpose, copied where that makes products of so many rows faster."""
-    wide = weight.shape[0] > weight.shape[1]
-    return weight.detach().t().contiguous() if wide and rows <= FEW_ROWS else weight.detach().t()
+class _Product:
+    """``x_BD`` times the transpose of a weight, by the means that is fastest for its size.
+
+    The next call may overwrite the result of this one.
+    """
+
+    def __init__(self, weight_ND: Tensor, rows: int, packs: bool) -> None:
+        weight_ND = weight_ND.detach()
+        self.packed: Tensor | None = None
+        if packs and weight_ND.numel() >= PACKED_FROM:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_ND, rows)
+            return
+        wide = weight_ND.shape[0] > weight_ND.shape[1]
+        self.weight_DN = weight_ND.t().contiguous() if wide and rows <= FEW_ROWS else weight_ND.t()
+        self.result_BN = weight_ND.new_empty(rows, len(weight_ND))
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        if self.packed is not None:
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(x_BD, self.packed, None, "none", [], "")
+            return result
+        return torch.mm(x_BD, self.weight_DN, out=self.result_BN)
+
+    def add_to(self, sum_BN: Tensor, x_BD: Tensor) -> None:
+        """Add the product to ``sum_BN``."""
+        if self.packed is None:
+            sum_BN.addmm_(x_BD, self.weight_DN)
+        else:
+            sum_BN.add_(self(x_BD))
+
+
+def _packs(model: Transformer) -> bool:
+    """Whether oneDNN is there and copies of all weights stay below ``PACKED_BYTES``."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and sum(4 * p.numel() for p in model.parameters()) <= PACKED_BYTES

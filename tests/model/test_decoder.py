@@ -8,7 +8,7 @@ from star.model.config import ModelConfig
 from star.model.decoder import _Recorded, decoder, in_precision
 from star.model.kv_cache import KVCache, StaticCache, cache_bytes
 from star.model.sampler import generate
-from star.model.step import FEW_ROWS, SingleSteps
+from star.model.step import FEW_ROWS, PACKED_FROM, SingleSteps
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,22 @@ def test_single_steps_give_the_logits_of_one_pass(kv_heads, batch):
     assert not found.requires_grad
     expected = model(tokens[:, :-1], labels).logits.detach()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed_bytes", [2**32, 0])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_wide_weights_are_packed_and_give_the_same_logits(batch, packed_bytes, monkeypatch):
+    config = ModelConfig(layers=2, heads=4, width=256, grid=2, vocab_size=600, num_classes=6)
+    assert config.width * 600 >= PACKED_FROM > config.width**2  # some of them, not all
+    monkeypatch.setattr("star.model.step.PACKED_BYTES", packed_bytes)
+    model = small_model(config)
+    tokens = torch.randint(0, 600, (batch, 4), generator=torch.manual_seed(1))
+    labels = torch.arange(batch)
+    steps = decoder(model, batch)
+    found = [product.packed is not None for product in (steps.output, steps.blocks[0].out)]
+    assert found == [torch.backends.mkldnn.is_available() and packed_bytes > 0, False]
+    expected = model(tokens[:, :-1], labels).logits.detach()
+    torch.testing.assert_close(decoded(steps, tokens, labels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_replay_changes_memory_in_place_and_nothing_else():

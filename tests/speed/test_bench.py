@@ -6,17 +6,22 @@ import mmap
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from helpers import fake_store, refused, small_model
 from small_runs import CPU, tiny
 
 from probes.speed import probe as probes_bench
+from probes.speed import sample as sampling
 from probes.speed import step as steps
 from probes.speed import tokenize as tokens_bench
 from probes.speed.llamagen import LlamaGenStep, LlamaGenTransformer
+from probes.speed.llamagen_sampling import LlamaGenSampler
 from probes.speed.loader import ARMS, bench_loader
+from probes.speed.sample import bytes_read
 from probes.speed.timing import Timings, alternate
 from star.base.errors import UserError
+from star.model.sampler import generate
 from star.training.batches import TrainLoader
 from star.training.learner import Learner
 
@@ -101,6 +106,56 @@ def test_step_bench_through_the_command_line(star, monkeypatch):
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     code, out, err = star("bench", "step", "--rounds", 1)
     assert code == 2 and err == "Error: rounds is 1; expected at least 2, for an interval\n"
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 2.5])
+def test_the_sampling_arms_draw_the_same_tokens_where_nothing_is_drawn_by_lot(cfg_scale):
+    model = small_model(seed=3)
+    labels = torch.tensor([0, 3, 1])
+    theirs = LlamaGenSampler(model).generate(labels, cfg_scale=cfg_scale, greedy=True)
+    ours = generate(model, labels, seeds=range(3), cfg_scale=cfg_scale, greedy=True)
+    assert torch.equal(theirs, ours) and len(ours.unique()) > 2
+
+
+def test_the_reference_sampler_draws_from_the_model_s_distribution():
+    """The first tokens of many draws come as often as the definition's probabilities say."""
+    model = small_model(seed=3)
+    model.output.weight.data.mul_(20)  # far from even
+    labels = torch.full((4000,), 2)
+    expected = model(torch.empty(1, 0, dtype=torch.long), labels[:1]).logits[0, -1].softmax(-1)
+    torch.manual_seed(0)
+    drawn = LlamaGenSampler(model).generate(labels, cfg_scale=1.0)[:, 0]
+    counts = torch.bincount(drawn, minlength=len(expected)).double()
+    wanted = 4000 * expected.detach().double()
+    seen = wanted > 5
+    chi2 = ((counts - wanted)[seen] ** 2 / wanted[seen]).sum()
+    assert seen.sum() > 2 and scipy.stats.chi2.sf(chi2, int(seen.sum()) - 1) > 1e-3
+
+
+def test_what_decoding_must_read_is_counted_step_by_step():
+    model = small_model()
+    config, rows = model.config, 6
+    weights = sum(p.numel() for name, p in model.named_parameters() if "embedding" not in name)
+    weights -= config.width  # the last norm's, left out
+    row = config.layers * 2 * (config.kv_heads or config.heads) * config.head_dim
+    expected = sum(4 * (weights + rows * row * seen) for seen in range(1, config.tokens + 1))
+    assert bytes_read(model, rows) == expected
+
+
+def test_the_sampling_bench_through_the_command_line(star):
+    code, out, err = star("bench", "sample", "--images", 2, "--rounds", 2, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert set(found["seconds"]) == set(sampling.ARMS) and found["images"] == 2
+    for arm in sampling.ARMS:
+        seconds = np.median(found["seconds"][arm])
+        assert found["tokens a second"][arm] == pytest.approx(2 * 64 / seconds, rel=0.01)
+        share = found["tokens a second"][arm] / found["memory-bandwidth limit, tokens a second"]
+        assert found["share of the limit"][arm] == pytest.approx(share, abs=0.001)
+    code, out, err = star("bench", "sample", "--cfg-scale", -1)
+    assert code == 2 and err == "Error: cfg_scale is -1; expected a number >= 0 (1 is no guidance)\n"
+    code, out, err = star("bench", "sample", "--images", 0)
+    assert code == 2 and err == "Error: images is 0; expected at least 1\n"
 
 
 def test_loader_bench_reads_a_store_and_files_and_removes_them(tmp_path):
