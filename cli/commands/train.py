@@ -283,20 +283,27 @@ def _sample(
     from viz.base.style import save
     from viz.samples import sample_grid
 
-    folder, step, last = trainer.run.path / SAMPLES, trainer.step, trainer.config.max_steps
+    folder, step = trainer.run.path / SAMPLES, trainer.step
     images, labels = samples.draw(model)
-    guidance = samples.options.cfg_scale
+    found = samples.accuracy(weights, images, labels)
+    guidance, count, last = samples.options.cfg_scale, len(labels), trainer.config.max_steps
+
+    def title(step: int, seen: list[float]) -> str:
+        of_them = "".join(f", class seen in {share * count:.0f} of {count}" for share in seen)
+        return f"{weights}, step {step}, guidance {guidance:g}{of_them}"
+
+    seen = [share for name, share in found.items() if name in ("cond_acc", "cond_acc_student")]
+    longest = title(last, [1.0 for _ in seen])
     figure = sample_grid(
         images,
         labels,
         samples.class_names,
-        # as many digits every time, so that pictures have one size
-        title=f"Samples of the {weights}, step {step:0{len(str(last))}}, guidance {guidance:g}",
+        title=title(step, seen).ljust(len(longest)),  # all pictures have the size of the widest
         columns=trainer.config.sample_each,
     )
     save(figure, folder / f"step-{step:09d}-{weights}", formats=("png",))
     samples.publish(folder)
-    return samples.accuracy(weights, images, labels)
+    return found
 
 
 def _refuse_idle(

@@ -1,4 +1,4 @@
-"""Samples inside training: of the same seeds and classes every time, and what a classifier sees in them.
+"""Samples inside training: of the same seeds and classes every time, and the classes seen in them.
 
 Sample i of N is sample i of ``star sample --count N --seed SEED`` (guidance 2, temperature 1, classes
 in turn) with the run's seed: a function of (weights, config). Its class is one of all of them, or of 20
