@@ -146,11 +146,15 @@ def _values(column: str, metrics: Mapping[str, pd.DataFrame]) -> list[float]:
 
 def _draw_worth(axes: Axes, metrics: Mapping[str, pd.DataFrame]) -> None:
     """How often the classifier is right on real images, and on those the tokenizer redraws."""
-    for column, name in (("cond_acc_real", "real images"), ("cond_acc_redrawn", "redrawn")):
+    axes.margins(y=0.12)  # room for the words
+    place = axes.get_yaxis_transform()  # at the left edge, whatever the steps are
+    for column, name, side in (
+        ("cond_acc_real", "real images", "bottom"),
+        ("cond_acc_redrawn", "redrawn", "top"),
+    ):
         for value in _values(column, metrics):
             axes.axhline(value, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            place = axes.get_yaxis_transform()  # at the left edge, whatever the steps are
-            axes.text(0.02, value, name, transform=place, size=7.5, color=MUTED, va="bottom", ha="left")
+            axes.text(0.02, value, name, transform=place, size=7.5, color=MUTED, va=side)
 
 
 def _legend(panels: Iterable[Axes]) -> tuple[list[Artist], list[str]]:

@@ -93,12 +93,10 @@ def _classes_seen(rows: Sequence[dict]) -> str | None:
     row = next((row for row in reversed(rows) if "cond_n" in row), None)
     if row is None:
         return None
-    worth = {"real images": "cond_acc_real", "redrawn": "cond_acc_redrawn"}
+    worth = {"real": "cond_acc_real", "redrawn": "cond_acc_redrawn"}
     beside = ", ".join(f"{name} {row[column]:.3f}" for name, column in worth.items() if column in row)
-    return (
-        f"class seen as asked in {row['cond_n']} samples: teacher {row['cond_acc']:.2f}, student "
-        f"{row['cond_acc_student']:.2f}" + (f" ({beside})" if beside else "")
-    )
+    seen = f"teacher {row['cond_acc']:.3f}, student {row['cond_acc_student']:.3f}"
+    return f"class seen: {seen} of {row['cond_n']}" + (f" ({beside})" if beside else "")
 
 
 def _heading(name: str, rows: Sequence[dict]) -> str:

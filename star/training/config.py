@@ -188,7 +188,9 @@ class TrainConfig:
         "and classes every time, as star sample draws them; drawn at the last step too; 0: none.",
     )
     sample_each: int = option(
-        10, "Samples a class for --sample-every; of more than 20 classes, 20 are drawn by the seed."
+        10,
+        "Samples a class for --sample-every, of teacher and student each; of more than 20 classes, 20 "
+        "are drawn by the seed. 10 of 10 classes cost about ten steps of the tiny preset each time.",
     )
     classifier: str = option(
         "",
