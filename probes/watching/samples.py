@@ -66,7 +66,9 @@ class FixedSamples:
         """
         where = self.tokenizer.quant_conv.weight.device
         precision = resolve_precision("auto" if where.type == "cuda" else "fp32", where)
-        drawing = in_precision(model, precision).to(where)
+        drawing = in_precision(model, precision)
+        if drawing.output.weight.device != where:  # a copy of a sharded model's weights
+            drawing = drawing.to(where)
         drawn = [
             sample_batch(drawing, self.tokenizer, self.options, self.chosen, rows)
             for rows in sample_batches(self.options)
