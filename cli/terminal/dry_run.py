@@ -68,4 +68,5 @@ def _print_samples(config: TrainConfig, a_step: float, half: bool) -> None:
         "FLOPs of all steps, token by token; not counted: decoding the images"
         + (f", judging them by {config.classifier}" if config.classifier else "")
     )
-    print_line(f"  on process 0, while they are drawn: a cache of {cost.cache / GIB:.2f} GiB more")
+    copy = " and a copy of the weights in bfloat16" if half else ""
+    print_line(f"  on process 0, meanwhile: {cost.memory / GIB:.2f} GiB more, keys and values{copy}")

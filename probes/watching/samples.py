@@ -168,19 +168,22 @@ def _chosen(classes: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingCost:
-    """Of a whole run: how often, samples each time of each of the two models, FLOPs; bytes of cache."""
+    """Of a whole run: how often, samples each time of each of the two models, FLOPs.
+
+    ``memory``: bytes that drawing takes on process 0's device, besides the images.
+    """
 
     times: int
     samples: int
     flops: float
-    cache: int
+    memory: int
 
 
 def sampling_cost(config: TrainConfig, half: bool) -> SamplingCost:
     """What ``config.sample_every`` costs, with the classes that ``config.model`` has.
 
     FLOPs are those of the transformer, with guidance and what pads a batch; the decoded images are left
-    out. ``half``: weights and cache are in half precision.
+    out. ``half``: models draw in half precision, from a copy of their weights.
     """
     model: ModelConfig = config.model
     options = SampleOptions(count=config.sample_each * min(model.num_classes, CLASSES))
@@ -188,8 +191,9 @@ def sampling_cost(config: TrainConfig, half: bool) -> SamplingCost:
     sequences = 2 * options.batch_size  # with the class and without it
     batches = len(sample_batches(options))
     flops = 2 * times * batches * forward_flops(config, sequences, True)  # teacher and student
-    cache = cache_bytes(model, sequences, torch.bfloat16 if half else torch.float32)
-    return SamplingCost(times=times, samples=options.count, flops=flops, cache=cache)
+    memory = cache_bytes(model, sequences, torch.bfloat16 if half else torch.float32)
+    memory += 2 * model.parameters if half else 0
+    return SamplingCost(times=times, samples=options.count, flops=flops, memory=memory)
 
 
 def _batches(images_NHWC: np.ndarray) -> Iterator[torch.Tensor]:

@@ -250,8 +250,9 @@ def test_the_cost_that_is_told_is_what_sampling_computes():
     computed = 4 * 2 * 2 * counted.get_total_flops()
     attention = 4 * 2 * 2 * (2 * 64 * 2 * 2 * 36 * 36 * 64)
     assert computed < cost.flops < computed + attention
-    assert cost.cache == 2 * 2 * 36 * 64 * 64 * 4
-    assert sampling_cost(config, half=True).cache == cost.cache // 2
+    assert cost.memory == 2 * 2 * 36 * 64 * 64 * 4  # keys and values of 64 sequences in 2 layers
+    weights = sum(weight.numel() for weight in small_model(model).parameters())
+    assert sampling_cost(config, half=True).memory == cost.memory // 2 + 2 * weights
 
 
 # The command
