@@ -27,6 +27,8 @@ PANELS = {
     "grad_norm": "gradient norm",
     "lr": "learning rate",
     "knn_acc": "kNN accuracy, mean over steps",
+    "cond_acc": "class seen, teacher",
+    "cond_acc_student": "class seen, student",
     "effective_rank": "effective rank",
     "image_cosine": "cosine between images",
     "teacher_student_cosine": "cosine teacher, student",
@@ -101,7 +103,9 @@ def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styl
             axes.plot(x, y, color=style["color"], alpha=0.22, linewidth=0.7)
             y = y.rolling(max(len(rows) // 40, 5), center=True, min_periods=1).mean()
         axes.plot(x, y, **style)
-    axes.set_title(PANELS[key] + _votes(key, metrics), size=9.5, loc="left")
+    axes.set_title(PANELS[key] + _counts(key, metrics), size=9.5, loc="left")
+    if key.startswith("cond_acc"):
+        _draw_worth(axes, metrics)
     if key == "grad_norm" and np.all(np.concatenate([line.get_ydata() for line in axes.lines]) > 0):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
@@ -116,17 +120,41 @@ def _draw_metric(axes: Axes, key: str, metrics: Mapping[str, pd.DataFrame], styl
     axes.grid(axis="y")
 
 
-def _votes(key: str, metrics: Mapping[str, pd.DataFrame]) -> str:
-    """The neighbours that voted, where a run recorded fewer than usual."""
-    if key != "knn_acc":
+def _counts(key: str, metrics: Mapping[str, pd.DataFrame]) -> str:
+    """The neighbours that voted, where a run recorded fewer than usual; the samples looked at."""
+    counted = {
+        "knn_acc": ("knn_k", "k"),
+        "cond_acc": ("cond_n", "n"),
+        "cond_acc_student": ("cond_n", "n"),
+    }
+    if key not in counted:
         return ""
-    fewer = [
-        pd.to_numeric(table["knn_k"], errors="coerce")
+    column, letter = counted[key]
+    values = _values(column, metrics)
+    return f", {letter} = {', '.join(f'{value:g}' for value in values)}" if values else ""
+
+
+def _values(column: str, metrics: Mapping[str, pd.DataFrame]) -> list[float]:
+    """The different values of a column that stays the same through a run."""
+    found = [
+        pd.to_numeric(table[column], errors="coerce").dropna()
         for table in metrics.values()
-        if _has(table, "knn_k")
+        if _has(table, column)
     ]
-    values = sorted({int(k) for column in fewer for k in column.dropna()})
-    return f", k = {', '.join(map(str, values))}" if values else ""
+    return sorted({float(value) for of_run in found for value in of_run})
+
+
+def _draw_worth(axes: Axes, metrics: Mapping[str, pd.DataFrame]) -> None:
+    """How often the classifier is right on real images, and on those the tokenizer redraws."""
+    axes.margins(y=0.12)  # room for the words
+    place = axes.get_yaxis_transform()  # at the left edge, whatever the steps are
+    for column, name, side in (
+        ("cond_acc_real", "real images", "bottom"),
+        ("cond_acc_redrawn", "redrawn", "top"),
+    ):
+        for value in _values(column, metrics):
+            axes.axhline(value, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            axes.text(0.02, value, name, transform=place, size=7.5, color=MUTED, va=side)
 
 
 def _legend(panels: Iterable[Axes]) -> tuple[list[Artist], list[str]]:

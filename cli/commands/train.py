@@ -1,5 +1,6 @@
 """``star train``: ST-AR by default, ``--objective ar`` for the plain baseline."""
 
+import functools
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +16,15 @@ from star.training.config import ObjectiveConfig, TrainConfig, for_cuda, preset
 
 if TYPE_CHECKING:
     from cli.tracking import Tracker
+    from probes.watching.samples import FixedSamples
+    from star.classifier.model import Classifier
+    from star.images.open import ImageSource
+    from star.model.transformer import Transformer
     from star.training.own_data import OwnData
     from star.training.trainer import Trainer
 
 SIZE_NAMES = ", ".join(SIZES)
+SAMPLES = "samples"  # in the run folder
 TINY = preset("tiny")
 
 
@@ -74,7 +80,8 @@ def train(
 
     Writes config.json, metrics.jsonl, ckpt.pt and the tokenizer into the run folder. Ctrl-C saves and
     leaves; star train --resume DIR goes on with identical results. In another terminal star watch
-    shows the run; star plot draws its curves.
+    shows the run; star plot draws its curves. With --sample-every N pictures of samples go to
+    RUN/samples; --classifier counts in how many of them the class is the one asked for.
     """
     from cli.processes import launch
     from cli.terminal.dry_run import print_estimate
@@ -97,10 +104,10 @@ def train(
         raise UserError(f"{folder} already holds a run; give --resume {folder} or another --run")
     if nproc != 1:
         launch(nproc, device)
-    trainer = _prepared(
+    trainer, samples = _prepared(
         settings, chosen, folder, None if resume is None else left, tokenizer, skip_bad, device
     )
-    _fit(trainer, stop_after, tracker)
+    _fit(trainer, samples, stop_after, tracker)
 
 
 def _prepared(
@@ -111,13 +118,15 @@ def _prepared(
     tokenizer: str | None,
     skip_bad: bool,
     device: str,
-) -> "Trainer":
-    """The trainer of this process; its codes are made if need be.
+) -> "tuple[Trainer, FixedSamples | None]":
+    """The trainer of this process, and what is to be sampled; its codes are made if need be.
 
     ``chosen`` names the settings of a new run that the user gave. ``without``: None for a new run, else
     the parts to go on without from where the run ended.
     """
     from cli.terminal.screen import Stages, console
+    from probes.watching.samples import fixed_samples
+    from star.classifier.file import load_classifier
     from star.codes.open import keep_tokenizer, prepare_data
     from star.parallel import processes as distributed
     from star.tokenizer.file import tokenizer_beside
@@ -133,16 +142,22 @@ def _prepared(
     least = settings.fitted_to(grid=settings.model.grid, vocab_size=1, num_classes=1)
     require_training_memory(least, where, distributed.world_size())
     own = None if without is None else _own_data(settings, folder, without)
+    classifier = load_classifier(settings.classifier) if settings.classifier else None
     with Stages() as stages, distributed.main_first():
         data = prepare_data(
             settings.data,
             tokenizer=tokenizer or (None if without is None else tokenizer_beside(folder)),
             skip_bad=skip_bad,
             device=str(where),
-            on_source=None if own is None else own.check_source,
+            on_source=lambda source: _check_source(source, own, classifier),
             on_progress=stages.report,
             on_message=stages.say,
         )
+    samples, train = None, data.stores["train"]
+    if settings.sample_every:
+        samples = fixed_samples(settings, train, train.class_names, data.tokenizer, classifier, where)
+        if without is not None:
+            samples.require_same(folder / SAMPLES)
     if without is None:
         trainer = Trainer(settings, data.stores, folder, where)
     else:
@@ -152,7 +167,50 @@ def _prepared(
     precision = str(trainer.learner.precision).removeprefix("torch.")
     processes = f"  processes {distributed.world_size()}" if distributed.world_size() > 1 else ""
     console.print(f"run {folder}  device {where}  precision {precision}{processes}", highlight=False)
-    return trainer
+    if samples is not None:
+        _announce(samples, folder)
+    return trainer, samples
+
+
+def _check_source(
+    source: "ImageSource", own: "OwnData | None", classifier: "Classifier | None"
+) -> None:
+    """Refuse images that do not fit, before codes are made of them."""
+    from probes.samples.classifier import require_classes
+
+    if own is not None:
+        own.check_source(source)
+    if classifier is not None:
+        require_classes(classifier, source.class_names)
+
+
+def _announce(samples: "FixedSamples", folder: Path) -> None:
+    """What will be sampled, and by whom it is judged."""
+    from cli.terminal.screen import console
+    from figures.sentences import names_in_pictures
+
+    judged = ""
+    if samples.classifier is not None:
+        worth = {
+            "on real images": "cond_acc_real",
+            "redrawn by the run's tokenizer": "cond_acc_redrawn",
+        }
+        known = [
+            f"{100 * samples.worth[column]:.1f} % right {images}"
+            for images, column in worth.items()
+            if column in samples.worth
+        ]
+        said = f" ({', '.join(known)})" if known else ""
+        judged = f", judged by the {samples.classifier.name} classifier{said}"
+    classes = f"{len(samples.chosen)} classes"
+    console.print(
+        f"samples {folder / SAMPLES}: {samples.options.count} of the teacher and of the student, "
+        f"{classes}{judged}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in names_in_pictures(samples.class_names, samples.chosen):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _own_data(settings: TrainConfig, folder: Path, without: list[str]) -> "OwnData":
@@ -173,7 +231,12 @@ def _own_data(settings: TrainConfig, folder: Path, without: list[str]) -> "OwnDa
     return own
 
 
-def _fit(trainer: "Trainer", stop_after: int | None, tracker: "Tracker | None") -> None:
+def _fit(
+    trainer: "Trainer",
+    samples: "FixedSamples | None",
+    stop_after: int | None,
+    tracker: "Tracker | None",
+) -> None:
     """Train under the live view, with diagnostics, and say where it ended; exits on a signal."""
     import sys
 
@@ -201,6 +264,7 @@ def _fit(trainer: "Trainer", stop_after: int | None, tracker: "Tracker | None") 
                 diagnose=lambda _: in_loop_diagnostics(
                     learner.student, learner.teacher, trainer.stores, trainer.config, learner.precision
                 ),
+                sample=None if samples is None else functools.partial(_sample, trainer, samples),
             )
     finally:
         if tracker is not None and len(callbacks) > 1:
@@ -210,6 +274,36 @@ def _fit(trainer: "Trainer", stop_after: int | None, tracker: "Tracker | None") 
     distributed.leave()
     if signals.received is not None:
         sys.exit(128 + signals.received)
+
+
+def _sample(
+    trainer: "Trainer", samples: "FixedSamples", weights: str, model: "Transformer"
+) -> dict[str, float]:
+    """Draw the samples of ``model`` into a picture; what the classifier says of them."""
+    from viz.base.style import save
+    from viz.samples import sample_grid
+
+    folder, step = trainer.run.path / SAMPLES, trainer.step
+    images, labels = samples.draw(model)
+    found = samples.accuracy(weights, images, labels)
+    guidance, count, last = samples.options.cfg_scale, len(labels), trainer.config.max_steps
+
+    def title(step: int, seen: list[float]) -> str:
+        of_them = "".join(f", class seen in {share * count:.0f} of {count}" for share in seen)
+        return f"{weights}, step {step}, guidance {guidance:g}{of_them}"
+
+    seen = [share for name, share in found.items() if name in ("cond_acc", "cond_acc_student")]
+    longest = title(last, [1.0 for _ in seen])
+    figure = sample_grid(
+        images,
+        labels,
+        samples.class_names,
+        title=title(step, seen).ljust(len(longest)),  # all pictures have the size of the widest
+        columns=trainer.config.sample_each,
+    )
+    save(figure, folder / f"step-{step:09d}-{weights}", formats=("png",))
+    samples.publish(folder)
+    return found
 
 
 def _refuse_idle(

@@ -41,6 +41,8 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
     dtype = "bfloat16" if half else "float32"
     print_line(f"memory a process: {found.memory / GIB:.1f} GiB (activations in {dtype})")
     print_line(f"FLOPs a step: {found.flops:.3e}")
+    if config.sample_every:
+        _print_samples(config, found.flops, half=cuda)
     if tflops is None and cuda:
         tflops = UTILISATION * PEAK_TFLOPS["cuda"]
         print_line(f"speed assumed: {tflops:.0f} TFLOP/s a device, 40 % of an A100's peak (--tflops N)")
@@ -50,3 +52,21 @@ def print_estimate(config: TrainConfig, processes: int, device: str, tflops: flo
     seconds = found.flops / (tflops * 1e12 * processes)
     total = seconds * config.max_steps
     print_line(f"time: {seconds:.3g} s a step, {total / 3600:.3g} hours for {config.max_steps:,} steps")
+
+
+def _print_samples(config: TrainConfig, a_step: float, half: bool) -> None:
+    """What --sample-every costs; tokenizer and classifier are not opened."""
+    from cli.terminal.screen import print_line
+    from probes.watching.samples import sampling_cost
+    from star.training.estimate import GIB
+
+    cost = sampling_cost(config, half)
+    share = 100 * cost.flops / (a_step * config.max_steps)
+    print_line(
+        f"samples: {cost.times} times {cost.samples:,} of the teacher and of the student "
+        f"({config.model.num_classes} classes, unless the data have others), {share:.3g} % of the "
+        "FLOPs of all steps, token by token; not counted: decoding the images"
+        + (f", judging them by {config.classifier}" if config.classifier else "")
+    )
+    copy = " and a copy of the weights in bfloat16" if half else ""
+    print_line(f"  on process 0, meanwhile: {cost.memory / GIB:.2f} GiB more, keys and values{copy}")

@@ -36,6 +36,7 @@ COLUMNS = {
     "view_contrast": "L_view",
     "val_nll": "val NLL",
     "knn_acc": "kNN",
+    "cond_acc": "class",
     "l1": "L1",
     "commitment": "commit",
     "lpips": "LPIPS",
@@ -69,6 +70,8 @@ def overview(title: str, rows: Sequence[dict], max_steps: int, note: str) -> Ren
         parts.append(_table(rows))
     if rows and "utf" in console.encoding:  # braille has no plain letters to fall back on
         parts.append(_curves(rows))
+    if seen := _classes_seen(rows):
+        parts.append(Text(seen, style="dim", overflow="ellipsis", no_wrap=True))
     warning = next((collapse_warning(row) for row in reversed(rows) if "collapsed" in row), None)
     if warning:
         parts.append(Text(f"warning: {warning}", style="bold yellow"))
@@ -83,6 +86,17 @@ def _table(rows: Sequence[dict]) -> Table:
     for row in rows[-NEWEST:]:
         table.add_row(*(_number(row.get(name)) for name in shown))
     return table
+
+
+def _classes_seen(rows: Sequence[dict]) -> str | None:
+    """The newest numbers behind the column "class": of how many samples, beside which accuracy."""
+    row = next((row for row in reversed(rows) if "cond_n" in row), None)
+    if row is None:
+        return None
+    worth = {"real": "cond_acc_real", "redrawn": "cond_acc_redrawn"}
+    beside = ", ".join(f"{name} {row[column]:.3f}" for name, column in worth.items() if column in row)
+    seen = f"teacher {row['cond_acc']:.3f}, student {row['cond_acc_student']:.3f}"
+    return f"class seen: {seen} of {row['cond_n']}" + (f" ({beside})" if beside else "")
 
 
 def _heading(name: str, rows: Sequence[dict]) -> str:

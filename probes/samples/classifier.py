@@ -32,6 +32,7 @@ __all__ = [
     "compare_conditional",
     "conditional_accuracy",
     "predict",
+    "require_classes",
 ]
 
 ALL = "all"
@@ -166,35 +167,57 @@ def _checked(predictions: Predictions, labels_N: np.ndarray) -> np.ndarray:
 def _matched(predictions: Predictions, labels_N: np.ndarray, names: Sequence[str] | None) -> np.ndarray:
     """The classifier's class of each label up to the largest; ``UserError`` if a label has none.
 
-    Names that only repeat the numbers ("0", "1", ..) are none.
+    Names that only repeat the numbers ("0", "1", ..) are none where the other side has others.
     """
-    classes = predictions.probabilities.shape[1]
+    own, classes = predictions.class_names, predictions.probabilities.shape[1]
     largest = int(labels_N.max())
     if names is not None and largest >= len(names):
         raise UserError(f"a label is {largest}, but {len(names)} classes have names: {listed(names)}")
-    own, given = _real(predictions.class_names), _real(names)
-    if own is None or given is None:
-        if largest >= classes or (names is not None and len(names) != classes):
-            raise UserError(
-                f"the images are of {largest + 1 if names is None else len(names)} classes and the "
-                f"classifier knows {classes} ({_said(predictions.class_names)}); without names on both "
-                "sides the numbers must mean the same"
-            )
-        return np.arange(classes)
-    places = {name: number for number, name in enumerate(own)}
-    unknown = [given[label] for label in np.unique(labels_N) if given[label] not in places]
-    if unknown:
+    if own is not None and names is not None:
+        places = _places(own, names)
+        unknown = [names[label] for label in np.unique(labels_N) if places[label] is None]
+        if not unknown:
+            return np.array([place or 0 for place in places])  # None: no image is of that class
+        if not (_are_numbers(own) or _are_numbers(names)):
+            raise _unknown(unknown[0], names, own)
+    if largest >= classes or (names is not None and len(names) != classes):
         raise UserError(
-            f"the classifier does not know the class {shown(unknown[0])}: the images are of "
-            f"{_said(names)}, it knows {_said(predictions.class_names)}"
+            f"the images are of {largest + 1 if names is None else len(names)} classes and the "
+            f"classifier knows {classes} ({_said(own)}); without names on both sides the numbers must "
+            "mean the same"
         )
-    return np.array([places.get(name, 0) for name in given])  # 0: no image is of that class
+    return np.arange(classes)
 
 
-def _real(names: Sequence[str] | None) -> list[str] | None:
-    if names is None or all(name == str(number) for number, name in enumerate(names)):
-        return None
-    return [unicodedata.normalize("NFC", name).strip() for name in names]
+def require_classes(classifier: Classifier, names: Sequence[str]) -> None:
+    """Raise ``UserError`` unless ``classifier`` knows each of the classes ``names``, by name."""
+    own = classifier.class_names
+    if own is None:
+        raise UserError("the classifier does not say what its classes are called; train it again")
+    for name, place in zip(names, _places(own, names), strict=True):
+        if place is None:
+            raise _unknown(name, names, own)
+
+
+def _places(own: Sequence[str], names: Sequence[str]) -> list[int | None]:
+    """Where among ``own`` each of ``names`` is; two Unicode forms of a name are one."""
+    places = {_normal(name): number for number, name in enumerate(own)}
+    return [places.get(_normal(name)) for name in names]
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name == str(number) for number, name in enumerate(names))
+
+
+def _unknown(name: str, names: Sequence[str], own: Sequence[str]) -> UserError:
+    return UserError(
+        f"the classifier does not know the class {shown(name)}: the images are of {_said(names)}, it "
+        f"knows {_said(own)}"
+    )
 
 
 def _said(names: Sequence[str] | None) -> str:

@@ -29,7 +29,14 @@ from star.model.transformer import Transformer
 from star.parallel.processes import main_first, rank, wait_for_all, world_size
 from star.tokenizer.model import VQModel, decode_tokens
 
-__all__ = ["BALANCES", "SampleOptions", "sample_labels", "write_samples"]
+__all__ = [
+    "BALANCES",
+    "SampleOptions",
+    "sample_batch",
+    "sample_batches",
+    "sample_labels",
+    "write_samples",
+]
 
 BALANCES = ("balanced", "random")
 _WORK = "work.json"
@@ -68,6 +75,31 @@ def sample_labels(options: SampleOptions, chosen: list[int], start: int, stop: i
     seeds = range(options.seed + start, options.seed + stop)
     draws = [generator(seed, "sample class").integers(len(chosen)) for seed in seeds]
     return np.array([chosen[draw] for draw in draws])
+
+
+def sample_batch(
+    model: Transformer, tokenizer: VQModel, options: SampleOptions, chosen: list[int], rows: range
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The samples ``rows`` (of ``sample_batches``) of the classes ``chosen``.
+
+    Images uint8 (n, H, W, 3), tokens int64 (n, T), labels (n,).
+    """
+    full = rows.start + options.batch_size  # the rows past the last sample are padding
+    tokens_BT = generate(
+        model,
+        sample_labels(options, chosen, rows.start, full),
+        seeds=range(options.seed + rows.start, options.seed + full),
+        cfg_scale=options.cfg_scale,
+        cfg_interval=options.cfg_interval,
+        cfg_schedule=options.cfg_schedule,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        greedy=options.greedy,
+    )
+    pixels_BHWC = decode_tokens(tokenizer, tokens_BT, model.config.grid)
+    labels_n = sample_labels(options, chosen, rows.start, rows.stop)
+    return pixels_BHWC[: len(rows)], tokens_BT[: len(rows)].cpu().numpy(), labels_n
 
 
 def write_samples(
@@ -175,7 +207,8 @@ def _explained(partial: Path, say: Message) -> Iterator[None]:
         raise UserError(f"cannot write samples: {error.strerror or error}; {kept}") from error
 
 
-def _batches(options: SampleOptions) -> list[range]:
+def sample_batches(options: SampleOptions) -> list[range]:
+    """Which samples are drawn together; the last batch may be short."""
     size, count = options.batch_size, options.count
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -192,29 +225,14 @@ def _make_batches(
     chosen: list[int],
     on_progress: StageProgress,
 ) -> None:
-    mine = _batches(options)[rank() :: world_size()]
+    mine = sample_batches(options)[rank() :: world_size()]
     for done, rows in enumerate(mine):
         path = _batch_file(partial, rows)
         if path.exists():
             continue
-        full = rows.start + options.batch_size  # the rows past the last sample are padding
-        tokens = generate(
-            model,
-            sample_labels(options, chosen, rows.start, full),
-            seeds=range(options.seed + rows.start, options.seed + full),
-            cfg_scale=options.cfg_scale,
-            cfg_interval=options.cfg_interval,
-            cfg_schedule=options.cfg_schedule,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            greedy=options.greedy,
-        )
-        pixels = decode_tokens(tokenizer, tokens, model.config.grid)[: len(rows)]
-        kept = tokens[: len(rows)].cpu().numpy()
-        labels = sample_labels(options, chosen, rows.start, rows.stop)
+        pixels, tokens, labels = sample_batch(model, tokenizer, options, chosen, rows)
         with publish_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, arr_0=pixels, tokens=kept, labels=labels)
+            np.savez(file, arr_0=pixels, tokens=tokens, labels=labels)
         on_progress("sample batches", done + 1, len(mine))
 
 
@@ -240,7 +258,7 @@ def _assemble(
     on_progress: StageProgress,
 ) -> None:
     """Everything from the batches; what an earlier end already published is made again."""
-    files = [_batch_file(partial, rows) for rows in _batches(options)]
+    files = [_batch_file(partial, rows) for rows in sample_batches(options)]
     tokens, labels = (np.concatenate([_load(file, name) for file in files]) for name in _SMALL)
     write_json(beside["json"], plan)
     for name in ("codes", "images"):
@@ -252,7 +270,7 @@ def _assemble(
     writer.finish(store)
     if "images" in beside:
         (partial / "images").mkdir()
-        for rows, file in zip(_batches(options), files, strict=True):
+        for rows, file in zip(sample_batches(options), files, strict=True):
             for index, pixels in zip(rows, _load(file, "arr_0"), strict=True):
                 Image.fromarray(pixels).save(partial / "images" / f"{index:06d}.png")
     for name in ("codes", "images"):

@@ -16,7 +16,7 @@ from star.model.kv_cache import KVCache, StaticCache
 from star.model.step import SingleSteps
 from star.model.transformer import Transformer
 
-__all__ = ["decoder", "in_precision"]
+__all__ = ["decoder", "in_precision", "record_graph"]
 
 Decode = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -88,7 +88,10 @@ class _Recorded:
 def record_graph(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """``step`` on ``device`` as a CUDA graph; its result is a new tensor at every replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):  # it records the current device's stream
+    # Other threads go on with CUDA: a loader's, which pins the training batches to come, would be
+    # refused in the strict mode, and the recording lost.
+    recorded = torch.cuda.graph(graph, capture_error_mode="thread_local")
+    with torch.cuda.device(device), recorded:  # it records the current device's stream
         result = step()
 
     def replay() -> Tensor:

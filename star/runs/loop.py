@@ -124,12 +124,12 @@ class TrainingLoop:
         should_stop: ShouldStop,
         callbacks: Sequence[OnRow],
         on_step: OnStep,
-        measure: Callable[[], Record] | None = None,
-        measure_every: int = 0,
+        measures: Sequence[tuple[int, Callable[[], Record]]] = (),
     ) -> RunResult:
         """Steps up to ``end``, fewer on ``should_stop``.
 
-        ``measure`` adds its numbers to the row of every ``measure_every``-th step and of the last.
+        Each of ``measures``, with its n, adds its numbers to the row of every n-th step and of the
+        last.
         """
         config = self.config
         row: Record = {}
@@ -141,14 +141,14 @@ class TrainingLoop:
             numbers, stop = self._update(batch, wish)  # several processes hear of a wish there
             self.step += 1
             validates = self._due(config.validate_every)
-            measures = measure is not None and self._due(measure_every)
-            if self.step == 1 or self._due(config.log_every) or validates or measures:
+            due = [measure for every, measure in measures if self._due(every)]
+            if self.step == 1 or self._due(config.log_every) or validates or due:
                 seconds = time.perf_counter() - tick
                 row = {"step": self.step, **numbers, **self._speed(self.step - ticked_step, seconds)}
                 row["peak_memory_bytes"] = peak_memory_bytes(self.device)
                 if validates:
                     row |= self._validation(should_stop)
-                if measure is not None and measures:
+                for measure in due:
                     row |= measure()
                 if rank() == 0:
                     self.run.append(row)

@@ -182,6 +182,21 @@ class TrainConfig:
         "Steps between two diagnoses (kNN accuracy, attention, rank, gradient cosines); each costs "
         "about four steps of the tiny preset; the last step is always diagnosed; 0 turns them off.",
     )
+    sample_every: int = option(
+        0,
+        "Steps between two pictures of samples of teacher and student (RUN/samples), of the same seeds "
+        "and classes every time, as star sample draws them; drawn at the last step too; 0: none.",
+    )
+    sample_each: int = option(
+        10,
+        "Samples a class for --sample-every, of teacher and student each; of more than 20 classes, 20 "
+        "are drawn by the seed. 10 of 10 classes cost about ten steps of the tiny preset each time.",
+    )
+    classifier: str = option(
+        "",
+        "Looks at the samples of --sample-every: in what share does it see the class that was asked "
+        "for? A file of star train-classifier, or cifar10 (the package's, for CIFAR-10's classes).",
+    )
     save_every: int = option(200, "Steps between two checkpoints; the end always saves.")
     workers: int = option(
         0, "Processes that prepare batches ahead; 0 prepares them in the training loop."
@@ -207,9 +222,18 @@ class TrainConfig:
             )
         if self.keep < 2:
             raise UserError(f"keep is {self.keep}; expected at least 2, one to fall back on")
-        for name in ("seed", "workers", "warmup_steps", "weight_decay", "clip", "diagnose_every"):
+        for name in (
+            "seed", "workers", "warmup_steps", "weight_decay", "clip", "diagnose_every", "sample_every",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; expected a number >= 0")
+        if not 1 <= self.sample_each <= 100:
+            raise UserError(f"sample_each is {self.sample_each}; expected 1 to 100 samples a class")
+        if self.classifier and not self.sample_every:
+            raise UserError(
+                f"classifier is {self.classifier}, but nothing is drawn that it could look at: give "
+                "--sample-every N too"
+            )
         if self.workers > 1000:
             raise UserError(f"workers is {self.workers}; expected at most 1000 processes")
         if not 0 < self.lr < math.inf:

@@ -15,7 +15,16 @@ from star.base.errors import UserError
 from star.base.progress import OnRow, OnStep, ShouldStop, never, nothing
 from star.base.record import Record
 from star.codes.store import CodeStore
-from star.parallel.processes import alone, any_process, mean_over_processes, rank, world_size
+from star.model.transformer import Transformer, build_model
+from star.parallel.processes import (
+    alone,
+    any_process,
+    mean_over_processes,
+    rank,
+    wait_for_all,
+    world_size,
+)
+from star.parallel.sharding import is_sharded, whole
 from star.runs.folder import RunFolder
 from star.runs.loop import RunResult, TrainingLoop
 from star.training.batches import TrainBatch, TrainLoader
@@ -92,30 +101,47 @@ class Trainer(TrainingLoop):
         callbacks: Sequence[OnRow] = (),
         on_step: OnStep = nothing,
         diagnose: Callable[["Trainer"], Record] | None = None,
+        sample: Callable[[str, Transformer], Record] | None = None,
     ) -> RunResult:
         """Train to ``max_steps``, or end early (and save) at ``stop_after`` or on ``should_stop``.
 
         ``callbacks`` get each row of metrics, ``on_step`` the number of steps done. ``diagnose`` adds
         its numbers to the row of every ``diagnose_every``-th step and of the last: it must change
-        nothing, and every process calls it, each as if it were alone.
+        nothing, and every process calls it, each as if it were alone. ``sample`` does the same every
+        ``sample_every`` steps, but only process 0 calls it: with ``teacher``, then ``student``, and the
+        model of that name, whole (under sharding a copy on the CPU), while the others wait.
         Raises ``UserError`` before the update if a loss term or the gradient norm is not finite.
         """
-        every, measure = self.config.diagnose_every, None
-        if diagnose is not None and every:
-            measure = functools.partial(self._diagnosis, diagnose)
+        measures: list[tuple[int, Callable[[], Record]]] = []
+        if diagnose is not None and self.config.diagnose_every:
+            diagnosis = functools.partial(self._diagnosis, diagnose)
+            measures.append((self.config.diagnose_every, diagnosis))
+        if sample is not None and self.config.sample_every:
+            measures.append((self.config.sample_every, functools.partial(self._samples, sample)))
         return self._run(
             stop_after,
             should_stop=should_stop,
             callbacks=callbacks,
             on_step=on_step,
-            measure=measure,
-            measure_every=every,
+            measures=measures,
         )
 
     def _diagnosis(self, diagnose: Callable[["Trainer"], Record]) -> Record:
         # Other shapes than training: not worth compiling.
         with alone(), torch.compiler.set_stance("force_eager"):
             return diagnose(self)
+
+    def _samples(self, sample: Callable[[str, Transformer], Record]) -> Record:
+        """What ``sample`` says of teacher and student; nothing in other processes than the first."""
+        found: Record = {}
+        models = {"teacher": self.learner.teacher.model, "student": self.learner.student.model}
+        for name, model in models.items():
+            drawn_by = _whole(model)  # all processes take part
+            if drawn_by is not None:
+                with alone(), torch.compiler.set_stance("force_eager"):
+                    found |= sample(name, drawn_by)
+            wait_for_all()  # longer than the next collective would
+        return found
 
     def _stream(self, first: int, last: int) -> Iterator[TrainBatch]:
         return self.loader.batches(first, last, pin=self.device.type == "cuda")
@@ -178,3 +204,17 @@ class Trainer(TrainingLoop):
                     f"{path} was trained on other codes than {store.path} ({name} split); a run goes "
                     "on with its own alone: bring them back, or train another run"
                 )
+
+
+def _whole(model: Transformer) -> Transformer | None:
+    """``model``, or of a sharded one a copy on the CPU; None in other processes than the first."""
+    config, state = model.config, model.state_dict
+    if not is_sharded(model):
+        return model if rank() == 0 else None
+    weights = whole(state())
+    if rank() > 0:
+        return None
+    assert isinstance(weights, dict)
+    copy = build_model(config)
+    copy.load_state_dict(weights)
+    return copy.requires_grad_(False)

@@ -488,6 +488,25 @@ def test_bad_input_is_one_clear_line(message):
     assert message == "float image" or message in text
 
 
+def test_classes_seen_in_samples_stand_beside_what_the_classifier_is_worth():
+    rows = {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "cond_acc": [None, 0.2, 0.4]}
+    rows |= {"cond_acc_student": [None, 0.1, 0.5], "cond_n": [None, 100, 100]}
+    worth = {"cond_acc_real": [None, 0.83, 0.83], "cond_acc_redrawn": [None, 0.76, 0.76]}
+    other = rows | {"cond_n": [None, 50, 50], "cond_acc_real": [None, 0.99, 0.99]}
+    figure = training_curves({"a": pd.DataFrame(rows | worth), "b": pd.DataFrame(other)})
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    names = [f"class seen, {who}, n = 50, 100" for who in ("teacher", "student")]
+    assert list(panels) == ["total loss", *names]
+    for name in names:
+        texts = {(text.get_text(), text.get_position()[1]) for text in panels[name].texts}
+        assert texts == {("real images", 0.83), ("real images", 0.99), ("redrawn", 0.76)}
+        levels = [set(line.get_ydata()) for line in panels[name].lines]
+        assert all({value} in levels for value in (0.83, 0.99, 0.76))
+    assert sorted(panels[names[0]].lines[0].get_ydata()) == [0.2, 0.4]
+    alone = training_curves({"a": pd.DataFrame(rows)}).axes[1]
+    assert alone.get_title(loc="left") == "class seen, teacher, n = 100" and not alone.texts
+
+
 def test_nothing_changes_when_a_format_cannot_be_drawn(tmp_path, monkeypatch):
     old = tmp_path / "figure.png"
     old.write_bytes(b"old")

@@ -1,11 +1,14 @@
 """Decoding: the static cache and its replay give what the growing one gives, halves are copies."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import SMALL, small_model
 
 from star.model.config import ModelConfig
-from star.model.decoder import _Recorded, decoder, in_precision
+from star.model.decoder import _Recorded, decoder, in_precision, record_graph
 from star.model.kv_cache import KVCache, StaticCache, cache_bytes
 from star.model.sampler import generate
 from star.model.step import FEW_ROWS, PACKED_FROM, SingleSteps
@@ -121,3 +124,19 @@ def test_a_model_in_half_precision_is_a_copy_with_exact_positions():
     tokens = generate(half, [0, 1], seeds=range(2), cfg_scale=1.5)
     assert tokens.shape == (2, 9)
     assert torch.equal(tokens, generate(half, [0, 1], seeds=range(2), cfg_scale=1.5))
+
+
+def test_a_recording_does_not_forbid_other_threads_their_work(monkeypatch):
+    """On an H200 the strict mode ended a thread that pinned memory meanwhile, and the recording."""
+    modes = []
+
+    def graph(recorded, **options):
+        modes.append(options["capture_error_mode"])
+        return contextlib.nullcontext()
+
+    replayed = SimpleNamespace(replay=lambda: modes.append("replayed"))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: replayed)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    replay = record_graph(lambda: torch.ones(2), torch.device("cuda"))
+    assert replay().tolist() == [1, 1] and modes == ["thread_local", "replayed"]

@@ -13,6 +13,7 @@ from probes.samples.classifier import (
     compare_conditional,
     conditional_accuracy,
     predict,
+    require_classes,
 )
 from probes.stats.intervals import wilson_interval
 from probes.stats.paired import paired_share_interval
@@ -81,6 +82,27 @@ def test_classes_are_matched_by_name():
     composed, decomposed = ("caf\u00e9", "dog"), ("cafe\u0301", "dog")
     found = conditional_accuracy(predictions([0, 1], composed), np.array([0, 1]), decomposed)
     assert found["accuracy"].iloc[0] == 1
+
+
+def test_numbers_are_names_where_both_sides_have_them():
+    digits = tuple("0123456789")
+    some = conditional_accuracy(predictions([7, 3, 3], digits), np.array([1, 0, 1]), ["3", "7"])
+    assert some["accuracy"].iloc[0] == pytest.approx(2 / 3)
+    turned = conditional_accuracy(predictions([1, 0, 2], ("0", "1", "2")), np.arange(3), "102")
+    assert turned["accuracy"].iloc[0] == 1
+
+
+def test_all_classes_can_be_asked_for_by_name():
+    classifier = new_classifier(ClassifierShape(classes=3, size=16, width=8), seed=0)
+    classifier.class_names = ["cat", "cafe\u0301", "owl"]
+    require_classes(classifier, ["owl", "caf\u00e9"])
+    for names, unknown in ((["owl", "elk"], "elk"), (["0", "1", "2"], "0")):
+        with pytest.raises(UserError, match=f"does not know the class {unknown}: the images are of"):
+            require_classes(classifier, names)
+    classifier.class_names = list("012")
+    require_classes(classifier, ["2", "0"])
+    with pytest.raises(UserError, match="does not know the class cat: .* it knows 0, 1, 2"):
+        require_classes(classifier, ["cat", "dog", "owl"])
 
 
 def test_classes_without_names_are_matched_by_number():

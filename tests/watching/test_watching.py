@@ -119,6 +119,37 @@ def test_columns_that_a_run_does_not_have_are_left_out():
     assert "no row yet" in "\n".join(printed(lambda: overview("r", [], 10, "no row yet")))
 
 
+def sampled(step, n=100, **worth):
+    numbers = {"cond_acc": 0.2843, "cond_acc_student": 0.31, "cond_n": n, **worth}
+    return diagnosed(step) | numbers
+
+
+WORTH = {"cond_acc_real": 0.8291, "cond_acc_redrawn": 0.7629}
+
+
+def test_classes_seen_in_samples_are_a_column_and_a_line(capsys):
+    odd = {"ar": 6.9312, "mim": 0.03834, "step_contrast": 1.364, "view_contrast": 1.849}
+    odd |= {"loss": 7.7512, "val_nll": 5.1234, "knn_acc": 0.2714, "sequences_per_second": 69.93}
+    rows = [a_row(249_999) | odd, sampled(250_000, 2000, **WORTH) | odd]
+    lines = printed(lambda: overview("r", rows, 250_200, "2:01:05 left"))
+    assert max(map(len, lines)) <= 80 and len(lines) <= 24
+    table = [line.split() for line in lines if line.startswith("2")]
+    heading = next(line.split() for line in lines if "L_AR" in line)
+    assert "…" not in "".join(map("".join, [heading, *table]))
+    assert heading[-3:] == ["kNN", "class", "seq/s"]
+    assert table[-1][-3:] == ["0.2714", "0.2843", "69.93"]
+    seen = "class seen: teacher 0.284, student 0.310 of 2000 (real 0.829, redrawn 0.763)"
+    assert seen in lines
+    later = printed(lambda: overview("r", [*rows, a_row(250_001)], 250_200, ""))
+    assert seen in later, "the newest there are"
+    unknown = printed(lambda: overview("r", [sampled(3)], 10, ""))
+    assert "class seen: teacher 0.284, student 0.310 of 100" in unknown
+    plain = "\n".join(printed(lambda: overview("r", [diagnosed(3)], 10, "")))
+    assert "class" not in plain
+    line = row_line(sampled(3, **WORTH), 10, "0:01")
+    assert "cond_acc 0.2843  cond_acc_student 0.31  cond_n 100  cond_acc_real 0.8291" in line
+
+
 def test_a_terminal_without_braille_gets_no_curves():
     rows = [diagnosed(1), diagnosed(2)]
     assert any("→" in line for line in printed(lambda: overview("r", rows, 10, "")))

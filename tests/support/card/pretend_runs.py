@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cell_tokenizer import pictures, random_pictures
+from cell_tokenizer import CellTokenizer, pictures, random_pictures
 from helpers import GOLDEN, SMALL, TINY_VQ, fake_store, small_model, small_pictures
 from reference.fill import fill_
 from small_runs import rows, timeless, tiny
@@ -25,6 +25,10 @@ from probes.speed.probe import bench_probe
 from probes.speed.step import bench_step
 from probes.speed.tokenize import bench_tokenize, extract_one_by_one
 from probes.watching.diagnostics import in_loop_diagnostics
+from probes.watching.samples import fixed_samples
+from star.base.randomness import torch_generator
+from star.classifier.config import ClassifierShape
+from star.classifier.model import new_classifier
 from star.codes.encode import tokenize
 from star.images.open import ImageSource
 from star.images.views import scaled
@@ -126,6 +130,26 @@ def training_with_validation_diagnostics_and_resume(device, folder):
         {name: content[name] for name in ("student", "teacher", "projector", "optimizer")},
         image_nll(teacher, stores()["val"], batch_size=3),
     )
+
+
+@run
+def samples_inside_training(device, folder):
+    config = tiny(dropout=0.0, max_steps=4, sample_every=2, sample_each=2)
+    train, judge = stores()["train"], new_classifier(ClassifierShape(classes=4, size=16, width=8), 0)
+    torch.nn.init.normal_(judge.head.weight, generator=torch_generator(0, "head"))
+    judge.class_names = list(train.class_names)
+    tokenizer = CellTokenizer(codes=train.vocab_size)
+    samples = fixed_samples(config, train, train.class_names, tokenizer, judge.eval(), device)
+    drawn = {}
+
+    def sample(weights, model):
+        images, labels = drawn[len(drawn), weights] = samples.draw(model)
+        return samples.accuracy(weights, images, labels)
+
+    # float32 on both: a card would take half precision.
+    with mock.patch("probes.watching.samples.resolve_precision", lambda name, where: torch.float32):
+        Trainer(config, stores(), folder, device).fit(sample=sample)
+    return [timeless(row) for row in rows(folder)], drawn
 
 
 @run
