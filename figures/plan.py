@@ -44,9 +44,10 @@ def plan_for(
 ) -> Plan:
     """The recipe of ``star reproduce SOURCE``: the tiny preset, smaller still, for two CPU cores.
 
-    What a run costs is best spent on steps: as many sequences in small batches, a narrow model and no
-    dropout go much farther than the preset's own, and after 3,000 steps plain AR, too, draws the class
-    it is asked for. The learning rate is fixed: pilots of a few dozen steps prefer rates that lose.
+    What a run costs is best spent on steps: small batches, a narrow model and no dropout go much
+    farther in the same time than the preset's own values. On the digits a classifier then sees the class
+    that plain AR was asked for in 80 to 86 % of its samples (three seeds). The learning rate is fixed:
+    pilots of a few dozen steps cannot tell which one wins in the end.
     """
     base = preset("tiny")
     steps = 3000 if max_steps is None else max_steps
