@@ -48,7 +48,7 @@ SourceTokenizer = Annotated[
     str | None,
     typer.Option(
         "--tokenizer",
-        help="Tokenizer file, cifar10 (the package's own) or digits.  "
+        help="Tokenizer file, or one of the package's own: cifar10 or digits.  "
         "\\[default: digits for digits, else cifar10]",
     ),
 ]

@@ -11,12 +11,12 @@ from star.base.device import resolve_device
 from star.base.errors import UserError
 from star.base.names import shown
 from star.base.progress import Message
-from star.codes.open import PreparedData, open_tokenizer
+from star.codes.open import PreparedData
 from star.codes.store import CodeStore, same_images
 from star.images.open import ImageSource
 from star.images.source import measured_split
 from star.runs.metrics import RUNS
-from star.tokenizer.file import tokenizer_beside, tokenizer_sha256
+from star.tokenizer.file import load_tokenizer, tokenizer_beside, tokenizer_sha256
 from star.tokenizer.model import VQModel
 from star.training.checkpoint import Loaded, newest_checkpoint, open_model
 from star.training.run_data import open_run_data, prepare_run_data
@@ -94,8 +94,8 @@ def _ending(path: Path, others: Sequence[Path]) -> str:
     return "/".join(end)
 
 
-def open_tokenizers(paths: Sequence[str] | None, device: str, work: Work) -> dict[str, VQModel]:
-    """Tokenizers by the names they go by; without ``paths``, the one that ships with the package.
+def open_tokenizers(paths: Sequence[str] | None, device: str) -> dict[str, VQModel]:
+    """Tokenizers by the names they go by; without ``paths``, the package's ``cifar10``.
 
     ``UserError`` if one is given twice.
     """
@@ -103,7 +103,7 @@ def open_tokenizers(paths: Sequence[str] | None, device: str, work: Work) -> dic
     found: dict[str, VQModel] = {}
     known: dict[str, str | None] = {}
     for given in [*paths] if paths else [None]:
-        model = open_tokenizer(given, on_progress=work.stage, on_message=work.say)
+        model = load_tokenizer(given)
         twin = known.setdefault(tokenizer_sha256(model), given)
         if len(known) == len(found):
             raise UserError(f"{twin} and {given} are the same tokenizer; give each once")

@@ -42,21 +42,30 @@ class Plan:
 def plan_for(
     data: str, *, seed: int = 0, max_steps: int | None = None, batch_size: int | None = None
 ) -> Plan:
-    """The recipe of ``star reproduce SOURCE``: the tiny preset with four layers, for two CPU cores."""
+    """The recipe of ``star reproduce SOURCE``: the tiny preset, smaller still, for two CPU cores.
+
+    What a run costs is best spent on steps: small batches, a narrow model and no dropout go much
+    farther in the same time than the preset's own values. On the digits a classifier then sees the class
+    that plain AR was asked for in 80 to 86 % of its samples (three seeds). The learning rate is fixed:
+    pilots of a few dozen steps cannot tell which one wins in the end.
+    """
     base = preset("tiny")
-    steps = base.max_steps if max_steps is None else max_steps
+    steps = 3000 if max_steps is None else max_steps
     config = dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, layers=4),
+        model=dataclasses.replace(base.model, layers=4, width=64),
         data=data,
         seed=seed,
-        batch_size=base.batch_size if batch_size is None else batch_size,
+        batch_size=16 if batch_size is None else batch_size,
         max_steps=steps,
+        lr=6e-3,
+        warmup_steps=100,
+        dropout=0.0,
         validate_every=steps,
         diagnose_every=0,  # everything is measured at the end
-        save_every=100,
+        save_every=500,
     )
-    return Plan(config=config, learning_rates=(1e-3, 2e-3, 4e-3), pilot_steps=min(60, steps))
+    return Plan(config=config, learning_rates=(config.lr,), pilot_steps=min(60, steps))
 
 
 def check_plan(out: Path, plan: Plan) -> None:

@@ -15,7 +15,7 @@ def reproduce(
         None, "--out", help="Folder for runs, results and figures.  \\[default: runs/reproduce-SOURCE]"
     ),
     tokenizer: Path = typer.Option(
-        None, help="Tokenizer file.  \\[default: the digits one, trained if not cached]"
+        None, help="Tokenizer file.  \\[default: digits for digits, else cifar10]"
     ),
     max_steps: int = typer.Option(
         None, help="Training steps of each model.  \\[default: the recipe's]"

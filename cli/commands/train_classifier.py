@@ -142,17 +142,15 @@ def _prepared(
     from probes.results import provenance
     from star.base.files import require_writable
     from star.classifier.trainer import ClassifierTrainer
-    from star.codes.open import open_tokenizer
     from star.images.left_out import left_out_line
+    from star.tokenizer.file import load_tokenizer
 
     line = left_out_line(images.name, images.left_out)
     if line:
         print_line(line)
     tokenizer: VQModel | None = None
     if settings.through:
-        tokenizer = open_tokenizer(
-            settings.through, on_progress=stages.report, on_message=print_line
-        ).to(where)
+        tokenizer = load_tokenizer(settings.through, where)
     require_writable(run.absolute().parent, "choose another --out")
     if resumed:
         trainer = ClassifierTrainer.resume(

@@ -29,7 +29,7 @@ class Request:
     )
     tokenizer: list[str] | None = option(
         None,
-        "Tokenizer file, cifar10 (the package's own) or digits; again to compare several.",
+        "Tokenizer file, cifar10 or digits (the package's own); again to compare several.",
         said="cifar10",
     )
     augment: str | None = option(

@@ -100,7 +100,7 @@ def _opened(asked: Request, work: Work) -> Opened:
         images, split = _pictures(asked, work)
     else:
         images, split = one_image(asked.image, asked.max_megapixels), None
-    models = open_tokenizers(asked.tokenizer, asked.device, work)
+    models = open_tokenizers(asked.tokenizer, asked.device)
     size = asked.size
     if size is None:
         size = max(default_size(model) for model in models.values())

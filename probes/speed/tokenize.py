@@ -22,11 +22,11 @@ from probes.speed.timing import Timings, alternate
 from star.base.errors import UserError
 from star.base.randomness import generator, torch_generator
 from star.codes.encode import tokenize
-from star.codes.open import open_tokenizer
 from star.codes.store import open_codes
 from star.images.open import load_image, open_source
 from star.images.source import Split
 from star.images.views import center_crop, random_crop
+from star.tokenizer.file import load_tokenizer
 from star.tokenizer.model import VQModel
 from star.tokenizer.shape import PRESETS
 
@@ -101,7 +101,7 @@ def bench_tokenize(
 def open_for_bench(tokenizer: Path | str) -> VQModel:
     """The tokenizer of a file or by name, or one of a preset's shape with random weights."""
     if str(tokenizer) not in PRESETS or Path(tokenizer).exists():
-        return open_tokenizer(tokenizer)
+        return load_tokenizer(tokenizer)
     model = VQModel(PRESETS[str(tokenizer)])
     rng = torch_generator(0, "bench tokenizer")
     for parameter in model.parameters():

@@ -4,7 +4,6 @@ A folder of code stores is opened as it is. A source (digits, photos, an image f
 once into the cache folder; the same source, tokenizer and views find it there again.
 """
 
-import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +15,10 @@ from star.base.progress import Message, StageProgress, nothing
 from star.codes.encode import TokenizeOptions, tokenize
 from star.codes.store import CodeStore, open_splits
 from star.images.open import ImageSource, open_source
-from star.tokenizer.digits import digits_tokenizer, digits_tokenizer_path
 from star.tokenizer.file import (
-    SHIPPED,
+    DEFAULT,
     TOKENIZER_FILE,
     cache_folder,
-    find_tokenizer,
     load_tokenizer,
     require_cache,
     save_tokenizer,
@@ -31,19 +28,17 @@ from star.tokenizer.file import (
 from star.tokenizer.model import VQModel
 
 __all__ = [
-    "DIGITS",
     "DataOptions",
     "PreparedData",
     "is_code_folder",
     "keep_tokenizer",
-    "open_tokenizer",
     "prepare_data",
     "tokenize_source",
 ]
 
 SHIPPED_SIZE = 32  # pixels; a larger source would give more tokens than a small model can learn
 _NAME = 50  # letters of a source's name in the name of its stores
-DIGITS = "digits"  # name of the tokenizer trained on the digits, and of their source
+DIGITS = "digits"  # name of a source, and of the tokenizer that comes with the package for it
 
 OnSource = Callable[[ImageSource], None]
 
@@ -66,26 +61,6 @@ def keep_tokenizer(data: PreparedData, run: Path) -> None:
 def is_code_folder(data: str | Path) -> bool:
     """Whether ``data`` is a folder of code stores."""
     return (Path(data) / "train" / "manifest.json").is_file()
-
-
-def open_tokenizer(
-    given: Path | str | None = None,
-    *,
-    on_progress: StageProgress = nothing,
-    on_message: Message = nothing,
-) -> VQModel:
-    """The tokenizer of a file, or by name: ``cifar10``, which ships with the package and is what None
-    means, or ``digits``, which is trained if it is not cached yet. A file of that name goes first.
-    """
-    path = find_tokenizer(given)
-    if str(path) != DIGITS or path.is_file():
-        return load_tokenizer(path)
-
-    if not digits_tokenizer_path().exists():
-        on_message("the digits' tokenizer is trained first, once, in about a minute on two cores")
-    tokenizer, file = digits_tokenizer(functools.partial(on_progress, "tokenizer"))
-    on_message(f"tokenizer: {tokenizer.name} ({file})")
-    return tokenizer
 
 
 class DataOptions(TypedDict, total=False):
@@ -124,7 +99,7 @@ def prepare_data(
         )
     stores = open_splits(data)
     path = tokenizer or tokenizer_beside(data)
-    model = open_tokenizer(path) if path else None
+    model = load_tokenizer(path) if path else None
     expected = stores["train"].tokenizer_sha256
     if model is not None and expected not in ("", tokenizer_sha256(model)):  # "": unknown
         raise UserError(
@@ -154,7 +129,7 @@ def tokenize_source(
         on_source(source)
     if tokenizer is None:
         tokenizer, options = _default_tokenizer(source, options, on_message)
-    model = open_tokenizer(tokenizer, on_progress=on_progress, on_message=on_message)
+    model = load_tokenizer(tokenizer)
     if out is None:
         parts = [tokenizer_sha256(model), str(options.get("views")), str(options.get("size"))]
         parts += [split.fingerprint() for split in source.splits.values()]
@@ -181,6 +156,6 @@ def _default_tokenizer(
     size = options.get("size") or source.native_size
     on_message(
         f"no --tokenizer given: {source.name} is tokenised at {size} pixels with the one that "
-        f"comes with the package ({SHIPPED}, trained at {SHIPPED_SIZE})"
+        f"comes with the package ({DEFAULT}, trained at {SHIPPED_SIZE})"
     )
-    return SHIPPED, options
+    return DEFAULT, options

@@ -27,6 +27,7 @@ from star.tokenizer.model import VQModel
 from star.tokenizer.shape import VQConfig
 
 __all__ = [
+    "DEFAULT",
     "SHIPPED",
     "TOKENIZER_FILE",
     "cache_folder",
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 FORMAT, KIND = "star-vq-1", "star-vq-"
-SHIPPED = "cifar10"  # name of the tokenizer that comes with the package
+SHIPPED = ("cifar10", "digits")  # names of the tokenizers that come with the package
+DEFAULT = "cifar10"  # the one that is meant where none is named
 # Name of a tokenizer's copy beside code stores and in run folders.
 TOKENIZER_FILE = "tokenizer.safetensors"
 USAGE = "quantize.codebook_used"
@@ -61,9 +63,10 @@ def require_cache() -> None:
     require_writable(cache_folder(), "set STAR_CACHE to a folder of yours")
 
 
-def shipped_tokenizer_path() -> Path:
-    """File of the tokenizer that comes with the package."""
-    return Path(__file__).parents[1] / "tokenizers" / f"{SHIPPED}.safetensors"
+def shipped_tokenizer_path(name: str = DEFAULT) -> Path:
+    """File of the tokenizer called ``name`` that comes with the package, one of ``SHIPPED``."""
+    assert name in SHIPPED, name
+    return Path(__file__).parents[1] / "tokenizers" / f"{name}.safetensors"
 
 
 def tokenizer_beside(folder: Path | str) -> Path | None:
@@ -73,23 +76,24 @@ def tokenizer_beside(folder: Path | str) -> Path | None:
 
 
 def find_tokenizer(given: Path | str | None = None) -> Path:
-    """The file that ``given`` means: a file, a folder that holds one, or the package's own.
+    """The file that ``given`` means: a file, a folder that holds one, or one of the package's own.
 
-    The package's own is meant by None and by its name, unless a tokenizer of that name is here. What is
+    Those are meant by their names (None: ``DEFAULT``), unless a tokenizer of that name is here. What is
     none of these comes back as it is.
     """
     path = shipped_tokenizer_path() if given is None else Path(given)
     if (path / TOKENIZER_FILE).is_file():  # a run of star train-tokenizer, or a folder of stores
         return path / TOKENIZER_FILE
     # a folder of images may well be called cifar10
-    return shipped_tokenizer_path() if str(path) == SHIPPED and not path.is_file() else path
+    named = str(path) in SHIPPED and not path.is_file()
+    return shipped_tokenizer_path(str(path)) if named else path
 
 
 def load_tokenizer(path: Path | str | None = None, device: torch.device | str = "cpu") -> VQModel:
     """Tokenizer in eval mode, float32 and without gradient.
 
-    ``path`` is a file, a folder with one, or None or "cifar10" for the one that comes with the package:
-    stride 4, trained on CIFAR-10 (its card says how).
+    ``path`` is a file, a folder with one, or the name of one that comes with the package (``SHIPPED``):
+    "cifar10" (which None means too) or "digits", each trained on what its name says (see its card).
 
     The model carries ``.config``, ``.card`` (a dictionary, empty for published weights) and ``.name``
     (the one it was saved with, the file's for published weights).

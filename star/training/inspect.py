@@ -27,7 +27,7 @@ def describe(path: Path | str, *, heads: int | None = None, grid: int | None = N
     """
     path = Path(path)
     if not path.exists():
-        path = find_tokenizer(path)  # cifar10 is the one that comes with the package
+        path = find_tokenizer(path)  # the package's own have names
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_dir():

@@ -150,13 +150,13 @@ def test_a_bad_image_can_be_skipped_and_every_later_command_finds_the_codes(
     assert star("probe", "r", "--steps", 1)[0] == 0
 
 
-@pytest.mark.parametrize("command", [["train"], ["reproduce"], ["tokenize", "digits", "out"]])
+@pytest.mark.parametrize("command", ["train", "reproduce"])
 def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
     star, tmp_path, monkeypatch, command
 ):
     (tmp_path / "file").touch()
     monkeypatch.setenv("STAR_CACHE", str(tmp_path / "file" / "cache"))
-    assert refused(star(*command), "file/cache: Not a directory", "set STAR_CACHE")
+    assert refused(star(command), "file/cache: Not a directory", "set STAR_CACHE")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -143,7 +143,7 @@ def test_a_home_that_cannot_be_is_one_line_that_names_the_cache_s_variable(star,
 
     monkeypatch.delenv("STAR_CACHE")
     monkeypatch.setenv("HOME", "/dev/null/none")
-    code, _, err = star("tokenize", "digits", "out")
+    code, _, err = star("train")
     assert code == 2 and err.count("\n") == 1 and "set STAR_CACHE to a folder of yours" in err
 
     def unknown(*_):

@@ -132,7 +132,11 @@ def test_training_seconds_come_from_the_metrics(tmp_path):
     assert training_seconds(tmp_path, sequences=4) == pytest.approx(2 * 4 / 8 + 4 * 4 / 16)
 
 
-def test_the_digits_recipe_is_the_tiny_preset():
+def test_the_recipe_is_one_of_small_batches_and_a_fixed_rate():
     plan = plan_for("digits", seed=3)
-    assert plan.config.model.width == 128 and plan.config.seed == 3
+    model, config = plan.config.model, plan.config
+    assert (model.layers, model.width, config.batch_size, config.max_steps) == (4, 64, 16, 3000)
+    assert plan.learning_rates == (config.lr,) and config.seed == 3
+    both = plan.configs()
+    assert dataclasses.replace(both["AR"], objective=config.objective) == both["ST-AR"]
     assert plan_for("x", max_steps=7, batch_size=4).config.max_steps == 7
