@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.stats.intervals import mean_interval
+from probes.stats.intervals import mean_interval, welch_freedom
 from probes.stats.paired import ALPHA, holm, paired_share_interval
 from probes.stats.runs import (
     UNKNOWN,
@@ -195,8 +195,6 @@ def _unpaired_spread(first_SN: np.ndarray, second_RN: np.ndarray) -> Spread:
         return UNKNOWN
     spreads = [spread_of(arm) for arm in arms]
     squares = [spread.run_error**2 for spread in spreads]
-    below = sum(square**2 / spread.freedom for square, spread in zip(squares, spreads, strict=True))
-    freedom = sum(squares) ** 2 / below if below else sum(spread.freedom for spread in spreads)
     image_error = math.nan
     if first_SN.shape[1] > 1:
         rest = sum(rest_variance(arm) / len(arm) for arm in arms)
@@ -204,6 +202,6 @@ def _unpaired_spread(first_SN: np.ndarray, second_RN: np.ndarray) -> Spread:
     return Spread(
         between=math.hypot(spreads[0].between, spreads[1].between),
         run_error=math.sqrt(sum(squares)),
-        freedom=freedom,
+        freedom=welch_freedom(squares, [spread.freedom for spread in spreads]),
         image_error=image_error,
     )

@@ -20,7 +20,7 @@ Of every image and every view of it (``probes.tokens.augmentations``):
   the rounding to 8 bits; equal pictures count as 60.
 
 The unrelated image of an image is the next one in the order given (of the last: the first), so images
-are drawn in a random order. Intervals are 95 %, normal, over images. Images that were stored as JPEG of
+are drawn in a random order. Intervals are 95 % (t), over images. Images that were stored as JPEG of
 some quality hardly change at that quality: a peak of the ``jpeg`` curve there is theirs.
 
 Shapes: N images, B of them in a batch, g grid, T = g * g cells, V codebook size, E code dimension.
