@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson's for a proportion, Student's t for a mean over images, jackknife.
+"""95 % intervals: Wilson's for shares, Student's t for means, order statistics for medians, jackknife.
 
 A mean of averaged hits (over probe seeds, over steps) has many values 0 and few others; its spread is
 then found from too few images, and t is too narrow as well as a bootstrap (below 80 % with two
@@ -19,6 +19,7 @@ __all__ = [
     "averaged_hits_test",
     "jackknife_interval",
     "mean_interval",
+    "median_interval",
     "paired_test",
     "share_interval",
     "student_p",
@@ -89,6 +90,23 @@ def averaged_hits_test(
     half = student_quantile(len(more) - 1) * error
     p = student_p(centre, error, len(more) - 1) if images >= FEWEST else math.nan
     return float(np.mean(differences_N)), centre - half, centre + half, p
+
+
+def median_interval(values_N: np.ndarray) -> tuple[float, float, float, float]:
+    """(median, low, high, level) of N >= 1 independent values: order statistics, of any distribution.
+
+    The k-th smallest to the k-th largest, with the largest k that holds the median in 95 % of samples
+    or more (a value is below it as often as above: Binomial(N, 1/2)). ``level`` is how often it does;
+    with fewer than six values it is below 0.95, although the interval takes in all of them.
+    """
+    from scipy.special import bdtr
+
+    ordered_N = np.sort(values_N)
+    count = len(ordered_N)
+    outside_K = 2 * bdtr(np.arange((count + 1) // 2), count, 0.5)  # k = 1, 2, ..: either tail
+    place = max(0, int((outside_K <= 0.05).sum()) - 1)
+    level = max(0.0, 1 - float(outside_K[place]))
+    return float(np.median(ordered_N)), float(ordered_N[place]), float(ordered_N[-1 - place]), level
 
 
 def student_p(value: float, error: float, freedom: float) -> float:
