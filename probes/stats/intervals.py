@@ -20,6 +20,7 @@ __all__ = [
     "jackknife_interval",
     "mean_interval",
     "median_interval",
+    "neighbours_interval",
     "paired_test",
     "share_interval",
     "student_p",
@@ -59,6 +60,27 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = student_quantile(len(values) - 1) * error
+    return mean, mean - half, mean + half
+
+
+def neighbours_interval(values_N: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) over images of numbers of pairs: number i is of images i and i + 1, in a ring.
+
+    Each image stands in two pairs, so that the numbers are no independent ones. The jackknife over
+    images leaves both pairs out; it counts what a pair alone has twice, so the jackknife over pairs is
+    taken off again (Aronow, Samii & Assenova 2015, "Cluster-robust variance estimation for dyadic
+    data"). The error is never below that of independent pairs. NaN among the values: no number.
+    """
+    known_N = np.isfinite(values_N)
+    pairs = int(known_N.sum())
+    mean, low, high = mean_interval(values_N[known_N])
+    if pairs < 3:
+        return mean, low, high
+    centred_N = np.where(known_N, values_N - mean, 0.0)
+    alone = float(np.square(centred_N).sum())
+    of_images = float(np.square(centred_N + np.roll(centred_N, 1)).sum())
+    square = max(of_images - alone, alone) / (pairs * (pairs - 1))
+    half = student_quantile(pairs - 1) * math.sqrt(square)
     return mean, mean - half, mean + half
 
 

@@ -7,6 +7,7 @@ from probes.stats.intervals import (
     averaged_hits_test,
     mean_interval,
     median_interval,
+    neighbours_interval,
     paired_test,
     share_interval,
     student_p,
@@ -123,3 +124,35 @@ def test_the_interval_of_a_median_holds_it_as_often_as_it_says(count):
     covered = ((found[:, 1] <= 1) & (found[:, 2] >= 1)).mean()
     assert covered == pytest.approx(found[0, 3], abs=0.035)
     assert (found[0, 3] >= 0.95) == (count >= 6)
+
+
+def test_the_interval_of_neighbours_against_loops():
+    values = np.random.default_rng(6).normal(size=9)
+    mean = sum(values) / 9
+    square = 0.0  # over pairs that share an image: each with itself, and with both neighbours
+    for i in range(9):
+        for j in range(9):
+            if j in (i, (i + 1) % 9, (i - 1) % 9):
+                square += (values[i] - mean) * (values[j] - mean) / (9 * 8)
+    square = max(square, sum((values - mean) ** 2) / (9 * 8))
+    half = student_quantile(8) * square**0.5
+    assert neighbours_interval(values) == pytest.approx((mean, mean - half, mean + half))
+    some = np.array([1.0, np.nan, 3.0, 2.0, np.nan, 6.0])  # no pair is a neighbour of a missing one
+    assert neighbours_interval(some)[0] == 3
+    assert neighbours_interval(values[:2]) == mean_interval(values[:2])
+    assert np.isnan(neighbours_interval(np.full(4, np.nan))).all()
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_the_interval_of_neighbours_covers_where_images_are_shared(shared):
+    """The fault that this mends: pairs that share an image are no independent numbers."""
+    rng, images, times = np.random.default_rng(7), 60, 2000
+    of_image = rng.normal(size=(times, images))
+    values = shared * (of_image + np.roll(of_image, -1, axis=1)) + rng.normal(size=of_image.shape)
+    covered = np.zeros(2)
+    for of_draw in values:
+        for place, interval in enumerate((neighbours_interval, mean_interval)):
+            _, low, high = interval(of_draw)
+            covered[place] += low <= 0 <= high
+    assert 0.93 <= covered[0] / times <= 0.98
+    assert (covered[1] / times < 0.9) == (shared > 0)
