@@ -27,10 +27,13 @@ def difference(
 
 
 def few_images(images: int) -> list[str]:
-    """Said where normal intervals over images are too narrow."""
+    """Said where too few images stand behind an interval over images."""
     if images >= FEWEST:
         return []
-    return [f"note: {images} images; below {FEWEST} the 95 % intervals (normal) are too narrow"]
+    return [
+        f"note: {images} images; below {FEWEST} nothing is tested, and 95 % intervals (Student's t) "
+        "hold for numbers that are about normal"
+    ]
 
 
 def names_in_pictures(class_names: Sequence[str], drawn: Iterable[int] | None = None) -> list[str]:

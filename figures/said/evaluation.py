@@ -110,7 +110,7 @@ def fingerprint_said(name: str, facts: dict) -> Rows:
 def explained(network: Network) -> list[Said]:
     """What intervals are of, and that a distance on other features is no FID."""
     said: list[Said] = [
-        "intervals of distances and of IS: the number and 1.96 standard deviations of bootstrap draws "
+        "intervals of distances and of IS: the number and two standard deviations of bootstrap draws "
         "of the samples, the reference standing still; of shares: Wilson's over their images"
     ]
     if network.distance_name.startswith("FD on"):

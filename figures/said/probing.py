@@ -6,10 +6,12 @@ from figures.sentences import names_in_pictures
 from figures.work import Rows, Said
 from probes.linear.atlas import Atlas
 from probes.linear.protocols import ProtocolConfig
+from star.base.errors import listed
 
-__all__ = ["atlas_said", "few_updates", "protocol_said"]
+__all__ = ["at_edges", "atlas_said", "few_updates", "protocol_said"]
 
 FEW_UPDATES = 2000  # ImageNet's 1.28 million images give 7,020
+SETTING = {"logreg": "C", "ridge": "penalty", "mae": "rate", "attentive": "rate"}
 SHORT = {"random": "random", "shuffled": "shuffled", "codes": "tokens", "pixels": "pixels"}
 
 
@@ -39,7 +41,30 @@ def atlas_said(atlas: Atlas, name: str, class_names: tuple[str, ...]) -> list[Sa
         f"permuted; tokens = bag of the tokens seen; pixels of the area seen, of {pixels}. Chance "
         f"{100 * info['chance']:.1f} %."
     )
-    return said + names_in_pictures(class_names)
+    return said + at_edges(table, info["protocol"]) + names_in_pictures(class_names)
+
+
+def at_edges(table: pd.DataFrame, protocol: str) -> list[str]:
+    """Where validation chose the first or last of its settings: the best may lie beyond.
+
+    Not of shuffled labels, which are read best by no probe at all.
+    """
+    rows = table[table["control"] != "shuffled"]
+    found = []
+    for control, of_control in rows.groupby("control", sort=False):
+        edge = of_control[of_control["at_edge"]]
+        if edge.empty:
+            continue
+        whose = "the model" if control == "none" else SHORT[control]
+        values = listed(f"{value:g}" for value in sorted(set(edge["choice"])))
+        found.append(f"{len(edge)} of {len(of_control)} of {whose} ({values})")
+    if not found:
+        return []
+    what = SETTING.get(protocol, "setting")
+    return [
+        f"note: validation chose the first or last {what} of those tried in some cells: "
+        f"{listed(found)}; a better one may lie beyond (column at_edge)"
+    ]
 
 
 def protocol_said(info: dict) -> str:

@@ -43,7 +43,6 @@ from star.training.checkpoint import Loaded
 
 __all__ = ["Request", "check", "plan", "run"]
 
-SEED = 0  # of the comparison's bootstrap
 WORK = ".work"  # ending of the folder of what is done so far
 
 
@@ -170,8 +169,8 @@ class ProbingStudy(CheckpointStudy[Request, AtlasConfig, Material, Found]):
         infos = {name: atlas.result.info for name, atlas in atlases.items()}
         cells = {key: infos[first][key] for key in ("layers", "steps")}
         hits = [atlas.hits_SLKN for atlas in atlases.values()]
-        result = compare_hits(*hits, **cells, names=(first, other), seed=SEED)
-        info = {"measurement": "paired comparison", "names": [first, other], "seed": SEED}
+        result = compare_hits(*hits, **cells, names=(first, other))
+        info: dict[str, Any] = {"measurement": "paired comparison", "names": [first, other]}
         info |= {"sentences": result.sentences(), "atlases": infos}
         return Finding(
             results={"": Result(result.table, info)},

@@ -74,6 +74,5 @@ def ablate_probe(
             changed_KN = hits(pattern, parts)
             rows.append(Row(*named, reading, intact_KN.mean(0), changed_KN.mean(0)))
             for k, step in enumerate(steps):
-                pair = (intact_KN[k].astype(float), changed_KN[k].astype(float))
-                rows.append(Row(*named, f"{reading}_step_{step}", *pair))
+                rows.append(Row(*named, f"{reading}_step_{step}", intact_KN[k], changed_KN[k]))
     return Ablation(rows)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from probes.ablation.cuts import Cut, strict_window
 from probes.reading.features import check_steps, check_store
-from probes.stats.intervals import paired_test
 from probes.stats.paired import paired_row, paired_table
 from star.base.device import autocast
 from star.base.errors import UserError
@@ -64,11 +63,19 @@ class Row:
         """(N,) with the cut minus without."""
         return self.changed.astype(np.float64) - self.intact
 
+    @property
+    def largest(self) -> float | None:
+        """How far a difference can be from 0, if the numbers are hits or averages of hits."""
+        return 1.0 if self.measure.startswith("accuracy") else None
+
     def cells(self) -> tuple:
         """The row of the table."""
-        difference, low, high, p = paired_test(self.difference)
-        means = (float(self.intact.mean()), float(self.changed.mean()), difference, low, high, p)
-        return (*self.key, *means, len(self.intact))
+        sides = self.intact, self.changed
+        if self.intact.dtype != bool:
+            sides = self.intact.astype(np.float64), self.changed.astype(np.float64)
+        row = paired_row(*sides, largest=self.largest)
+        numbers = ("first", "second", "difference", "low", "high", "p", "n")
+        return (*self.key, *(row[number] for number in numbers))
 
 
 @dataclass(frozen=True)
@@ -202,5 +209,6 @@ def compare_ablations(first: Ablation, second: Ablation, names: tuple[str, str])
         if other is None or len(other.intact) != len(row.intact):
             continue
         key = dict(zip(KEY, row.key, strict=True))
-        rows.append(key | paired_row(row.difference, other.difference))
+        largest = None if row.largest is None else 2 * row.largest
+        rows.append(key | paired_row(row.difference, other.difference, largest=largest))
     return paired_table(rows, COMPARED_COLUMNS, names).astype({"reach": "Int64"})

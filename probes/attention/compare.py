@@ -1,8 +1,8 @@
 """Two models' attention on the same images: paired differences, tested, and said in words.
 
 At every layer and step, heads averaged: the mean over images of the second model's number minus the
-first's, its 95 % normal interval, and the two-sided p of the same paired z test. The p of all cells of
-all measures are corrected together by Holm's procedure (``probes.stats.paired``).
+first's, its 95 % interval and the two-sided p of the same paired t test. The p of all cells of all
+measures are corrected together by Holm's procedure (``probes.stats.paired``).
 
 Shapes: N images, L layers, K steps, H heads.
 """

@@ -2,9 +2,9 @@
 
 ``attention_stats`` measures one model (``probes.attention.compare`` sets two beside each other). Tables
 are long, one row a number: layer, step, head and measure (``probes.attention.measures``), its mean over
-images with a 95 % normal interval, and ``uniform``, the same number of attention spread evenly over
-what the step sees. Head 0 is the mean over heads; step 0 the mean over steps, layer 0 over layers (an
-image is averaged first, so that the interval is over images).
+images with a 95 % interval (Student's t), and ``uniform``, the same number of attention spread evenly
+over what the step sees. Head 0 is the mean over heads; step 0 the mean over steps, layer 0 over layers
+(an image is averaged first, so that the interval is over images).
 
 Shapes: N images, L layers, K steps, H heads, P positions (class first).
 """
@@ -29,7 +29,7 @@ from probes.attention.measures import (
 from probes.attention.places import place_cells
 from probes.attention.rollout import attention_rollout
 from probes.reading.features import capture_steps, check_cells, check_store
-from probes.stats.intervals import Z, mean_interval
+from probes.stats.intervals import mean_interval, student_quantile
 from star.base.device import autocast
 from star.base.errors import UserError, require_choice
 from star.codes.store import Codes
@@ -109,7 +109,7 @@ class AttentionStats:
         layers, heads, places = self.received.shape[1:]
         mean = self.received.mean(0)
         spread = self.received.std(0, ddof=1) if self.images > 1 else np.full_like(mean, np.nan)
-        half = Z * spread / np.sqrt(self.images)
+        half = student_quantile(max(1, self.images - 1)) * spread / np.sqrt(self.images)
         place = np.tile(np.arange(places), layers * heads)
         seen_by = np.tile(self.seen_by, layers * heads)
         return pd.DataFrame(

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from probes.reading.features import check_store
-from probes.stats.intervals import Z, jackknife_interval
+from probes.stats.intervals import jackknife_interval, student_quantile
 from star.base.device import autocast
 from star.base.progress import Progress, nothing
 from star.base.randomness import generator
@@ -101,7 +101,7 @@ def _ratio_interval(hits_N: np.ndarray, counts_N: np.ndarray) -> tuple[float, fl
         return math.nan, math.nan
     share = hits_N.sum() / counts_N.sum()
     spread = np.square(hits_N - share * counts_N).sum() * images / (images - 1)
-    half = Z * math.sqrt(float(spread)) / counts_N.sum()
+    half = student_quantile(images - 1) * math.sqrt(float(spread)) / counts_N.sum()
     return float(max(0.0, share - half)), float(min(1.0, share + half))
 
 

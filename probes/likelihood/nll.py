@@ -22,8 +22,8 @@ import torch
 
 from probes.reading.features import check_store
 from probes.reading.images import ImageSample, draw_rows
-from probes.stats.intervals import FEWEST, Z, mean_interval, share_interval
-from probes.stats.paired import mcnemar, paired_row, paired_table
+from probes.stats.intervals import mean_interval, share_interval, student_quantile, welch_freedom
+from probes.stats.paired import paired_row, paired_table
 from star.base.errors import UserError
 from star.base.progress import Progress, nothing
 from star.codes.store import Codes
@@ -113,8 +113,10 @@ def train_gap(held_out_N: np.ndarray, train_M: np.ndarray) -> tuple[float, float
     difference = float(held_out_N.mean() - train_M.mean())
     if min(len(held_out_N), len(train_M)) < 2:
         return difference, math.nan, math.nan
-    error = math.sqrt(sum(float(each.var(ddof=1)) / len(each) for each in (held_out_N, train_M)))
-    return difference, difference - Z * error, difference + Z * error
+    squares = [float(each.var(ddof=1)) / len(each) for each in (held_out_N, train_M)]
+    freedom = welch_freedom(squares, [len(held_out_N) - 1, len(train_M) - 1])
+    half = student_quantile(freedom) * math.sqrt(sum(squares))
+    return difference, difference - half, difference + half
 
 
 def likelihood(
@@ -187,7 +189,7 @@ def class_nll(
 def compare_likelihoods(first: Likelihood, second: Likelihood, names: tuple[str, str]) -> pd.DataFrame:
     """The second minus the first on the same images, paired; columns ``COMPARED_COLUMNS``.
 
-    Tested and corrected together: the means over steps (normal law) and the accuracy (McNemar). Steps
+    Tested and corrected together: the means over steps (paired t) and the accuracy (McNemar). Steps
     have intervals alone: 64 tests of one question would hide its answer. ``UserError`` if the models
     were not shown the same images.
     """
@@ -203,9 +205,7 @@ def compare_likelihoods(first: Likelihood, second: Likelihood, names: tuple[str,
         gains = first.none_NT - first.own_NT, second.none_NT - second.own_NT
         rows.append(_row("class_gain", OWN, 0, gains[0].mean(1), gains[1].mean(1)))
     if len(first.classified) and np.array_equal(first.classified, second.classified):
-        a, b = first.hits, second.hits
-        tested = {"p": mcnemar((a & ~b).sum(), (b & ~a).sum()) if len(a) >= FEWEST else math.nan}
-        rows.append(_row("class_accuracy", "each", 0, a.astype(float), b.astype(float)) | tested)
+        rows.append(_row("class_accuracy", "each", 0, first.hits, second.hits))
     return paired_table(rows, COMPARED_COLUMNS, names)
 
 

@@ -289,5 +289,6 @@ def _rows(
             row = dict(zip(PROBE_COLUMNS, values, strict=True))
             row["val_accuracy"] = predictions.val_accuracy[place, group]
             row["choice"] = predictions.choice[place, group]
+            row["at_edge"] = bool(predictions.at_edge[place, group])
             rows.append(row)
     return rows

@@ -1,11 +1,12 @@
 """Paired comparison of two checkpoints whose probes were tested on the same images.
 
-At every layer and step: the difference of the two accuracies; its 95 % bootstrap interval over
-images, an image's hits averaged over probe seeds first; McNemar's exact test (McNemar
-1947, "Note on the sampling error of the difference between correlated proportions or percentages") on
-the images that only one of the two gets right with seed 0: of b + c such images, b would be binomial
-with probability 1/2 if the models were equally good. The p values of all cells are corrected together
-by Holm's step-down procedure (Holm 1979, "A simple sequentially rejective multiple test procedure").
+At every layer and step: the difference of the two accuracies; its 95 % interval over images,
+Newcombe's of two paired shares, or of averaged hits (``probes.stats``) where an image's hits were
+averaged over probe seeds, steps or cells first; McNemar's exact test (McNemar 1947, "Note on the
+sampling error of the difference between correlated proportions or percentages") on the images that
+only one of the two gets right with seed 0: of b + c such images, b would be binomial with probability
+1/2 if the models were equally good. The p values of all cells are corrected together by Holm's
+step-down procedure (Holm 1979, "A simple sequentially rejective multiple test procedure").
 
 S probe seeds, L layers, K steps, N test images.
 """
@@ -16,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from probes.stats.intervals import bootstrap_interval
-from probes.stats.paired import ALPHA, NEITHER, mcnemar, paired_table
+from probes.stats.intervals import averaged_hits_test
+from probes.stats.paired import ALPHA, NEITHER, mcnemar, paired_share_interval, paired_table
 from star.base.errors import UserError
-from star.base.randomness import generator
 
 __all__ = ["COMPARE_COLUMNS", "Comparison", "compare_hits"]
 
@@ -45,7 +45,6 @@ class Comparison:
     layers: tuple[int, ...]
     steps: tuple[int, ...]
     seeds: int
-    seed: int
     gains_LKN: np.ndarray
 
     def sentences(self) -> list[str]:
@@ -87,8 +86,7 @@ class Comparison:
         """The winner's lead over the cells rows x columns, with its interval."""
         sign = 1 if winner == self.names[1] else -1
         mean_N = sign * self.gains_LKN[np.ix_(rows, columns)].mean((0, 1)) / self.seeds
-        rng = generator(self.seed, "bootstrap cells", *rows, len(self.layers), *columns)
-        low, high = bootstrap_interval(mean_N, rng)
+        _, low, high, _ = averaged_hits_test(mean_N)
         average = " on average" if len(rows) * len(columns) > 1 else ""
         return f" ({100 * mean_N.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]{average})"
 
@@ -104,13 +102,12 @@ def compare_hits(
     layers: Sequence[int],
     steps: Sequence[int],
     names: tuple[str, str],
-    seed: int,
 ) -> Comparison:
     """Compare probe hits, bool (S, L, K, N), of two models on the same test images in the same order.
 
-    ``layers`` (L,), ``steps`` (K,), ``names`` (first, second); ``seed`` is that of the bootstrap. A
-    model is ``higher`` at a cell if the corrected p is below 0.05 and the bootstrap interval, which
-    sees all probe seeds, lies on the same side. ``UserError`` if the shapes differ.
+    ``layers`` (L,), ``steps`` (K,), ``names`` (first, second). A model is ``higher`` at a cell if the
+    corrected p is below 0.05 and the interval, which sees all probe seeds, lies on the same side.
+    ``UserError`` if the shapes differ.
     """
     _check(first_SLKN, second_SLKN, layers, steps, names)
     seeds, _, _, images = first_SLKN.shape
@@ -123,14 +120,16 @@ def compare_hits(
     for a, layer in enumerate(layers):
         for k, step in enumerate(steps):
             b, c = only_first_LK[a, k], only_second_LK[a, k]
-            low, high = bootstrap_interval(gains_LKN[a, k] / seeds, generator(seed, "bootstrap", a, k))
+            if seeds == 1:
+                _, low, high = paired_share_interval(first_SLKN[0, a, k], second_SLKN[0, a, k])
+            else:
+                _, low, high, _ = averaged_hits_test(gains_LKN[a, k] / seeds)
             rows.append({
                 "layer": layer, "step": step, "low": low, "high": high, "only_first": b,
                 "only_second": c, "p": p_LK[a, k],
                 "first": first_LKN[a, k].mean() / seeds, "second": second_LKN[a, k].mean() / seeds,
             })  # fmt: skip
-        mean_N = gains_LKN[a].mean(0) / seeds
-        low, high = bootstrap_interval(mean_N, generator(seed, "bootstrap", a))
+        _, low, high, _ = averaged_hits_test(gains_LKN[a].mean(0) / seeds)
         means.append({
             "layer": layer, "step": 0, "low": low, "high": high,
             "first": first_LKN[a].mean() / seeds, "second": second_LKN[a].mean() / seeds,
@@ -142,7 +141,7 @@ def compare_hits(
     table.loc[table["p"].notna() & ~agree, "higher"] = NEITHER
     return Comparison(
         table=table, names=(names[0], names[1]), layers=tuple(layers),
-        steps=tuple(steps), seeds=seeds, seed=seed, gains_LKN=gains_LKN,
+        steps=tuple(steps), seeds=seeds, gains_LKN=gains_LKN,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fit_logreg", "predict"]
+__all__ = ["fit_logreg", "log_losses", "predict"]
 
 # Mean Hessian weight p (1 - p) that the preconditioner assumes; any value gives the same minimum.
 CURVATURE = 0.1
@@ -62,6 +62,22 @@ def predict(features_GND: Tensor, weight_GDSCY: Tensor, bias_GSCY: Tensor) -> Te
     """(G, S, strengths, N) predicted classes."""
     flat = torch.baddbmm(bias_GSCY.flatten(1)[:, None], features_GND, weight_GDSCY.flatten(2))
     return flat.unflatten(2, bias_GSCY.shape[1:]).argmax(-1).permute(0, 2, 3, 1)
+
+
+def log_losses(
+    features_GND: Tensor, labels_N: Tensor, weight_GDSCY: Tensor, bias_GSCY: Tensor
+) -> Tensor:
+    """(G, S, strengths) mean cross-entropy of given images; a strength at a time, for the memory."""
+    losses = []
+    for place in range(weight_GDSCY.shape[3]):
+        weight_GDSY, bias_GSY = weight_GDSCY[:, :, :, place], bias_GSCY[:, :, place]
+        flat = torch.baddbmm(bias_GSY.flatten(1)[:, None], features_GND, weight_GDSY.flatten(2))
+        logits_GNSY = flat.unflatten(2, bias_GSY.shape[1:])
+        picked_GNS = logits_GNSY.gather(
+            3, labels_N[None, :, None, None].expand(*logits_GNSY.shape[:3], 1)
+        )
+        losses.append((logits_GNSY.logsumexp(-1) - picked_GNS[..., 0]).mean(1))
+    return torch.stack(losses, dim=2)
 
 
 class _Problem:

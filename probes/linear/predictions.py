@@ -20,6 +20,7 @@ from star.parallel.processes import wait_for_all
 __all__ = [
     "Predictions",
     "Progress",
+    "best_setting",
     "choose",
     "collect",
     "epoch_batches",
@@ -36,13 +37,15 @@ BATCH = 2048  # images of a pass over a part
 class Predictions:
     """``predicted`` (S, G, N_test) classes; ``val_accuracy`` and ``choice`` (S, G) of the head taken.
 
-    A choice is the setting with the highest validation accuracy (of equals the first); NaN where the
-    protocol has nothing to choose.
+    A choice is the setting that did best on the validation images (of equals the first); NaN where the
+    protocol has nothing to choose. ``at_edge`` (S, G): it is the first or last of several, and better
+    than the next one inside, so that the best may lie beyond.
     """
 
     predicted: np.ndarray
     val_accuracy: np.ndarray
     choice: np.ndarray
+    at_edge: np.ndarray
 
 
 def streamed(source: Source, part: str, images: int) -> Iterator[tuple[int, np.ndarray, Tensor]]:
@@ -104,13 +107,27 @@ def choose(
 ) -> Predictions:
     """Take of each group and label set the choice that is best on the (true) validation labels."""
     accuracy_GSH = (val_GSHN == splits.labels("val")).mean(-1)
-    best_GS = accuracy_GSH.argmax(-1)
+    best_GS, at_edge_GS = best_setting(accuracy_GSH)
     taken = best_GS[..., None]
     return Predictions(
         predicted=np.take_along_axis(test_GSHN, taken[..., None], 2)[:, :, 0].swapaxes(0, 1),
         val_accuracy=np.take_along_axis(accuracy_GSH, taken, 2)[..., 0].T,
         choice=np.asarray(settings, dtype=float)[best_GS].T,
+        at_edge=at_edge_GS.T,
     )
+
+
+def best_setting(scores_GSH: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(G, S) place of the highest score (of equals the first), and whether that is at an edge.
+
+    At an edge: the first or last of several, and ahead of its neighbour by more than ``least``.
+    """
+    best_GS = scores_GSH.argmax(-1)
+    last = scores_GSH.shape[-1] - 1
+    inside_GS = np.where(best_GS == 0, min(1, last), max(0, last - 1))
+    pair = (np.take_along_axis(scores_GSH, at[..., None], 2)[..., 0] for at in (best_GS, inside_GS))
+    ahead_GS = np.subtract(*pair) > least
+    return best_GS, ((best_GS == 0) | (best_GS == last)) & ahead_GS
 
 
 def collect(source: Source, part: str, images: int, groups: slice, on_progress: Progress) -> Tensor:

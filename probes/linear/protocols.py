@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from torch import Tensor
 from probes.linear.attentive import RATES, AttentiveBank, train_attentive
 from probes.linear.cached import GB
 from probes.linear.knn import knn_predict, voters
-from probes.linear.logreg import fit_logreg
+from probes.linear.logreg import fit_logreg, log_losses
 from probes.linear.logreg import predict as predict_logreg
 from probes.linear.mae import HeadBank, MaeConfig, train_heads
 from probes.linear.predictions import (
     Predictions,
     Progress,
-    choose,
+    best_setting,
     collect,
     pieces,
     predict_held_out,
@@ -44,7 +45,8 @@ __all__ = [
     "run_protocol",
 ]
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strength C of logreg
+STRENGTHS = tuple(10.0**power for power in range(-4, 6))  # inverse strength C of logreg
+SAME_LOSS = 1e-4  # nats: log-losses that a fit in float32 does not tell apart
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge, in units of a feature's variance
 
 
@@ -105,10 +107,14 @@ def run_protocol(
 
 
 def describe_protocol(name: str, train_images: int) -> dict:
-    """A protocol in words, and the neighbours that vote where there are any, for the provenance."""
+    """A protocol in words, with the neighbours that vote or the C to choose from: provenance."""
     said, k = PROTOCOLS[name].said, voters(train_images)
-    facts = {"protocol": name, "protocol_said": said.replace("{k}", str(k))}
-    return {**facts, "neighbours": k} if name == "knn" else facts
+    facts: dict[str, Any] = {"protocol": name, "protocol_said": said.replace("{k}", str(k))}
+    of_protocol: dict[str, dict[str, Any]] = {
+        "knn": {"neighbours": k},
+        "logreg": {"strengths": list(STRENGTHS), "chosen_by": "validation log-loss"},
+    }
+    return facts | of_protocol.get(name, {})
 
 
 def _mae(task: Task) -> Predictions:
@@ -196,14 +202,25 @@ def _collected(task: Task, extra_bytes: float, fit: Callable) -> Predictions:
 
 def _logreg(task: Task) -> Predictions:
     heads = len(task.labels_SN) * task.splits.classes  # of a group; strengths are fitted in turn
+    of_val_N = torch.from_numpy(task.splits.labels("val")).to(task.source.device)
 
     def fit(train_GND: Tensor, val_GND: Tensor, test_GND: Tensor) -> Predictions:
         # A feature that never changes (the class position at step 1) stays 0 instead of becoming NaN.
         mean, spread = train_GND.mean(1, keepdim=True), train_GND.std(1, keepdim=True).clamp_min(1e-6)
         train_GND, val_GND, test_GND = ((x - mean) / spread for x in (train_GND, val_GND, test_GND))
         weight, bias = fit_logreg(train_GND, task.labels(), task.splits.classes, STRENGTHS)
-        of_val, of_test = (predict_logreg(x, weight, bias).cpu().numpy() for x in (val_GND, test_GND))
-        return choose(of_val, of_test, task.splits, STRENGTHS)
+        losses_GSC = log_losses(val_GND, of_val_N, weight, bias).double().cpu().numpy()
+        best_GS, at_edge_GS = best_setting(-losses_GSC, SAME_LOSS)
+        taken = torch.from_numpy(best_GS).to(weight.device)
+        weight = weight.take_along_dim(taken[:, None, :, None, None], 3)
+        bias = bias.take_along_dim(taken[:, :, None, None], 2)
+        val_GSN, test_GSN = (predict_logreg(x, weight, bias)[:, :, 0] for x in (val_GND, test_GND))
+        return Predictions(
+            predicted=test_GSN.transpose(0, 1).cpu().numpy(),
+            val_accuracy=(val_GSN == of_val_N).double().mean(-1).T.cpu().numpy(),
+            choice=np.asarray(STRENGTHS)[best_GS].T,
+            at_edge=at_edge_GS.T,
+        )
 
     return _collected(task, 4 * 4 * heads * task.counts[0], fit)
 
@@ -217,7 +234,7 @@ def _knn(task: Task) -> Predictions:
             ]
         )
         nothing = np.full(predicted.shape[1::-1], np.nan)
-        return Predictions(predicted.swapaxes(0, 1), nothing, nothing)
+        return Predictions(predicted.swapaxes(0, 1), nothing, nothing, np.isfinite(nothing))
 
     return _collected(task, 0, fit)
 
@@ -234,6 +251,7 @@ def _joined(parts: list[Predictions]) -> Predictions:
         predicted=np.concatenate([part.predicted for part in parts], axis=1),
         val_accuracy=np.concatenate([part.val_accuracy for part in parts], axis=1),
         choice=np.concatenate([part.choice for part in parts], axis=1),
+        at_edge=np.concatenate([part.at_edge for part in parts], axis=1),
     )
 
 

@@ -4,6 +4,7 @@ Predictions of every arm that is done, and the heads of the one in training (``p
 in a folder named after the settings: other settings never meet them.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -46,7 +47,8 @@ class AtlasWork:
         if self._folder is None or not self._path(arm, seed, "npz").exists():
             return None
         with np.load(self._path(arm, seed, "npz")) as file:
-            predictions = Predictions(file["predicted"], file["val_accuracy"], file["choice"])
+            names = [field.name for field in dataclasses.fields(Predictions)]
+            predictions = Predictions(**{name: file[name] for name in names})
             return predictions, set(file["broken"].tolist())
 
     def write(self, arm: str, seed: int, predictions: Predictions, broken: set[int]) -> None:

@@ -12,9 +12,9 @@ The table is long, one row a number, columns ``MEASURE_COLUMNS``:
 - ``layer``, ``step`` and, of the other side, ``layer_b``, ``step_b``; 0 is "all" or "has none". LDS
   is over all positions (step 0). Step consistency has a row for each pair of steps, one for each step
   with all others (``step_b`` 0) and one over all pairs (both 0).
-- ``low``, ``high``: 95 %. A mean over images has the normal interval, an accuracy Wilson's; CKA and
+- ``low``, ``high``: 95 %. A mean over images has Student's t, an accuracy Wilson's; CKA and
   uniformity the jackknife over images; effective rank, mutual kNN and CKNNA the jackknife over ten
-  groups of images (``probes.stats.intervals``). Images share their neighbours, so mutual kNN's normal
+  groups of images (``probes.stats.intervals``). Images share their neighbours, so mutual kNN's
   interval would be too narrow (78 % of 120 draws of 300 images held their mean); the jackknife of the
   two kNN measures is wider than needed (99 %). All say how far the number would move with other images,
   at this number of images: effective rank, mutual kNN and CKNNA depend on it, so compare only tables

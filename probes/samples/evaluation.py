@@ -13,6 +13,7 @@ together (class and seed), and no worse than independent draws if not.
 Shapes: N samples, M reference images, R draws.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ from probes.samples.manifold import Neighbours, density_coverage, precision_reca
 from probes.samples.networks import Features, Network
 from probes.samples.resampling import bootstrap_counts, bootstrapped, normal_interval
 from probes.samples.scores import inception_score, softmax
-from probes.stats.intervals import Z, mean_interval, normal_p, share_interval
+from probes.stats.intervals import Z, mean_interval, share_interval, student_p, student_quantile
 from probes.stats.paired import mcnemar, paired_share_interval, paired_table
 from star.base.progress import StageProgress, nothing
 from star.base.randomness import generator
@@ -187,7 +188,7 @@ def _of_neighbours(
 def compare_evaluations(first: Evaluation, second: Evaluation, names: tuple[str, str]) -> pd.DataFrame:
     """Second minus first, number by number, on the same reference: columns ``COMPARE_COLUMNS``.
 
-    Draws and shares are paired where both sides have as many. ``p`` is by the normal law of the
+    Draws and shares are paired where both sides have as many. ``p`` is by Student's t of the
     difference, McNemar's exact test for shares; ``p_holm`` corrects over the rows and ``higher`` names
     the side that is higher by it: of distances the lower one is better.
     """
@@ -207,11 +208,12 @@ def _paired(one: Number, two: Number) -> dict:
         _, low, high = paired_share_interval(a, b)
         p = float(mcnemar(int((a & ~b).sum()), int((b & ~a).sum())))
         return {**row, "low": low, "high": high, "p": p}
+    freedom = math.inf
     if one.draws is not None and two.draws is not None and one.n == two.n:
-        error = float(np.std(two.draws - one.draws, ddof=1))
+        error, freedom = float(np.std(two.draws - one.draws, ddof=1)), len(one.draws) - 1
     elif a is not None and b is not None and len(a) == len(b):
-        error = float(np.std(b - a, ddof=1)) / len(a) ** 0.5
-    else:
+        error, freedom = float(np.std(b - a, ddof=1)) / len(a) ** 0.5, len(a) - 1
+    else:  # apart: half the interval of each is known
         error = float(np.hypot(one.high - one.low, two.high - two.low)) / (2 * Z)
-    p = normal_p(difference, error)
-    return {**row, "low": difference - Z * error, "high": difference + Z * error, "p": p}
+    half, p = student_quantile(freedom) * error, student_p(difference, error, freedom)
+    return {**row, "low": difference - half, "high": difference + half, "p": p}

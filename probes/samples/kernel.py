@@ -9,9 +9,11 @@ for a U-statistic: each image's share in the sums.
 Shapes: N samples, M reference images, D features; float64.
 """
 
+import math
+
 import numpy as np
 
-from probes.stats.intervals import Z
+from probes.stats.intervals import student_quantile, welch_freedom
 from star.base.progress import Progress, nothing
 
 __all__ = ["KernelDistance", "kernel_distance"]
@@ -31,8 +33,10 @@ class KernelDistance:
     def interval(self) -> tuple[float, float]:
         """95 % over images of both sides."""
         clouds = (self.of_samples_N, self.of_reference_M)
-        half = Z * np.sqrt(sum(4 * cloud.var(ddof=1) / len(cloud) for cloud in clouds))
-        return self.value - float(half), self.value + float(half)
+        squares = [4 * float(cloud.var(ddof=1)) / len(cloud) for cloud in clouds]
+        freedom = welch_freedom(squares, [len(cloud) - 1 for cloud in clouds])
+        half = student_quantile(freedom) * math.sqrt(sum(squares))
+        return self.value - half, self.value + half
 
 
 def kernel_distance(

@@ -3,9 +3,9 @@
 Samples are drawn with replacement, within each of the consecutive splits of the Inception score, and
 the number is taken again. A drawn set holds fewer different images, so its Fréchet distance is higher
 than the one it stands for; the percentiles of the draws would miss the number itself. So an interval is
-the number and 1.96 standard deviations of the draws to either side (Efron 1979). The reference stands
-still: the interval says what other samples of the same model would give at this count, against these
-images.
+the number and two standard deviations of the draws to either side (Efron 1979; exactly Student's t of
+R - 1 degrees). The reference stands still: the interval says what other samples of the same model would
+give at this count, against these images.
 
 Shapes: N samples, R draws.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from probes.samples.scores import split_ranges
-from probes.stats.intervals import Z
+from probes.stats.intervals import student_quantile
 from star.base.progress import Progress, nothing
 
 __all__ = ["bootstrap_counts", "bootstrapped", "normal_interval"]
@@ -42,6 +42,8 @@ def bootstrapped(
 
 
 def normal_interval(value: float, drawn: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """95 %: the value and 1.96 standard deviations of the draws; NaN of fewer than two."""
-    half = Z * float(np.std(drawn, ddof=1)) if len(drawn) > 1 else float("nan")
+    """95 %: the value and t(R-1) standard deviations of the R draws; NaN of fewer than two."""
+    if len(drawn) < 2:
+        return float("nan"), float("nan")
+    half = student_quantile(len(drawn) - 1) * float(np.std(drawn, ddof=1))
     return value - half, value + half

@@ -43,7 +43,7 @@ def bench_attention(
     *,
     images: int = 32,
     steps: int = 8,
-    rounds: int = 5,
+    rounds: int = 6,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> AttentionBench:
     """Capture all layers of ``images`` random images: rows at ``steps`` steps, whole patterns."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from probes.stats.intervals import paired_test, wilson_interval
+from probes.stats.intervals import FEWEST, averaged_hits_test, paired_test, wilson_interval
 
 __all__ = [
     "ALPHA",
@@ -79,17 +79,33 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted.reshape(np.shape(p))
 
 
-def paired_row(first_N: np.ndarray, second_N: np.ndarray) -> dict[str, float]:
+def paired_row(
+    first_N: np.ndarray, second_N: np.ndarray, *, largest: float | None = None
+) -> dict[str, float]:
     """What ``paired_table`` takes of two sides' numbers (N,) of the same images, in the same order.
 
     ``first`` and ``second`` (means), ``difference`` (second minus first) with its 95 % interval ``low``
-    to ``high`` and ``p`` by the normal law (``probes.stats.intervals.paired_test``), ``n``.
+    to ``high`` and ``p`` (NaN below ``FEWEST`` images), ``n``. Hits (bool) have Newcombe's interval and
+    McNemar's exact p; averages of hits, whose differences lie within ± ``largest``,
+    ``probes.stats.intervals.averaged_hits_test``; other numbers the paired t test.
     """
-    difference, low, high, p = paired_test(second_N - first_N)
+    if first_N.dtype == second_N.dtype == bool:
+        difference, low, high, p = _hits_test(first_N, second_N)
+    elif largest is not None:
+        difference, low, high, p = averaged_hits_test(second_N - first_N, largest)
+    else:
+        difference, low, high, p = paired_test(second_N - first_N)
     return {
         "first": first_N.mean(), "second": second_N.mean(), "difference": difference, "low": low,
         "high": high, "p": p, "n": len(first_N),
     }  # fmt: skip
+
+
+def _hits_test(first_N: np.ndarray, second_N: np.ndarray) -> tuple[float, float, float, float]:
+    p = math.nan
+    if len(first_N) >= FEWEST:
+        p = float(mcnemar((first_N & ~second_N).sum(), (second_N & ~first_N).sum()))
+    return *paired_share_interval(first_N, second_N), p
 
 
 def paired_table(rows: Sequence[dict], columns: Sequence[str], names: tuple[str, str]) -> pd.DataFrame:

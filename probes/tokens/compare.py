@@ -1,8 +1,8 @@
 """Two tokenizers' invariance on the same images: paired differences, tested, and said in words.
 
 Of every augmentation and strength that both were measured at: the mean over images of the second
-tokenizer's number minus the first's, its 95 % normal interval, and the two-sided p of the paired z
-test. The p of all rows are corrected together by Holm's procedure. ``cells`` are each tokenizer's own:
+tokenizer's number minus the first's, its 95 % interval, and the two-sided p of the paired t test. The
+p of all rows are corrected together by Holm's procedure. ``cells`` are each tokenizer's own:
 with strides 4 and 16 the same strength moves the picture by 4 and by 16 pixels.
 """
 

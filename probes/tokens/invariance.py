@@ -20,8 +20,9 @@ Of every image and every view of it (``probes.tokens.augmentations``):
   the rounding to 8 bits; equal pictures count as 60.
 
 The unrelated image of an image is the next one in the order given (of the last: the first), so images
-are drawn in a random order. Intervals are 95 %, normal, over images. Images that were stored as JPEG of
-some quality hardly change at that quality: a peak of the ``jpeg`` curve there is theirs.
+are drawn in a random order. Intervals are 95 % (t), over images; where an unrelated image takes part,
+every image stands in two pairs, which the interval counts. Images that were stored as JPEG of some
+quality hardly change at that quality: a peak of the ``jpeg`` curve there is theirs.
 
 Shapes: N images, B of them in a batch, g grid, T = g * g cells, V codebook size, E code dimension.
 """
@@ -34,7 +35,7 @@ import pandas as pd
 import torch
 
 from probes.reading.codes import code_vectors
-from probes.stats.intervals import mean_interval
+from probes.stats.intervals import mean_interval, neighbours_interval
 from probes.tokens.augmentations import View
 from probes.tokens.change import check_size
 from star.base.errors import UserError
@@ -52,6 +53,7 @@ MEASURES = (
     "equal", "aligned", "chance", "code_distance", "code_distance_chance", "histogram",
     "histogram_chance", "decoded_psnr", "input_psnr", "psnr_gain", "reconstruction_psnr",
 )  # fmt: skip
+UNRELATED = ("chance", "code_distance_chance", "histogram_chance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +85,13 @@ class Invariance:
                 "images": self.images,
             }
             for measure in MEASURES:
-                known = self.values[measure][place]
-                known = known[np.isfinite(known)]
+                values_N = self.values[measure][place]
+                if measure in UNRELATED:
+                    interval = neighbours_interval(values_N)
+                else:
+                    interval = mean_interval(values_N[np.isfinite(values_N)])
                 names = measure, f"{measure}_low", f"{measure}_high"
-                row |= dict(zip(names, mean_interval(known), strict=True))
+                row |= dict(zip(names, interval, strict=True))
             row["changed_images"] = int(np.isfinite(self.values["code_distance"][place]).sum())
             rows.append(row)
         return pd.DataFrame(rows)

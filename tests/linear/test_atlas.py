@@ -51,7 +51,7 @@ def test_every_layer_and_step_has_a_row_beside_its_four_controls(tmp_path, name)
     seeds = (0, 4) if name in ("ridge", "mae") else (2,)
     atlas = atlas_of(tmp_path, config=config(name, seeds=seeds))
     table, labels = atlas.result.table, splits().labels("test")
-    assert list(table.columns) == [*PROBE_COLUMNS, "val_accuracy", "choice"]
+    assert list(table.columns) == [*PROBE_COLUMNS, "val_accuracy", "choice", "at_edge"]
     found = [tuple(row) for row in table[["layer", "step", "control", "seed"]].itertuples(index=False)]
     expected = [
         *((layer, step, control, seed) for layer in LAYERS for step in STEPS for seed in seeds

@@ -47,7 +47,7 @@ def test_the_printed_title_of_a_probe_has_it():
         "low": 0.3,
         "high": 0.7,
     }
-    table = pd.DataFrame([{**row, "val_accuracy": np.nan}])
+    table = pd.DataFrame([{**row, "val_accuracy": np.nan, "at_edge": False}])
     info = {
         **describe_protocol("knn", 7),
         "seeds": [0], "splits": {"images": {"test": 4}}, "pixels": "source", "chance": 0.5,

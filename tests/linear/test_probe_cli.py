@@ -10,6 +10,7 @@ import torch
 from asking import asked_from_python
 from helpers import GOLDEN, refused
 
+from figures.said.probing import at_edges
 from figures.studies import measures, probing
 from probes.reading.features import uniform_steps
 from star.base.errors import UserError
@@ -85,6 +86,17 @@ def test_every_protocol_by_name(star, trained, tmp_path, protocol):
 def test_few_updates_of_mae_are_said(star, trained):
     out = flat(star("probe", trained, "--steps", "1", "--protocol", "mae", "--out", "p")[1])
     assert "note: 46 training images make 90 updates at lr 0.1 x 46/256" in out
+
+
+def test_settings_chosen_at_an_edge_are_said():
+    rows = [("none", 1e5, True), ("none", 1.0, False), ("none", 1e-4, True), ("codes", 1e-4, True)]
+    rows += [("shuffled", 1e-4, True), ("random", 1.0, False)]
+    table = pd.DataFrame(rows, columns=["control", "choice", "at_edge"])
+    assert at_edges(table, "logreg") == [
+        "note: validation chose the first or last C of those tried in some cells: 2 of 3 of the model "
+        "(0.0001, 100000), 1 of 1 of tokens (0.0001); a better one may lie beyond (column at_edge)"
+    ]
+    assert at_edges(table[table["control"].isin(["shuffled", "random"])], "ridge") == []
 
 
 def test_several_seeds_are_averaged_with_their_spread(star, trained, tmp_path):

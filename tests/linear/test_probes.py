@@ -18,7 +18,6 @@ from probes.reading.features import (
     step_features,
     uniform_steps,
 )
-from probes.stats.intervals import mean_interval, share_interval, wilson_interval
 from probes.tokens.augmentations import nudge
 from star.base.errors import UserError
 
@@ -115,27 +114,6 @@ def test_captured_steps_are_rows_of_the_whole_pass_up_to_the_last_of_them():
 def test_a_layer_that_does_not_exist():
     with pytest.raises(UserError, match=r"layer 99 does not exist; the model has layers 1 to 3"):
         step_features(small_model(), fake_store(), layers=[99], steps=[1])
-
-
-def test_wilson_interval_against_published_values():
-    # Newcombe (1998), table I: 81 of 263 and 15 of 148 and 0 of 20
-    for successes, trials, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-    ):
-        assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
-    assert wilson_interval(20, 20)[1] == 1.0
-    assert share_interval(np.arange(20) < 15) == (0.75, *wilson_interval(15, 20))
-
-
-def test_mean_interval():
-    values = np.array([1.0, 2.0, 3.0, 4.0])
-    mean, low, high = mean_interval(values)
-    half = 1.959964 * np.std(values, ddof=1) / 2
-    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half))
-    assert np.isnan(mean_interval(np.array([1.0]))[1:]).all()
-    assert np.isnan(mean_interval(np.array([]))).all() and len(mean_interval(np.array([]))) == 3
 
 
 def test_attention_rows_at_steps_are_rows_of_the_whole_pattern():

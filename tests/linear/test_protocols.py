@@ -8,15 +8,16 @@ import pytest
 import torch
 from probing import ArraySource, blob_task, splits_of
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from probes.linear import attentive, protocols
 from probes.linear.attentive import AttentiveBank, train_attentive
 from probes.linear.knn import knn_predict
-from probes.linear.logreg import fit_logreg, predict
+from probes.linear.logreg import fit_logreg, log_losses, predict
 from probes.linear.mae import MaeConfig
-from probes.linear.predictions import choose, pieces
+from probes.linear.predictions import best_setting, choose, pieces
 from probes.linear.protocols import PENALTIES, PROTOCOLS, STRENGTHS, ProtocolConfig, run_protocol
 from probes.linear.ridge import Moments, fit_ridge
 from star.base.errors import UserError
@@ -78,9 +79,8 @@ def test_a_result_is_a_function_of_its_inputs_and_of_no_test_label(name):
     assert equal(first, run(name, source, splits))
 
 
-SETTINGS = {
+SETTINGS = {  # those that validation accuracy chooses from
     "mae": MAE.base_lrs,
-    "logreg": STRENGTHS,
     "ridge": PENALTIES,
     "attentive": attentive.RATES,
 }
@@ -89,7 +89,7 @@ SETTINGS = {
 def with_one_setting(monkeypatch, name, setting, source, splits):
     if name == "mae":
         return run(name, source, splits, mae=dataclasses.replace(MAE, base_lrs=(setting,)))
-    variable = {"logreg": "STRENGTHS", "ridge": "PENALTIES", "attentive": "RATES"}[name]
+    variable = {"ridge": "PENALTIES", "attentive": "RATES"}[name]
     with monkeypatch.context() as patch:
         patch.setattr(protocols, variable, (setting,))
         if name == "attentive":
@@ -130,6 +130,44 @@ def test_choose_takes_the_best_on_validation_and_of_equals_the_first():
     np.testing.assert_array_equal(found.predicted, [[[0, 1]], [[0, 0]]])
     np.testing.assert_array_equal(found.val_accuracy, [[0.75], [0.0]])
     np.testing.assert_array_equal(found.choice, [[1.0], [0.1]])
+    np.testing.assert_array_equal(found.at_edge, [[False], [False]])  # the second: all are equal
+
+
+def test_an_edge_is_the_first_or_last_setting_that_leads():
+    scores = [[[3, 2, 1], [1, 2, 3], [1, 3, 2], [2, 2, 1], [1, 2, 2]], [[2, 1.5, 9]] * 5]
+    best, at_edge = best_setting(np.array(scores, dtype=float))
+    np.testing.assert_array_equal(best, [[0, 2, 1, 0, 1], [2] * 5])
+    np.testing.assert_array_equal(at_edge, [[True, True, False, False, False], [True] * 5])
+    assert not best_setting(np.array([[[3.0]]]))[1].any()  # one setting has no edge
+    assert not best_setting(np.array([[[3.0, 2.9]]]), 0.2)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("spread", "tried", "edge"),
+    [(0.2, (0.01, 0.1), 0.1), (30.0, (0.1, 1.0), 0.1), (2.0, (0.001, 1.0, 1e4), None)],
+)
+def test_logreg_says_where_its_grid_was_too_narrow(monkeypatch, spread, tried, edge):
+    """Clear classes want weights as large as the grid has, noise as small ones."""
+    monkeypatch.setattr(protocols, "STRENGTHS", tried)
+    source, splits = blob_task(GROUPS[:1], spread=spread, counts={"train": 90, "val": 60, "test": 30})
+    found = run("logreg", source, splits)
+    assert found.at_edge[0, 0] == (edge is not None)
+    assert edge is None or found.choice[0, 0] == edge
+
+
+def test_log_losses_are_those_of_loops():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(2, 7, 3)).astype(np.float32), rng.integers(0, 4, 7)
+    weight, bias = rng.normal(size=(2, 3, 2, 5, 4)), rng.normal(size=(2, 2, 5, 4))
+    given = (torch.from_numpy(array).float() for array in (weight, bias))
+    found = log_losses(torch.from_numpy(x), torch.from_numpy(labels), *given)
+    assert found.shape == (2, 2, 5)
+    for g, s, c in np.ndindex(2, 2, 5):
+        total = 0.0
+        for n in range(7):
+            logits = [x[g, n] @ weight[g, :, s, c, y] + bias[g, s, c, y] for y in range(4)]
+            total -= logits[labels[n]] - math.log(sum(math.exp(each) for each in logits))
+        assert found[g, s, c].item() == pytest.approx(total / 7, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -253,13 +291,16 @@ def test_logreg_protocol_is_scikit_learns_on_standardised_features():
                 )
                 for c in STRENGTHS
             ]
-            accuracies = [model.score(val, splits.labels("val")) for model in models]
-            # An image on the border may fall to the other side in float32: one of 40.
-            assert abs(found.val_accuracy[s, group] - max(accuracies)) <= 1 / 40 + 1e-9
+            losses = [log_loss(splits.labels("val"), model.predict_proba(val)) for model in models]
             place = STRENGTHS.index(found.choice[s, group])
-            assert accuracies[place] >= max(accuracies) - 1 / 40 - 1e-9
+            assert losses[place] <= min(losses) + 1e-3  # within what float32 tells apart
+            # An image on the border may fall to the other side in float32: one of 40.
+            accuracy = models[place].score(val, splits.labels("val"))
+            assert abs(found.val_accuracy[s, group] - accuracy) <= 1 / 40 + 1e-9
             agree = (models[place].predict(test) == found.predicted[s, group]).mean()
             assert agree > 0.98
+            edges = {0: losses[0] - losses[1], len(STRENGTHS) - 1: losses[-1] - losses[-2]}
+            assert found.at_edge[s, group] == (edges.get(place, 0) < -1e-4)
 
 
 # --- ridge ---------------------------------------------------------------------------------------

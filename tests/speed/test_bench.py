@@ -19,7 +19,8 @@ from probes.speed.llamagen import LlamaGenStep, LlamaGenTransformer
 from probes.speed.llamagen_sampling import LlamaGenSampler
 from probes.speed.loader import ARMS, bench_loader
 from probes.speed.sample import bytes_read
-from probes.speed.timing import Timings, alternate
+from probes.speed.timing import Ratio, Timings, alternate
+from probes.stats.intervals import median_interval
 from star.base.errors import UserError
 from star.model.sampler import generate
 from star.training.batches import TrainLoader
@@ -45,11 +46,12 @@ def test_a_ratio_is_the_median_over_rounds_and_its_interval_covers_the_truth():
         base = drift * np.exp(0.1 * rng.standard_normal(15))
         arm = 3 * drift * np.exp(0.1 * rng.standard_normal(15))
         found = Timings({"arm": arm, "base": base}).ratio("arm", "base")
+        assert found == Ratio(*median_interval(arm / base))
         assert found.median == sorted(arm / base)[7] and found.low <= found.median <= found.high
         inside += found.low <= 3 <= found.high
         widths.append(found.high - found.low)
-    # 95 % nominal; a bootstrap of 15 medians is a little narrow, and 200 tries have their own spread.
-    assert inside >= 175 and np.mean(widths) < 0.8
+    # 96.5 % of 15 rounds; 200 tries have a standard error of 1.3 points.
+    assert inside >= 186 and np.mean(widths) < 0.8
 
 
 def test_the_reference_arm_computes_our_logits_and_our_loss():

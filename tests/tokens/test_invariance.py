@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cell_tokenizer import CellTokenizer, pictures, random_pictures
 
-from probes.stats.intervals import mean_interval
+from probes.stats.intervals import mean_interval, neighbours_interval
 from probes.tokens.augmentations import AUGMENTATIONS, chosen_views
 from probes.tokens.compare import compare_invariance, invariance_sentences
 from probes.tokens.invariance import MEASURES, PSNR_CAP, measure_invariance, psnr
@@ -177,6 +177,9 @@ def test_every_number_is_that_of_loops_over_cells_and_pixels():
     assert (line["equal"], line["equal_low"], line["equal_high"]) == pytest.approx(
         mean_interval(values)
     )
+    for measure in ("chance", "code_distance_chance", "histogram_chance"):  # image i beside i + 1
+        numbers = tuple(line[[measure, f"{measure}_low", f"{measure}_high"]])
+        assert numbers == pytest.approx(neighbours_interval(found.values[measure][0]))
 
 
 def test_maps_count_changes_at_the_cells_places_in_the_image():
