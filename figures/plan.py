@@ -45,8 +45,8 @@ def plan_for(
     """The recipe of ``star reproduce SOURCE``: the tiny preset, smaller still, for two CPU cores.
 
     What a run costs is best spent on steps: small batches, a narrow model and no dropout go much
-    farther in the same time than the preset's own values. On the digits a classifier then sees the class
-    that plain AR was asked for in 80 to 86 % of its samples (three seeds). The learning rate is fixed:
+    farther in the same time than the preset's own values. On the digits a classifier then sees the
+    class that plain AR was asked for in 80 to 86 % of its samples (three seeds). The rate is fixed:
     pilots of a few dozen steps cannot tell which one wins in the end.
     """
     base = preset("tiny")

@@ -1,8 +1,8 @@
 """The whole chain on one source: tokenise, train plain AR and ST-AR, probe both, look, compare.
 
-Both models see identical sequences from the same seed and keep an EMA teacher; the learning rate of
-each is chosen on validation NLL by short pilot runs. A chain that was cut off goes on where it was:
-finished runs are kept, unfinished ones resumed.
+Both models see identical sequences from the same seed and keep an EMA teacher; where a plan has several
+learning rates, that of each is chosen on validation NLL by short pilot runs. A chain that was cut off
+goes on where it was: finished runs are kept, unfinished ones resumed.
 """
 
 import dataclasses
@@ -101,6 +101,8 @@ def reproduce(
 def _choose_rate(chain: _Chain, name: str, config: TrainConfig) -> float:
     """The learning rate with the lowest validation NLL after a short run of its own schedule."""
     steps, rates = chain.plan.pilot_steps, chain.plan.learning_rates
+    if len(rates) == 1:
+        return rates[0]
     stage, scores = f"learning rate of {name}", {}
     for index, rate in enumerate(rates):
         pilot = dataclasses.replace(config, lr=rate, max_steps=steps, validate_every=steps)
