@@ -1,36 +1,44 @@
-"""The table that sets plain AR beside ST-AR, and the sentence that says which one won.
+"""Plain AR beside ST-AR over training runs: a table, and sentences that claim what runs allow.
 
-Every figure has a 95 % interval over held-out images. They do not cover another training seed.
+Images say something about two checkpoints, runs with different seeds something about a method. Each
+number is taken of every run and test image (``probes.stats.arms``): with several runs an arm intervals
+are over new runs and new images, with one run they are over images alone, and it is said what that
+leaves open. Three endpoints were named before: the probe's accuracy at the contrast layer over the last
+half of the steps, the NLL of test images, and the distance of attention over all steps and layers.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from probes.stats.intervals import mean_interval
-from star.runs.metrics import read_metrics
+from figures.said.arms import arm_difference
+from probes.stats.arms import ArmDifference, compare_arms, corrected_together
+from probes.stats.runs import mean_of_runs
 
-__all__ = ["Measured", "comparison", "training_seconds", "verdict"]
+__all__ = ["Endpoint", "Measured", "comparison", "differences", "verdict"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known about one trained model.
+    """What is known about one trained model, of every test image.
 
-    ``correct`` (K, N) bool: probe hits at ``layer`` by step and test image; ``nll`` (N_val,) nats a
-    token; ``attention``: the table of ``probes.attention.stats``.
+    ``correct`` (K, N) bool: probe hits at ``layer`` by step; ``nll`` (N,) nats a token; ``distance``
+    (cells) and ``class_share`` (N,): of its attention, all steps, layers and heads; ``flops``: of one
+    training step.
     """
 
     name: str
+    seed: int
     lr: float
     steps: int
-    seconds: float
+    flops: float
     layer: int
     correct: np.ndarray
     nll: np.ndarray
-    attention: pd.DataFrame
+    distance: np.ndarray
+    class_share: np.ndarray
 
     @property
     def late_accuracy(self) -> np.ndarray:
@@ -38,77 +46,90 @@ class Measured:
         return self.correct[self.correct.shape[0] // 2 :].mean(0)
 
 
-def training_seconds(run: Path, sequences: int) -> float:
-    """Seconds spent in training steps (validation left out), from a run's ``metrics.jsonl``."""
-    seconds, before = 0.0, 0
-    for row in read_metrics(run)[0]:
-        seconds += (row["step"] - before) * sequences / row["sequences_per_second"]
-        before = row["step"]
-    return seconds
+@dataclass(frozen=True)
+class Endpoint:
+    """A number of every run and image; ``values`` times ``factor`` are in ``unit``."""
+
+    name: str
+    unit: str
+    factor: float
+    digits: int
+    primary: bool = True
 
 
-def comparison(models: list[Measured]) -> pd.DataFrame:
-    """Long-form table: columns model, measure, unit, value, low, high, n."""
+LATE = Endpoint("probe accuracy, layer {layer}, last {late} steps", "%", 100, 1)
+NLL = Endpoint("test NLL", "nats/token", 1, 4)
+DISTANCE = Endpoint("mean attention distance", "cells", 1, 2)
+LAST = Endpoint("probe accuracy, layer {layer}, last step", "%", 100, 1, primary=False)
+EVERY = Endpoint("probe accuracy, layer {layer}, all steps", "%", 100, 1, primary=False)
+SHARE = Endpoint("attention on the class token", "%", 100, 1, primary=False)
+
+
+def _values(endpoint: Endpoint, model: Measured) -> np.ndarray:
+    """(N,) of one run."""
+    found = {
+        LATE: model.late_accuracy,
+        LAST: model.correct[-1].astype(float),
+        EVERY: model.correct.mean(0),
+        NLL: model.nll,
+        DISTANCE: model.distance,
+        SHARE: model.class_share,
+    }
+    return found[endpoint]
+
+
+def _named(endpoint: Endpoint, model: Measured) -> str:
+    steps = len(model.correct)
+    return endpoint.name.format(layer=model.layer, late=steps - steps // 2)
+
+
+def comparison(arms: Mapping[str, Sequence[Measured]]) -> pd.DataFrame:
+    """Long-form table: columns model, measure, unit, value, low, high, spread, runs, n.
+
+    ``low`` and ``high``: 95 %, over new runs and images, of one run over images. ``spread``: standard
+    deviation between runs. ``n``: images.
+    """
     rows = []
-    for model in models:
-        late = len(model.correct) // 2
-        accuracies = {
-            f"probe accuracy, layer {model.layer}, last {len(model.correct) - late} steps": (
-                100 * model.late_accuracy
-            ),
-            f"probe accuracy, layer {model.layer}, last step": 100.0 * model.correct[-1],
-            f"probe accuracy, layer {model.layer}, all steps": 100 * model.correct.mean(0),
-        }
-        for measure, values in accuracies.items():
-            rows.append((model.name, measure, "%", *mean_interval(values), len(values)))
-        rows.append(
-            (model.name, "validation NLL", "nats/token", *mean_interval(model.nll), len(model.nll))
-        )
-        for name, measure, unit, factor in (
-            ("distance", "mean attention distance", "cells", 1),
-            ("class_share", "attention on the class token", "%", 100),
-        ):
-            of_all = model.attention[["layer", "step"]].eq(0).all(axis=1)
-            row = model.attention[of_all & model.attention["measure"].eq(name)].iloc[0]
-            values = (factor * row[key] for key in ("value", "low", "high"))
-            rows.append((model.name, measure, unit, *values, row["n"]))
+    for name, runs in arms.items():
+        for endpoint in (LATE, LAST, EVERY, NLL, DISTANCE, SHARE):
+            found = mean_of_runs(np.stack([_values(endpoint, run) for run in runs]))
+            low, high = found.over_images if found.runs == 1 else found.interval()
+            numbers = (endpoint.factor * x for x in (found.value, low, high, found.spread.between))
+            measure = _named(endpoint, runs[0])
+            rows.append((name, measure, endpoint.unit, *numbers, len(runs), found.images))
         nan = float("nan")
-        rows.append((model.name, "training time", "s", model.seconds, nan, nan, 1))
-        rows.append((model.name, "learning rate", "", model.lr, nan, nan, 1))
-        rows.append((model.name, "training steps", "", model.steps, nan, nan, 1))
-    return pd.DataFrame(rows, columns=["model", "measure", "unit", "value", "low", "high", "n"])
+        for measure, unit, value in (
+            ("FLOPs of a training step", "10^9", runs[0].flops / 1e9),
+            ("learning rate", "", runs[0].lr),
+            ("training steps", "", runs[0].steps),
+        ):
+            rows.append((name, measure, unit, value, nan, nan, nan, len(runs), 0))
+    columns = ["model", "measure", "unit", "value", "low", "high", "spread", "runs", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def verdict(plain: Measured, improved: Measured) -> list[str]:
-    """Sentences that say who won, from paired differences on the same images."""
+def differences(
+    plain: Sequence[Measured], improved: Sequence[Measured]
+) -> dict[Endpoint, ArmDifference]:
+    """The endpoints named before, second arm less first, Holm-corrected over them.
+
+    Run s of both has the same seed; ``AssertionError`` otherwise.
+    """
+    assert [run.seed for run in plain] == [run.seed for run in improved]
+    named = (LATE, NLL, DISTANCE)
+    found = [
+        compare_arms(*(np.stack([_values(endpoint, run) for run in arm]) for arm in (plain, improved)))
+        for endpoint in named
+    ]
+    return dict(zip(named, corrected_together(found), strict=True))
+
+
+def verdict(plain: Sequence[Measured], improved: Sequence[Measured]) -> list[str]:
+    """A sentence an endpoint: the difference, its interval and over what, and the word."""
+    names = (plain[0].name, improved[0].name)
     sentences = []
-    gain = mean_interval(100 * (improved.late_accuracy - plain.late_accuracy))
-    sentences.append(
-        _sentence(
-            improved.name, plain.name, "reads the class", "points of probe accuracy", gain, "higher"
-        )
-    )
-    saved = mean_interval(plain.nll - improved.nll)
-    sentences.append(
-        _sentence(improved.name, plain.name, "predicts tokens", "nats a token", saved, "lower", 4)
-    )
+    for endpoint, found in differences(plain, improved).items():
+        unit = {"%": " points", "nats/token": " nats a token"}.get(endpoint.unit, f" {endpoint.unit}")
+        said = arm_difference(found, names, factor=endpoint.factor, digits=endpoint.digits, unit=unit)
+        sentences.append(f"{_named(endpoint, plain[0])}: {said}")
     return sentences
-
-
-def _sentence(
-    better: str,
-    other: str,
-    does: str,
-    unit: str,
-    gain: tuple[float, float, float],
-    way: str,
-    digits: int = 1,
-) -> str:
-    mean, low, high = gain
-    numbers = f"{abs(mean):.{digits}f} {unit}"
-    interval = f"95 % interval of the gain over images [{low:+.{digits}f}, {high:+.{digits}f}]"
-    if low > 0:
-        return f"{better} {does} better than {other}: {numbers} {way} ({interval})."
-    if high < 0:
-        return f"{better} does NOT win here: it {does} worse than {other} by {numbers} ({interval})."
-    return f"{better} does NOT win here: it {does} neither better nor worse than {other} ({interval})."

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from figures.compare import Measured, comparison, training_seconds, verdict
+from figures.compare import Measured, comparison, verdict
 from figures.material import PARTS, measured_material
 from figures.paper import LINEAR_PROBE
 from figures.plan import IMPROVED, PLAIN, PLAN_FILE, Plan, check_plan, check_source, plan_for
@@ -29,6 +29,7 @@ from star.codes.open import PreparedData, keep_tokenizer, prepare_data
 from star.runs.metrics import read_metrics
 from star.training.checkpoint import Loaded, open_model
 from star.training.config import TrainConfig
+from star.training.estimate import estimate
 from star.training.likelihood import image_nll
 from star.training.trainer import Trainer
 
@@ -82,20 +83,27 @@ def reproduce(
     )
     write_json(out / PLAN_FILE, plan.plain())
     chain = _Chain(plan, data, out, device, on_progress, on_message)
-    models: list[Measured] = []
+    arms: dict[str, list[Measured]] = {PLAIN: [], IMPROVED: []}
     loaded: dict[str, Loaded] = {}
     probed: dict[str, pd.DataFrame] = {}
     atlas: Atlas | None = None
-    for name, config in plan.configs().items():
-        config = dataclasses.replace(config, lr=_choose_rate(chain, name, config))
-        run = out / name.lower()
-        _train(chain, config, run, f"train {name}")
-        keep_tokenizer(data, run)
-        loaded[name] = open_model(run, device=device)
-        atlas = _probe(chain, name, loaded[name], atlas)
-        models.append(_measure(chain, name, loaded[name], atlas, config, run))
-        probed[name] = atlas.result.table
-    return _summarise(chain, models, _draw(chain, loaded, probed, models[0].layer))
+    for seed in plan.seeds:  # both models of a seed together: what is cut off has pairs
+        for name, config in plan.configs(seed).items():
+            named = plan.folder(name, seed)
+            config = dataclasses.replace(config, lr=_choose_rate(chain, name, config))
+            run = out / named
+            _train(chain, config, run, f"train {_shown(plan, name, seed)}")
+            keep_tokenizer(data, run)
+            model = open_model(run, device=device)
+            atlas = _probe(chain, named, _shown(plan, name, seed), model, atlas)
+            arms[name].append(_measure(chain, name, named, model, atlas, config))
+            if seed == plan.seeds[0]:
+                loaded[name], probed[name] = model, atlas.result.table
+    return _summarise(chain, arms, _draw(chain, loaded, probed, arms[PLAIN][0].layer))
+
+
+def _shown(plan: Plan, name: str, seed: int) -> str:
+    return name if len(plan.seeds) == 1 else f"{name}, seed {seed}"
 
 
 def _choose_rate(chain: _Chain, name: str, config: TrainConfig) -> float:
@@ -103,6 +111,7 @@ def _choose_rate(chain: _Chain, name: str, config: TrainConfig) -> float:
     steps, rates = chain.plan.pilot_steps, chain.plan.learning_rates
     if len(rates) == 1:
         return rates[0]
+    config = dataclasses.replace(config, seed=chain.plan.seeds[0])  # one rate for all seeds
     stage, scores = f"learning rate of {name}", {}
     for index, rate in enumerate(rates):
         pilot = dataclasses.replace(config, lr=rate, max_steps=steps, validate_every=steps)
@@ -131,7 +140,7 @@ def _train(
     trainer.fit(on_step=lambda step: chain.on_progress(stage, before + step, total))
 
 
-def _probe(chain: _Chain, name: str, loaded: Loaded, like: Atlas | None) -> Atlas:
+def _probe(chain: _Chain, named: str, shown: str, loaded: Loaded, like: Atlas | None) -> Atlas:
     """Logistic regression at every layer and 8 steps, with its controls; written to results/."""
     model = loaded.model.config
     config = AtlasConfig(
@@ -146,32 +155,37 @@ def _probe(chain: _Chain, name: str, loaded: Loaded, like: Atlas | None) -> Atla
         images=chain.data.source,
         tokenizer=chain.data.tokenizer,
         like=like,
-        on_stage=lambda stage, done, total: chain.on_progress(f"probe {name}: {stage}", done, total),
+        on_stage=lambda stage, done, total: chain.on_progress(f"probe {shown}: {stage}", done, total),
     )
-    chain.write(atlas.result, f"probe-{name.lower()}")
+    chain.write(atlas.result, f"probe-{named}")
     return atlas
 
 
 def _measure(
-    chain: _Chain, name: str, loaded: Loaded, atlas: Atlas, config: TrainConfig, run: Path
+    chain: _Chain, name: str, named: str, loaded: Loaded, atlas: Atlas, config: TrainConfig
 ) -> Measured:
-    """Attention, likelihood and probe of a model; its attention is written to results/."""
-    model, stores, facts = loaded.model, chain.data.stores, atlas.result.info
-    at = {"layers": facts["layers"], "steps": facts["steps"]}
-    stats = attention_stats(model, stores["test"], **at, limit=chain.plan.attention_images).table
+    """Attention, likelihood and probe of a model; its attention is written to results/.
+
+    Attention is of all steps: which of them a claim is about would decide it otherwise.
+    """
+    model, store, facts = loaded.model, chain.data.stores["test"], atlas.result.info
+    every = list(range(1, model.config.tokens + 1))
+    found = attention_stats(model, store, layers=facts["layers"], steps=every)
     info = {key: facts[key] for key in ("checkpoint", "checkpoint_sha256", "weights", "splits")}
     info = provenance(measurement="attention statistics", condition="true class", **info)
-    chain.write(Result(stats, info), f"attention-{name.lower()}")
+    chain.write(Result(found.table, info), f"attention-{named}")
     layer = config.objective.resolved_contrast_layer(model.config)
     return Measured(
         name=name,
+        seed=config.seed,
         lr=config.lr,
         steps=config.max_steps,
-        seconds=training_seconds(run, config.batch_size * config.objective.views),
+        flops=estimate(config, 1, half=False).flops,
         layer=layer,
         correct=atlas.hits_SLKN[0, layer - 1],
-        nll=image_nll(model, stores["val"]),
-        attention=stats,
+        nll=image_nll(model, store),
+        distance=found.values["distance"].mean((1, 2, 3)),
+        class_share=found.values["class_share"].mean((1, 2, 3)),
     )
 
 
@@ -190,16 +204,22 @@ def _draw(
     return paths
 
 
-def _summarise(chain: _Chain, models: list[Measured], figures: list[Path]) -> Summary:
+def _summarise(chain: _Chain, arms: dict[str, list[Measured]], figures: list[Path]) -> Summary:
     """The comparison, written as table and as text."""
     plan = chain.plan
-    table = comparison(models)
-    said = verdict(*models)
+    plain, improved = arms[PLAIN], arms[IMPROVED]
+    table = comparison(arms)
+    said = verdict(plain, improved)
     epochs, without, with_ = LINEAR_PROBE[0]
-    ratio = models[1].seconds / models[0].seconds
+    ratio = improved[0].flops / plain[0].flops
+    seeds = f"Seeds {', '.join(map(str, plan.seeds))}: intervals are 95 % over new runs and new images."
+    if len(plan.seeds) == 1:
+        seeds = (
+            f"One training seed ({plan.seeds[0]}): intervals are 95 % over test images, not over runs."
+        )
     notes = [
-        f"One training seed ({plan.config.seed}); intervals are 95 % over held-out images.",
-        f"Training {IMPROVED} took {ratio:.2f} times as long as {PLAIN} at the same sequences.",
+        f"{seeds} The figures are of seed {plan.seeds[0]}.",
+        f"A step of {IMPROVED} takes {ratio:.2f} times the FLOPs of one of {PLAIN} on as many sequences.",
         f"The paper (LlamaGen-B, ImageNet, {epochs} epochs): {without} -> {with_} % probe accuracy.",
     ]
     info = provenance(

@@ -21,12 +21,16 @@ def reproduce(
         None, help="Training steps of each model.  \\[default: the recipe's]"
     ),
     batch_size: int = typer.Option(None, help="Images a step.  \\[default: the recipe's]"),
-    seed: int = typer.Option(0, help="Seed of everything random."),
+    seed: int = typer.Option(0, help="Seed of everything random, the first of several."),
+    seeds: int = typer.Option(
+        1, help="Runs of each model, with as many seeds: what a claim about methods needs."
+    ),
     device: Device = "auto",
 ) -> None:
     """Train plain AR and ST-AR on one source, probe both, draw the paper's figures, compare.
 
-    On the digits this takes minutes on two CPU cores. Running it again goes on where it was cut off.
+    On the digits this takes minutes on two CPU cores. Running it again goes on where it was cut off;
+    with more --seeds it trains those that are missing.
     """
     from cli.terminal.screen import Stages, console, print_rows
     from figures.reproduce import plan_for
@@ -34,7 +38,7 @@ def reproduce(
     from star.base.device import resolve_device
     from star.runs.metrics import RUNS
 
-    plan = plan_for(source, seed=seed, max_steps=max_steps, batch_size=batch_size)
+    plan = plan_for(source, seed=seed, seeds=seeds, max_steps=max_steps, batch_size=batch_size)
     out = out or RUNS / f"reproduce-{Path(source).name}"
     with Stages() as stages:
         summary = run(

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from figures.compare import Measured, comparison, training_seconds, verdict
+from figures.compare import Measured, comparison, differences, verdict
 from figures.reproduce import Plan, plan_for, reproduce
+from star import load_model
 from star.base.errors import UserError
 from star.model.config import ModelConfig
 from star.training.config import ObjectiveConfig, TrainConfig
@@ -29,6 +30,7 @@ def tiny_plan(folder):
     )
     return Plan(
         config=config,
+        seeds=(0,),
         learning_rates=(1e-3, 4e-3),
         pilot_steps=2,
         probe_steps=4,
@@ -82,61 +84,97 @@ def test_the_chain_end_to_end_and_again(tmp_path, digit_folder, tokenizer_file):
     with pytest.raises(UserError, match="holds the work of other settings"):
         reproduce(dataclasses.replace(plan, pilot_steps=3), tmp_path / "out", **options)
 
+    more = reproduce(dataclasses.replace(plan, seeds=(0, 1)), tmp_path / "out", **options)
+    assert (tmp_path / "out" / "ar" / "ckpt.pt").stat().st_mtime_ns == saved, "the first seed is kept"
+    second = load_model(tmp_path / "out" / "st-ar-seed-1" / "ckpt.pt").state_dict()
+    first_model = load_model(tmp_path / "out" / "st-ar" / "ckpt.pt").state_dict()
+    assert any(not torch.equal(first_model[key], second[key]) for key in second)
+    assert set(more.table["runs"]) == {2} and "2 runs and new images" in more.verdict[0]
+    assert "Seeds 0, 1" in more.notes[0] and "seed-1" not in str([p.name for p in more.figures])
+    for name in ("probe-ar-seed-1", "attention-st-ar-seed-1"):
+        assert (tmp_path / "out" / "results" / f"{name}.csv").exists()
 
-def measured(name, hit_rate, nll, rng):
-    attention = pd.DataFrame(
-        {
-            "layer": [0, 0], "step": [0, 0], "measure": ["class_share", "distance"],
-            "value": [0.5, 2.0], "low": [0.4, 1.9], "high": [0.6, 2.1], "uniform": [0.1, 3.0],
-            "n": [9, 9],
-        }
-    )  # fmt: skip
+
+def measured(name, hit_rate, nll, rng, seed=0):
     return Measured(
         name=name,
+        seed=seed,
         lr=1e-3,
         steps=5,
-        seconds=10.0,
+        flops=2e9,
         layer=3,
         correct=rng.random((8, 400)) < hit_rate,
-        nll=nll + 0.1 * rng.normal(size=100),
-        attention=attention,
+        nll=nll + 0.1 * rng.normal(size=400),
+        distance=2 + 0.1 * rng.normal(size=400),
+        class_share=np.full(400, 0.5),
     )
 
 
-def test_the_verdict_follows_the_paired_intervals():
+def arms_of(hit_rates, nlls, seeds=5, spread=0.0):
+    """Two arms; runs differ by ``spread`` in both numbers."""
     rng = np.random.default_rng(0)
-    low, high = measured("AR", 0.5, 3.0, rng), measured("ST-AR", 0.7, 2.5, rng)
-    won = verdict(low, high)
-    assert "ST-AR reads the class better than AR: " in won[0] and "higher" in won[0]
-    assert "ST-AR predicts tokens better than AR" in won[1]
-    lost = verdict(measured("AR", 0.7, 2.5, rng), measured("ST-AR", 0.5, 3.0, rng))
-    assert all("ST-AR does NOT win here" in sentence and "worse" in sentence for sentence in lost)
-    tied = verdict(measured("AR", 0.6, 3.0, rng), measured("ST-AR", 0.6, 3.0, rng))
-    assert "neither better nor worse" in tied[0]
+    return [
+        [
+            measured(name, rate + spread * rng.normal(), nll + spread * rng.normal(), rng, seed)
+            for seed in range(seeds)
+        ]
+        for name, rate, nll in zip(("AR", "ST-AR"), hit_rates, nlls, strict=True)
+    ]
+
+
+def test_the_verdict_is_one_over_runs():
+    late, nll, distance = verdict(*arms_of((0.5, 0.7), (3.0, 2.5), spread=0.01))
+    assert late.startswith("probe accuracy, layer 3, last 4 steps: ST-AR less AR: +")
+    assert "over 5 runs and new images: differs" in late and "test NLL: ST-AR less AR: -0.5" in nll
+    assert "mean attention distance" in distance and "not resolved" in distance
+    # The same gain, drowned in what runs differ by; images alone would have found it.
+    noisy = arms_of((0.55, 0.6), (3.0, 2.98), seeds=3, spread=0.1)
+    assert all("not resolved" in sentence for sentence in verdict(*noisy))
+    alone = verdict(*arms_of((0.5, 0.7), (3.0, 2.5), seeds=1))
+    assert all("nothing here says whether other runs" in sentence for sentence in alone)
+    assert not any("differs" in sentence for sentence in alone)
+
+
+def test_endpoints_are_the_means_of_runs_and_corrected_together():
+    plain, improved = arms_of((0.5, 0.7), (3.0, 2.5), seeds=3, spread=0.05)
+    found = {endpoint.name: value for endpoint, value in differences(plain, improved).items()}
+    late = [
+        100 * (b.correct[4:].mean() - a.correct[4:].mean())
+        for a, b in zip(plain, improved, strict=True)
+    ]
+    (name,) = [name for name in found if "last {late} steps" in name]
+    assert 100 * found[name].value == pytest.approx(np.mean(late))
+    assert 100 * found[name].spread.between == pytest.approx(np.std(late, ddof=1))
+    assert all(value.p_holm >= value.p for value in found.values())
+    with pytest.raises(AssertionError):
+        differences(plain, list(reversed(improved)))
 
 
 def test_the_comparison_table_reports_means_with_intervals():
-    rng = np.random.default_rng(1)
-    model = measured("AR", 0.5, 3.0, rng)
-    table = comparison([model]).set_index("measure")
+    plain, _ = arms_of((0.5, 0.7), (3.0, 2.5), seeds=3, spread=0.05)
+    table = comparison({"AR": plain}).set_index("measure")
     late = table.loc["probe accuracy, layer 3, last 4 steps"]
-    assert late["value"] == pytest.approx(100 * model.correct[4:].mean())
-    assert late["low"] < late["value"] < late["high"] and late["n"] == 400
+    means = [100 * run.correct[4:].mean() for run in plain]
+    assert late["value"] == pytest.approx(np.mean(means)) and late["n"] == 400 and late["runs"] == 3
+    assert late["spread"] == pytest.approx(np.std(means, ddof=1))
+    assert late["low"] < min(means) and late["high"] > max(means), "three runs: Student's t is wide"
     assert table.loc["attention on the class token", "value"] == 50.0
-    assert table.loc["mean attention distance", "high"] == 2.1
-
-
-def test_training_seconds_come_from_the_metrics(tmp_path):
-    rows = [{"step": 2, "sequences_per_second": 8.0}, {"step": 6, "sequences_per_second": 16.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert training_seconds(tmp_path, sequences=4) == pytest.approx(2 * 4 / 8 + 4 * 4 / 16)
+    alone = comparison({"AR": plain[:1]}).set_index("measure")
+    one = alone.loc["probe accuracy, layer 3, last 4 steps"]
+    assert one["low"] < means[0] < one["high"] and np.isnan(one["spread"])
+    assert one["high"] - one["low"] < late["high"] - late["low"]
+    assert alone.loc["FLOPs of a training step", "value"] == 2
 
 
 def test_the_recipe_is_one_of_small_batches_and_a_fixed_rate():
-    plan = plan_for("digits", seed=3)
+    plan = plan_for("digits", seed=3, seeds=2)
     model, config = plan.config.model, plan.config
     assert (model.layers, model.width, config.batch_size, config.max_steps) == (4, 64, 16, 3000)
     assert plan.learning_rates == (config.lr,) and config.seed == 3
-    both = plan.configs()
+    assert plan.seeds == (3, 4) and plan.configs(4)["AR"].seed == 4
+    assert [plan.folder("ST-AR", seed) for seed in plan.seeds] == ["st-ar", "st-ar-seed-4"]
+    with pytest.raises(UserError, match="seeds is 0; expected at least 1"):
+        plan_for("digits", seeds=0)
+    both = plan.configs(3)
     assert dataclasses.replace(both["AR"], objective=config.objective) == both["ST-AR"]
     assert plan_for("x", max_steps=7, batch_size=4).config.max_steps == 7
