@@ -211,15 +211,13 @@ def _summarise(chain: _Chain, arms: dict[str, list[Measured]], figures: list[Pat
     table = comparison(arms)
     said = verdict(plain, improved)
     epochs, without, with_ = LINEAR_PROBE[0]
-    ratio = improved[0].flops / plain[0].flops
+    cost = f"{improved[0].flops / plain[0].flops:.2f} times the FLOPs of one of {PLAIN}"
     seeds = f"Seeds {', '.join(map(str, plan.seeds))}: intervals are 95 % over new runs and new images."
     if len(plan.seeds) == 1:
-        seeds = (
-            f"One training seed ({plan.seeds[0]}): intervals are 95 % over test images, not over runs."
-        )
+        seeds = f"One training seed ({plan.seeds[0]}): intervals are 95 % over test images alone."
     notes = [
         f"{seeds} The figures are of seed {plan.seeds[0]}.",
-        f"A step of {IMPROVED} takes {ratio:.2f} times the FLOPs of one of {PLAIN} on as many sequences.",
+        f"A step of {IMPROVED} takes {cost} on as many sequences.",
         f"The paper (LlamaGen-B, ImageNet, {epochs} epochs): {without} -> {with_} % probe accuracy.",
     ]
     info = provenance(
