@@ -50,7 +50,7 @@ class Request(ComparisonRequest):
     )
     epochs: int | None = option(None, "Epochs, a ninth of them warm-up.", said="90", panel=MAE)
     batch_size: int | None = option(None, "Images a batch.", said="min(16384, N)", panel=MAE)
-    seeds: int = option(1, "Probe with seeds 0, 1, ..; means and spread are printed.")
+    seeds: int = option(1, "Probe with seeds 0, 1, ..: means; of mae and attentive their spread.")
     cache_gb: float = option(4.0, "Memory for features a process; beyond, they stream.")
     precision: Precision = option("fp32", "Of the frozen model's forward passes.")
     images: str | None = option(

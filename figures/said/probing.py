@@ -5,7 +5,7 @@ import pandas as pd
 from figures.sentences import names_in_pictures
 from figures.work import Rows, Said
 from probes.linear.atlas import Atlas
-from probes.linear.protocols import ProtocolConfig
+from probes.linear.protocols import ProtocolConfig, varies
 from star.base.errors import listed
 
 __all__ = ["at_edges", "atlas_said", "few_updates", "protocol_said"]
@@ -19,7 +19,8 @@ def atlas_said(atlas: Atlas, name: str, class_names: tuple[str, ...]) -> list[Sa
     """Every accuracy with its interval and its controls, percent; then three summaries a layer."""
     table, info = atlas.result.table, atlas.result.info
     own = table[table["control"] == "none"]
-    several = len(info["seeds"]) > 1
+    seeds = len(info["seeds"])
+    several = seeds > 1 and varies(info["protocol"])
     columns = ["layer", "step", "accuracy", "95 % interval", *(["spread"] if several else [])]
     tested = f"{info['splits']['images']['test']} test images"
     said: list[Said] = [
@@ -31,15 +32,20 @@ def atlas_said(atlas: Atlas, name: str, class_names: tuple[str, ...]) -> list[Sa
     ]
     if several:
         said.append(
-            f"Means over {len(info['seeds'])} seeds of the probe; spread: their standard deviation; "
-            "intervals are of one seed, over images."
+            f"Means over {seeds} seeds of the probe; spread: their standard deviation; intervals are "
+            "of one seed, over images."
+        )
+    elif seeds > 1:
+        said.append(
+            f"Means over {seeds} seeds, without a spread: {info['protocol']} draws nothing, so seeds "
+            "change the controls alone."
         )
     said += [f"{name}, layer {layer}: {_summary(of_layer)}" for layer, of_layer in own.groupby("layer")]
     pixels = "the images" if info["pixels"] == "source" else "the seen tokens, decoded"
     said.append(
-        "Controls: random = same layer of randomly initialised weights; shuffled = training labels "
-        f"permuted; tokens = bag of the tokens seen; pixels of the area seen, of {pixels}. Chance "
-        f"{100 * info['chance']:.1f} %."
+        f"Controls: random = same layer with random weights, {info['random_weights']}; shuffled = "
+        "training labels permuted; tokens = bag of the tokens seen; pixels of the area seen, of "
+        f"{pixels}. Chance {100 * info['chance']:.1f} %."
     )
     return said + at_edges(table, info["protocol"]) + names_in_pictures(class_names)
 

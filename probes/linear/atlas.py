@@ -2,7 +2,9 @@
 
 The controls are the same probe, with the same protocol, images and choice on the validation part, on
 
-- ``random``: the same layers and steps of the model with its initial random weights;
+- ``random``: the same layers and steps of the model with the weights its run began with; where the
+  checkpoint does not say how it began, the mean of five draws of initial weights, whose accuracies
+  differ by half a point (standard deviation);
 - ``shuffled``: the checkpoint's features with the training labels permuted;
 - ``codes``: a bag of visual words, the tokens seen so far counted (layer 0);
 - ``pixels``: the pixels of the area seen so far (layer 0).
@@ -13,6 +15,8 @@ training are kept in a work folder, so that an interrupted atlas goes on where i
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +30,29 @@ from probes.linear.cached import cached
 from probes.linear.mae import DEPARTURES
 from probes.linear.pixels import small_pictures
 from probes.linear.predictions import Predictions
-from probes.linear.protocols import ProtocolConfig, describe_protocol, run_protocol
+from probes.linear.protocols import ProtocolConfig, describe_protocol, run_protocol, varies
 from probes.linear.sharing import share_broken
 from probes.linear.sources import CodeSource, ModelSource, PixelSource, Source
 from probes.linear.splits import ProbeSplits, check_probe
 from probes.linear.work import AtlasWork
 from probes.reading.features import check_tokenizer
 from probes.results import PROBE_COLUMNS, Result, checkpoint_facts, provenance
-from probes.stats.intervals import share_interval
+from probes.stats.intervals import wilson_interval
 from star.base.errors import UserError
 from star.base.randomness import generator, torch_generator
 from star.images.open import ImageSource
 from star.model.transformer import build_model
 from star.parallel.processes import world_size
 from star.tokenizer.model import VQModel
-from star.training.checkpoint import Loaded
+from star.training.checkpoint import Loaded, initial_model
 
 __all__ = ["CONTROLS", "Atlas", "AtlasConfig", "probe_atlas"]
 
 CONTROLS = ("none", "random", "shuffled", "codes", "pixels")
 DATA_CONTROLS = ("codes", "pixels")  # the same for every checkpoint
+DRAWS = 5  # of random weights, where a checkpoint does not say its own
+OWN_WEIGHTS = "those that the run began with"
+DRAWN_WEIGHTS = f"the mean of {DRAWS} draws of initial weights"
 Stage = Callable[[str, int, int], None]
 
 
@@ -87,8 +94,22 @@ class Atlas:
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """An arm to be run: ``source_of(seed, draw)`` gives its source, of which there are ``draws``.
+
+    ``controls`` names what each label set's accuracy is in the table; ``fixed``: seeds change nothing.
+    """
+
+    name: str
+    source_of: Callable[[int, int], Source]
+    controls: tuple[str, ...]
+    draws: int = 1
+    fixed: bool = True
+
+
+@dataclass(frozen=True)
 class _Arm:
-    """One source; ``controls`` names what each label set's accuracy is in the table.
+    """What a plan found: predictions of every draw by seed.
 
     ``broken`` holds the groups that are not finite at any seed.
     """
@@ -97,7 +118,7 @@ class _Arm:
     source: Source
     controls: tuple[str, ...]
     broken: set[int]
-    by_seed: dict[int, Predictions]
+    by_seed: dict[int, list[Predictions]]
 
 
 def probe_atlas(
@@ -131,16 +152,16 @@ def probe_atlas(
     info = _provenance(loaded, splits, config, pixel_source)
     kept = AtlasWork(work, info)
     arms = [
-        _run_arm(name, sources, splits, config, kept, on_stage)
-        for name, sources in _sources(loaded, splits, config, pictures)
+        _run_arm(plan, splits, config, kept, on_stage)
+        for plan in _plans(loaded, splits, config, pictures)
     ]
     return _assemble(arms, splits, config, info, like)
 
 
-def _sources(
+def _plans(
     loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pictures: dict[str, np.ndarray] | None
-) -> Iterator[tuple[str, Callable[[int], Source]]]:
-    """Arms by name, each with a function from a seed to its source; the data's own need pictures."""
+) -> Iterator[_Plan]:
+    """The arms in their order; those of the data alone need pictures."""
     model, steps = loaded.model, list(config.steps)
     device = model.output.weight.device
     options: dict[str, Any] = {
@@ -149,51 +170,54 @@ def _sources(
         "precision": config.precision,
     }
 
-    def random_model(seed: int) -> Source:
-        fresh = build_model(model.config, torch_generator(seed, "probe control"), device)
-        return ModelSource(fresh, splits, **options)
+    def drawn(seed: int, draw: int) -> Source:
+        rng = torch_generator(seed, "probe control", draw)
+        return ModelSource(build_model(model.config, rng, device), splits, **options)
 
-    of_model = ModelSource(model, splits, **options)
-    yield "model", lambda seed: of_model
-    yield "random", random_model
+    yield _always("model", ModelSource(model, splits, **options), ("none", "shuffled"))
+    if loaded.config is None:
+        yield _Plan("random", drawn, ("random",), DRAWS, fixed=False)
+    else:
+        first = initial_model(loaded.config, device)
+        yield _always("random", ModelSource(first, splits, **options), ("random",))
     if pictures is None:
         return
-    yield "codes", lambda seed: CodeSource(splits, steps, device)
-    yield "pixels", lambda seed: PixelSource(splits, steps, pictures, device)
+    yield _always("codes", CodeSource(splits, steps, device), ("codes",))
+    yield _always("pixels", PixelSource(splits, steps, pictures, device), ("pixels",))
+
+
+def _always(name: str, source: Source, controls: tuple[str, ...]) -> _Plan:
+    return _Plan(name, lambda seed, draw: source, controls)
 
 
 def _run_arm(
-    name: str,
-    source_of: Callable[[int], Source],
-    splits: ProbeSplits,
-    config: AtlasConfig,
-    kept: AtlasWork,
-    on_stage: Stage,
+    plan: _Plan, splits: ProbeSplits, config: AtlasConfig, kept: AtlasWork, on_stage: Stage
 ) -> _Arm:
-    controls = ("none", "shuffled") if name == "model" else (name,)
-    stages = [
-        (seed, name if len(config.seeds) == 1 else f"{name}, seed {seed}") for seed in config.seeds
-    ]
-    by_seed = {}
+    # Where a seed draws nothing, further seeds would find what the first has found.
+    same = plan.fixed and "shuffled" not in plan.controls and not varies(config.protocol.name)
+    by_seed: dict[int, list[Predictions]] = {}
     source: Source | None = None
     before: Source | None = None
     of_any_seed: set[int] = set()
-    for seed, stage in stages:
-        uncached = source_of(seed)
+    for seed, draw in itertools.product(config.seeds, range(plan.draws)):
+        if same and by_seed:
+            by_seed[seed] = by_seed[config.seeds[0]]
+            continue
+        uncached = plan.source_of(seed, draw)
         if source is None or uncached is not before:
             limit = config.protocol.cache_gb
             source = cached(uncached, splits.count("train"), world_size(), limit)
         before = uncached
+        name = plan.name if plan.draws == 1 else f"{plan.name}-{draw}"
         found = kept.read(name, seed)
         if found is None:
-            labels_SN = _label_sets(splits, controls, seed)
             predictions = run_protocol(
                 source,
                 splits,
-                labels_SN,
+                _label_sets(splits, plan.controls, seed),
                 config.protocol,
                 seed=seed,
-                on_progress=functools.partial(_staged, on_stage, stage),
+                on_progress=functools.partial(_staged, on_stage, _stage(plan, config, seed, draw)),
                 bank_file=kept.bank_file(name, seed),
             )
             broken = share_broken(source.broken, len(source.groups), source.device)
@@ -203,9 +227,14 @@ def _run_arm(
             kept.write(name, seed, predictions, broken)
         predictions, broken = found
         of_any_seed |= broken
-        by_seed[seed] = predictions
+        by_seed.setdefault(seed, []).append(predictions)
     assert source is not None  # there is a seed at least
-    return _Arm(name, source, controls, of_any_seed, by_seed)
+    return _Arm(plan.name, source, plan.controls, of_any_seed, by_seed)
+
+
+def _stage(plan: _Plan, config: AtlasConfig, seed: int, draw: int) -> str:
+    draws = f", draw {draw + 1} of {plan.draws}" if plan.draws > 1 else ""
+    return plan.name + (f", seed {seed}" if len(config.seeds) > 1 else "") + draws
 
 
 def _staged(on_stage: Stage, stage: str, phase: str, done: int, total: int) -> None:
@@ -246,6 +275,7 @@ def _provenance(loaded: Loaded, splits: ProbeSplits, config: AtlasConfig, pixel_
         chance=splits.chance,
         precision=str(config.precision).removeprefix("torch."),
         pixels=pixel_source,
+        random_weights=OWN_WEIGHTS if loaded.config is not None else DRAWN_WEIGHTS,
         processes=world_size(),
     )
 
@@ -260,11 +290,13 @@ def _assemble(
             layer, step = arm.source.groups[group]
             whose = "" if arm.name == "model" else f" of the {arm.name} control"
             broken.append(f"layer {layer} at step {step}{whose}")
-        for seed, predictions in arm.by_seed.items():
-            rows += _rows(arm, seed, predictions, labels_N, config.protocol.name)
+        for seed, draws in arm.by_seed.items():
+            rows += _rows(arm, seed, draws, labels_N, config.protocol.name)
     of_model = arms[0]
     shape = (len(config.layers), len(config.steps), len(labels_N))
-    predicted = np.stack([of_model.by_seed[seed].predicted[0].reshape(shape) for seed in config.seeds])
+    predicted = np.stack(
+        [of_model.by_seed[seed][0].predicted[0].reshape(shape) for seed in config.seeds]
+    )
     table = pd.DataFrame(rows)
     if like is not None:
         assert (
@@ -277,18 +309,21 @@ def _assemble(
 
 
 def _rows(
-    arm: _Arm, seed: int, predictions: Predictions, labels_N: np.ndarray, protocol: str
+    arm: _Arm, seed: int, draws: list[Predictions], labels_N: np.ndarray, protocol: str
 ) -> list[dict]:
+    """The rows of a seed; of several draws their mean, as accuracies of the same images."""
     rows = []
     for place, control in enumerate(arm.controls):
         for group, (layer, step) in enumerate(arm.source.groups):
             if group in arm.broken:
                 continue
-            interval = share_interval(predictions.predicted[place, group] == labels_N)
-            values = (layer, step, protocol, control, seed, "test", *interval, len(labels_N))
+            cell, images = (place, group), len(labels_N)
+            hits = float(np.mean([(each.predicted[cell] == labels_N).sum() for each in draws]))
+            interval = (hits / images, *wilson_interval(hits, images))
+            values = (layer, step, protocol, control, seed, "test", *interval, images)
             row = dict(zip(PROBE_COLUMNS, values, strict=True))
-            row["val_accuracy"] = predictions.val_accuracy[place, group]
-            row["choice"] = predictions.choice[place, group]
-            row["at_edge"] = bool(predictions.at_edge[place, group])
+            row["val_accuracy"] = np.mean([each.val_accuracy[cell] for each in draws])
+            row["choice"] = draws[0].choice[cell] if len(draws) == 1 else math.nan
+            row["at_edge"] = any(bool(each.at_edge[cell]) for each in draws)
             rows.append(row)
     return rows

@@ -14,7 +14,7 @@ __all__ = ["ProbeCost", "probe_cost"]
 class ProbeCost:
     """Sequences through a frozen model, multiply-adds times two, bytes; over all processes.
 
-    ``forwards`` counts those of the checkpoint and of the randomly initialised control;
+    ``forwards`` counts those of the checkpoint and of its run's initial weights (the control);
     ``cached_forwards`` those that are left if every stored view of the training images is kept in
     ``cache_bytes``. ``view_bytes`` are the features of one view of all training images.
     """

@@ -43,6 +43,7 @@ __all__ = [
     "describe_protocol",
     "ridge_heads",
     "run_protocol",
+    "varies",
 ]
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 6))  # inverse strength C of logreg
@@ -104,6 +105,11 @@ def run_protocol(
     """
     task = Task(source, splits, labels_SN, config, seed, on_progress, bank_file)
     return PROTOCOLS[config.name].run(task)
+
+
+def varies(name: str) -> bool:
+    """Whether the same features and labels give another probe with another seed."""
+    return PROTOCOLS[name].varies
 
 
 def describe_protocol(name: str, train_images: int) -> dict:
@@ -257,14 +263,19 @@ def _joined(parts: list[Predictions]) -> Predictions:
 
 @dataclass(frozen=True)
 class _Protocol:
+    """``varies``: a seed draws something, be it initial weights or the order of the images."""
+
     run: Callable[[Task], Predictions]
     said: str
+    varies: bool = False
 
 
 PROTOCOLS = {
-    "mae": _Protocol(_mae, "MAE's linear probing: BatchNorm without affine, linear layer, LARS"),
+    "mae": _Protocol(_mae, "MAE's linear probing: BatchNorm without affine, linear layer, LARS", True),
     "logreg": _Protocol(_logreg, "logistic regression by L-BFGS on standardised features"),
     "ridge": _Protocol(_ridge, "ridge regression onto one-hot classes, closed form"),
     "knn": _Protocol(_knn, "{k} nearest neighbours by cosine, weights exp(s / 0.07) (DINO)"),
-    "attentive": _Protocol(_attentive, "one learned query over the steps seen so far (non-linear)"),
+    "attentive": _Protocol(
+        _attentive, "one learned query over the steps seen so far (non-linear)", True
+    ),
 }

@@ -13,6 +13,7 @@ import torch
 
 from star.base.errors import UserError, require_choice
 from star.base.names import shown
+from star.base.randomness import torch_generator
 from star.base.record import Record
 from star.base.settings import config_from_dict
 from star.base.torch_files import load_safetensors, load_torch_file
@@ -29,6 +30,7 @@ __all__ = [
     "DISPENSABLE",
     "MODEL_RUN",
     "Loaded",
+    "initial_model",
     "load_model",
     "newest_checkpoint",
     "open_model",
@@ -84,6 +86,11 @@ class Loaded:
         if self.config is None:
             return self.objective or "LlamaGen"
         return "ST-AR" if self.config.objective.uses_teacher else "AR"
+
+
+def initial_model(config: TrainConfig, device: torch.device | str = "cpu") -> Transformer:
+    """The model that a run of this configuration begins with: its weights follow from the seed."""
+    return build_model(config.model, torch_generator(config.seed, "init"), device)
 
 
 def open_model(

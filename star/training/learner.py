@@ -20,11 +20,11 @@ from star.base.randomness import torch_generator
 from star.base.record import Record
 from star.base.weights import check_weights, load_optimizer
 from star.model.dropout import Dropout
-from star.model.transformer import build_model
 from star.parallel.processes import distribute, gradients_synced, mean_over_processes, rank, world_size
 from star.parallel.sharding import gathered, local, shard, to_sharded, whole
 from star.runs.schedule import learning_rate
 from star.training.batches import TrainBatch
+from star.training.checkpoint import initial_model
 from star.training.config import TrainConfig
 from star.training.objective import compute_losses
 from star.training.student import Student
@@ -64,7 +64,7 @@ class Learner:
         self.config, self.device = config, device
         self.precision = resolve_precision(config.precision, device)
         self.loss_scale = LossScale(enabled=self.precision is torch.float16)
-        model = build_model(config.model, torch_generator(config.seed, "init"))
+        model = initial_model(config)
         self.student = Student(model, objective, recompute=config.checkpoint_activations)
         if self.student.projector is not None:
             self.student.projector.initialize(torch_generator(config.seed, "projector"))

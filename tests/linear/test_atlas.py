@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from helpers import SMALL, small_model
-from probing import LAYERS, MAE, STEPS, atlas_of, config, loaded, splits, tokenizer
+from probing import CPU, LAYERS, MAE, STEPS, atlas_of, config, loaded, splits, tokenizer
 
 from probes.linear import saving
-from probes.linear.atlas import probe_atlas
+from probes.linear.atlas import DRAWS, probe_atlas
 from probes.linear.knn import knn_predict
 from probes.linear.protocols import PROTOCOLS, ProtocolConfig
 from probes.linear.splits import probe_splits
@@ -24,6 +24,8 @@ from star.codes.store import open_splits
 from star.images.open import open_source
 from star.model.config import ModelConfig
 from star.model.transformer import build_model
+from star.training.config import TrainConfig
+from star.training.learner import Learner
 
 
 class Stopped(Exception):
@@ -32,8 +34,9 @@ class Stopped(Exception):
 
 @pytest.fixture(autouse=True)
 def small_pictures_of_tokens(monkeypatch):
-    """One pixel a cell: the pixel control of a 3 x 3 grid is 27 numbers wide, not 2,700."""
+    """One pixel a cell, so that the pixel control is 27 numbers wide, not 2,700; three values of C."""
     monkeypatch.setattr("probes.linear.pixels.SIDE", 3)
+    monkeypatch.setattr("probes.linear.protocols.STRENGTHS", (0.01, 1.0, 100.0))
 
 
 def rows(atlas, control, **where) -> pd.DataFrame:
@@ -63,9 +66,10 @@ def test_every_layer_and_step_has_a_row_beside_its_four_controls(tmp_path, name)
     assert set(table["protocol"]) == {name} and set(table["split"]) == {"test"}
     assert set(table["n"]) == {24}
     for row in table.itertuples():
-        hits = round(row.accuracy * 24)
-        assert row.accuracy == hits / 24
-        assert (row.low, row.high) == wilson_interval(hits, 24)
+        parts = DRAWS if row.control == "random" else 1  # the mean of draws
+        hits = round(row.accuracy * 24 * parts) / parts
+        assert row.accuracy == pytest.approx(hits / 24)
+        assert (row.low, row.high) == pytest.approx(wilson_interval(hits, 24))
     assert table["val_accuracy"].isna().all() == (name == "knn")
     assert atlas.predicted_SLKN.shape == (len(seeds), 2, 3, 24)
     np.testing.assert_array_equal(atlas.labels_N, labels)
@@ -126,11 +130,47 @@ def test_each_control_depends_on_what_it_is_made_of_alone(tmp_path):
             pd.testing.assert_frame_equal(rows(both, control, seed=seed), rows(alone, control))
 
 
-def test_an_untrained_checkpoint_is_its_own_random_control(tmp_path):
-    untrained = build_model(SMALL, torch_generator(0, "probe control"))
-    atlas = atlas_of(tmp_path, model=untrained, config=config("knn"))
+def test_a_run_that_has_not_begun_is_its_own_random_control(tmp_path):
+    run = TrainConfig(model=SMALL, seed=5)
+    untrained = dataclasses.replace(loaded(tmp_path, Learner(run, CPU).student.model), config=run)
+    atlas = probe_atlas(untrained, splits(), config("knn"), tokenizer=tokenizer())
     left, right = (rows(atlas, control).drop(columns="control") for control in ("none", "random"))
     pd.testing.assert_frame_equal(left, right)
+    assert atlas.result.info["random_weights"] == "those that the run began with"
+    other = dataclasses.replace(untrained, config=dataclasses.replace(run, seed=6))
+    atlas = probe_atlas(other, splits(), config("knn"), tokenizer=tokenizer())
+    assert not rows(atlas, "random").drop(columns="control").equals(right)
+
+
+def test_without_a_run_random_weights_are_the_mean_of_five_draws(tmp_path):
+    atlas = atlas_of(tmp_path, config=config("knn"))
+    assert atlas.result.info["random_weights"] == "the mean of 5 draws of initial weights"
+    alone = []
+    for draw in range(5):
+        model = build_model(SMALL, torch_generator(0, "probe control", draw))
+        alone.append(rows(atlas_of(tmp_path, model=model, config=config("knn")), "none"))
+    found = rows(atlas, "random")
+    np.testing.assert_allclose(found["accuracy"], np.mean([each["accuracy"] for each in alone], axis=0))
+    assert len({tuple(each["accuracy"]) for each in alone}) > 1
+    for row in found.itertuples():
+        assert (row.low, row.high) == pytest.approx(wilson_interval(24 * row.accuracy, 24))
+
+
+def test_seeds_that_draw_nothing_are_not_run_again(tmp_path):
+    stages = []
+    options = {
+        "config": config("ridge", seeds=(0, 1)),
+        "on_stage": lambda *told: stages.append(told[0]),
+    }
+    atlas = atlas_of(tmp_path, **options)
+    arms = {stage.split(":")[0] for stage in stages if "seed 1" in stage}
+    assert arms == {"model, seed 1", *(f"random, seed 1, draw {draw} of 5" for draw in range(1, 6))}
+    for control in ("none", "codes", "pixels"):
+        first, second = (rows(atlas, control, seed=seed).drop(columns="seed") for seed in (0, 1))
+        pd.testing.assert_frame_equal(first, second)
+    stages.clear()
+    atlas_of(tmp_path, **options | {"config": config("mae", seeds=(0, 1))})
+    assert {"codes, seed 1", "pixels, seed 1"} <= {stage.split(":")[0] for stage in stages}
 
 
 def test_real_stores_and_their_images(tmp_path, stores, digit_folder):
@@ -203,7 +243,7 @@ def test_a_broken_layer_is_named_and_the_others_are_finished(tmp_path, name):
 def test_a_control_that_is_broken_at_one_seed_has_no_rows_there(tmp_path, monkeypatch):
     def broken_at_seed_0(config, random, device):
         model = build_model(config, random, device)
-        if random.initial_seed() == torch_generator(0, "probe control").initial_seed():
+        if random.initial_seed() == torch_generator(0, "probe control", 2).initial_seed():
             model.layers[2].ffn_norm.weight.data[:] = float("inf")
         return model
 
@@ -236,8 +276,8 @@ def test_an_interrupted_atlas_goes_on_to_the_same_table(tmp_path, monkeypatch, n
 
     for wanted, done in (
         ("model, seed 1", {"model, seed 0"}),
-        ("random, seed 1", {"model, seed 0", "model, seed 1", "random, seed 0"}),
-        ("pixels, seed 0", {"model, seed 0", "random, seed 0", "random, seed 1", "codes, seed 1"}),
+        ("random, seed 1, draw 2", {"model, seed 0", "model, seed 1", "random, seed 0, draw 5 of 5"}),
+        ("pixels, seed 0", {"model, seed 0", "random, seed 1, draw 5 of 5", "codes, seed 0"}),
     ):
         with pytest.raises(Stopped):
             atlas_of(tmp_path, config=settings, work=work, on_stage=stop_at(wanted))

@@ -51,6 +51,7 @@ def test_the_printed_title_of_a_probe_has_it():
     info = {
         **describe_protocol("knn", 7),
         "seeds": [0], "splits": {"images": {"test": 4}}, "pixels": "source", "chance": 0.5,
+        "random_weights": "drawn",
     }  # fmt: skip
     atlas = Atlas(Result(table, info), np.zeros((1, 1, 1, 4)), np.zeros(4), [])
     assert atlas_said(atlas, "AR", ("one", "two"))[0].title == "AR: knn, k = 7, 4 test images, %"

@@ -100,14 +100,17 @@ def test_settings_chosen_at_an_edge_are_said():
 
 
 def test_several_seeds_are_averaged_with_their_spread(star, trained, tmp_path):
-    code, out, err = star(
-        "probe", trained, "--steps", "2", "--protocol", "ridge", "--seeds", "3", "--out", "p"
-    )
-    assert code == 0 and "spread" in out and "Means over 3 seeds" in flat(out), err
-    table = pd.read_csv(tmp_path / "p" / "probe-ridge-layer-1-teacher-steps-2-seeds-3.csv")
+    line = ("probe", trained, "--steps", "2", "--seeds", "3", "--out", "p")
+    code, out, err = star(*line, "--protocol", "mae", "--epochs", "9")
+    assert code == 0 and "Means over 3 seeds of the probe; spread" in flat(out), err
+    table = pd.read_csv(tmp_path / "p" / "probe-mae-layer-1-teacher-steps-2-seeds-3.csv")
     assert set(table["seed"]) == {0, 1, 2}
     random = table[table["control"] == "random"].pivot(index="seed", columns="step", values="accuracy")
     assert len(random) == 3
+    # A closed form draws nothing: a spread would be 0 and say that the number is exact.
+    code, out, err = star(*line, "--protocol", "ridge")
+    assert code == 0 and "Means over 3 seeds, without a spread: ridge draws nothing" in flat(out), err
+    assert "spread ┃" not in out
 
 
 @pytest.mark.slow
