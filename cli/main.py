@@ -117,8 +117,7 @@ def _refuse(message: str) -> None:
 
 def _usage(message: str, cause: BaseException | None) -> str:
     """One line out of typer's mistake of usage: the command, what is wrong, where to look."""
-    names = {command.name for command in app.registered_commands}
-    command = " ".join(["star", *(name for name in sys.argv[1:2] if name in names)])
+    command = " ".join(["star", *_command_words()])
     message = " ".join(message.split()).removesuffix(".")
     message = message.replace("Value error, ", "")
     # pydantic's, which typer's message leaves out
@@ -126,6 +125,25 @@ def _usage(message: str, cause: BaseException | None) -> str:
     if given and repr(given[0]["input"]) not in message:
         message += f" (given: {given[0]['input']!r})"
     return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"
+
+
+def _command_words() -> list[str]:
+    """The command that was typed, with that of its group: ["bench", "step"]; [] if there is none."""
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    level: typer.Typer = app
+    words: list[str] = []
+    for word in sys.argv[1:3]:
+        callbacks = (command.name or command.callback for command in level.registered_commands)
+        names = {name if isinstance(name, str) else getattr(name, "__name__", "") for name in callbacks}
+        group = None if words else groups.get(word)
+        if group is not None:
+            level = group
+        elif word not in names:
+            break
+        words.append(word)
+        if word in names:
+            break
+    return words
 
 
 def _out_of_memory(error: Exception) -> bool:

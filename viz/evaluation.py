@@ -34,7 +34,7 @@ def evaluations(tables: Mapping[str, pd.DataFrame]) -> Figure:
     require(len(metrics) > 0, "the tables hold no number")
     down = math.ceil(len(metrics) / ACROSS)
     across = min(ACROSS, len(metrics))
-    figure = new_figure(3.2 * across + 0.8, (0.9 + 0.32 * len(tables)) * down + 0.6)
+    figure = new_figure(3.2 * across + 0.8, (1.1 + 0.32 * len(tables)) * down + 0.6)
     panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     styles = model_styles(tables)
     for axes, metric in zip(panels, metrics, strict=False):
@@ -46,7 +46,7 @@ def evaluations(tables: Mapping[str, pd.DataFrame]) -> Figure:
                 style = styles[name] | {"linestyle": "", "markersize": 7}
                 axes.errorbar([value], [place], xerr=reach, capsize=3, elinewidth=1.4, **style)
         better = "← better" if metric.startswith(LOWER) else "better →"
-        axes.set_title(f"{metric}   {better}", loc="left", fontsize=9.5)
+        axes.set_title(f"{metric}\n{better}", loc="left", fontsize=9.5)
         axes.set_ylim(len(tables) - 0.5, -0.5)
         axes.set_yticks(range(len(tables)), [legend_label(name) for name in tables])
         axes.margins(x=0.15)
@@ -81,7 +81,7 @@ def evaluation_by_class(
         shown = real[real["class"].isin(places)]
         axes.plot(
             100 * shown["accuracy"], shown["class"].map(places), linestyle="", marker="D",
-            markersize=6, markerfacecolor="none", color=INK, label="reference images",
+            markersize=6, markerfacecolor="none", color=INK, label="reference images", clip_on=False,
         )  # fmt: skip
     offsets = [0.22 * (number - (len(tables) - 1) / 2) for number in range(len(tables))]
     for (name, table), offset in zip(tables.items(), offsets, strict=True):
@@ -91,7 +91,8 @@ def evaluation_by_class(
         heights = rows["class"].map(places) + offset
         axes.errorbar(
             percent["accuracy"], heights, xerr=pd.DataFrame(reach).clip(lower=0).to_numpy(), capsize=2,
-            elinewidth=1.0, label=legend_label(name), **styles[name] | {"linestyle": ""},
+            elinewidth=1.0, label=legend_label(name), clip_on=False,
+            **styles[name] | {"linestyle": ""},
         )  # fmt: skip
     chance = 100 * float(first["chance"].iloc[0])
     axes.axvline(chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
@@ -99,6 +100,7 @@ def evaluation_by_class(
     axes.set_yticks(list(places.values()), [legend_label(name) for name in places])
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_xlim(0, 100)
+    axes.set_ylabel("class, the least seen first")
     axes.set_xlabel("samples in which the class asked for is seen (%); dashed: chance")
     axes.grid(axis="x")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 if len(places) < 15 else -0.08), ncols=3)

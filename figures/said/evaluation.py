@@ -122,10 +122,19 @@ def explained(network: Network) -> list[Said]:
 
 
 def compared_said(
-    table: pd.DataFrame, classes: pd.DataFrame | None, names: tuple[str, str]
+    table: pd.DataFrame,
+    classes: pd.DataFrame | None,
+    names: tuple[str, str],
+    counts: tuple[int, int],
 ) -> list[Said]:
-    """Differences with intervals; what two files of samples cannot say."""
+    """Differences with intervals of sets of ``counts`` samples; what two files cannot say."""
     first, other = names
+    unequal = ""
+    if counts[0] != counts[1]:
+        unequal = (
+            f"NOT comparable as they are: {counts[0]:,} samples of {first}, {counts[1]:,} of {other}; "
+            "distances, recall and coverage depend on the count. "
+        )
     rows = []
     for row in table.itertuples():
         values = (_number(row.metric, value, 0, 0)[0] for value in (row.first, row.second))
@@ -148,5 +157,5 @@ def compared_said(
     columns = ["number", first, other, "difference", "95 %", "p (Holm)"]
     return [
         Rows(f"{other} less {first}, on the same reference", columns, rows),
-        f"{OTHER_RUNS}: intervals are over samples of these two models",
+        f"{unequal}{OTHER_RUNS}: intervals are over samples of these two models",
     ]

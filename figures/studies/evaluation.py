@@ -285,9 +285,10 @@ def _pairs(
         classes = _compared_classes(sets, judged, names)
         if classes is not None:
             results["-classes"] = Result(classes, info)
+        counts = (sets[first].count, sets[other].count)
         mine, theirs = (slug(name, among=sets) for name in (other, first))
         stem = folder / f"evaluate-{mine}-against-{theirs}-{slug(network.name)}"
-        yield Finding(stem=stem, results=results, said=compared_said(table, classes, names))
+        yield Finding(stem=stem, results=results, said=compared_said(table, classes, names, counts))
     if others:
         figures = {"-compared": evaluations({name: judged[name].evaluation.table() for name in sets})}
         tables = {name: each.classes for name, each in judged.items() if each.classes is not None}

@@ -150,6 +150,8 @@ def _of_npz(path: Path) -> ImageSet:
                     f"{path}: {name} is {labels.dtype} {labels.shape}; expected a whole number for "
                     f"each of {count} images"
                 )
+            if count and labels.min() < 0:
+                raise UserError(f"{path}: {name} holds {labels.min()}; expected labels of at least 0")
     names = None if plan is None else plan.get("class_names")
     return ImageSet(
         path=str(path),

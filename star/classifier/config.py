@@ -59,7 +59,7 @@ class ClassifierConfig:
         said="none",
     )
     name: str = option("", "Name in the classifier's card.", said="SOURCE-SIZE")
-    size: int = option(0, "Side of its images in pixels.", said=f"the images' own, at most {LARGEST}")
+    size: int = option(0, "Side of its images in pixels; 0: their own.", said=f"0, at most {LARGEST}")
     width: int = option(16, "Channels of the first layer; there are 8 times as many features.")
     views: Literal["auto", "crop-flip", "crop", "affine", "plain"] = option(
         "auto",
@@ -67,7 +67,9 @@ class ClassifierConfig:
         "scales and shifts, or the images as they are. auto: affine for digits, else crop-flip.",
     )
     max_steps: int = option(
-        0, "Optimiser steps.", said=f"{PASSES} passes over the images, {FEWEST_STEPS} at least"
+        0,
+        f"Optimiser steps; 0: {PASSES} passes over the images, {FEWEST_STEPS} steps at least.",
+        said="0",
     )
     batch_size: int = option(128, "Images a step.")
     lr: float = option(0.1, "Highest learning rate.")

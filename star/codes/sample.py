@@ -24,7 +24,7 @@ from star.base.randomness import generator
 from star.base.record import Record
 from star.codes.store import StoreWriter
 from star.model.classes import null_label
-from star.model.sampler import SCHEDULES, generate
+from star.model.sampler import SCHEDULES, check_sampling, generate
 from star.model.transformer import Transformer
 from star.parallel.processes import main_first, rank, wait_for_all, world_size
 from star.tokenizer.model import VQModel, decode_tokens
@@ -66,6 +66,7 @@ class SampleOptions:
                 raise UserError(f"{name} is {getattr(self, name)}; expected at least {least}")
         require_choice("classes", self.balance, BALANCES)
         require_choice("cfg_schedule", self.cfg_schedule, SCHEDULES)
+        check_sampling(self.cfg_scale, self.temperature, self.top_k, self.top_p)
 
 
 def sample_labels(options: SampleOptions, chosen: list[int], start: int, stop: int) -> np.ndarray:

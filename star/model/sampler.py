@@ -22,7 +22,7 @@ from star.model.decoder import decoder
 from star.model.kv_cache import cache_bytes
 from star.model.transformer import Transformer
 
-__all__ = ["SCHEDULES", "filter_logits", "generate", "guide"]
+__all__ = ["SCHEDULES", "check_sampling", "filter_logits", "generate", "guide"]
 
 SCHEDULES = ("constant", "linear")  # of guidance over the tokens of an image
 
@@ -179,6 +179,11 @@ def _check(
     if len(outside):
         numbers = class_numbers(config.num_classes, config.null_class)
         raise UserError(f"label {int(outside[0])} does not exist; expected {numbers}")
+    check_sampling(cfg_scale, temperature, top_k, top_p)
+
+
+def check_sampling(cfg_scale: float, temperature: float, top_k: int, top_p: float) -> None:
+    """Raise ``UserError`` for a parameter of ``generate`` that is out of range."""
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature}; expected a number > 0 (or greedy decoding)")
     if not 0 <= cfg_scale < math.inf:

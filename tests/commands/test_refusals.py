@@ -32,6 +32,12 @@ from star.model.sampler import generate
         (["train", "--objective", "x"], "'x' is not one of 'star', 'ar'"),
         (["train", "extra"], "unexpected extra argument"),
         (["train", "--nproc", "two"], "star train: invalid value for '--nproc'"),
+        (
+            ["bench", "sample", "--runs", "1"],
+            "(Possible options: --rounds); see star bench sample --help",
+        ),
+        (["bench", "smaple"], "star bench: no such command 'smaple'"),
+        (["codes", "export", "--bogus"], "--bogus; see star codes export --help"),
         (["token-invariance"], "star token-invariance: missing argument 'image'"),
     ],
 )

@@ -36,3 +36,16 @@ def test_options_of_the_other_kind_are_refused(star, trained):
     assert refused(star("sample", trained, "--count", "4", "--each", "2"), "--each is of the grid")
     assert refused(star("sample", trained, "--count", "0"), "count is 0; expected at least 1")
     assert refused(star("sample", trained, "--count", "4", "--out", "s.png"), "ends in .npz")
+
+
+def test_a_setting_out_of_range_is_refused_before_anything_is_written(star, trained, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    for option, value, message in (
+        ("--top-p", "7", "top_p is 7.0; expected 0 < top_p <= 1"),
+        ("--temperature", "0", "temperature is 0.0"),
+        ("--top-k", "-1", "top_k is -1"),
+        ("--cfg-scale", "nan", "cfg_scale is nan"),
+    ):
+        line = ("sample", trained, "--count", "4", option, value, "--out", "z.npz")
+        assert refused(star(*line), message)
+    assert sorted(tmp_path.iterdir()) == before

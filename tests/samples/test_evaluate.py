@@ -137,6 +137,17 @@ def npz(path, **arrays):
     return path
 
 
+def test_sets_of_unequal_counts_are_set_apart(star, samples, digit_folder, classifier):
+    with np.load(samples / "b.npz") as whole:
+        np.savez(samples / "c.npz", arr_0=whole["arr_0"][:12])
+    line = ["--ref", digit_folder, "--features", classifier, "--resamples", "2", "--out", "e"]
+    said = "NOT comparable as they are: 20 samples of a, 12 of c; distances"
+    code, out, err = star("evaluate", "a.npz", "c.npz", *line)
+    assert code == 0 and said in " ".join(out.split()), err
+    code, out, err = star("evaluate", "a.npz", "b.npz", *line)
+    assert code == 0 and "NOT comparable" not in out, err
+
+
 def test_samples_that_are_none_are_refused(star, tmp_path, digit_folder, classifier):
     images = np.zeros((4, 16, 16, 3), np.uint8)
     cases = {
@@ -146,6 +157,7 @@ def test_samples_that_are_none_are_refused(star, tmp_path, digit_folder, classif
         npz("one.npz", arr_0=images[:1]): "holds 1 images; expected at least 2",
         npz("other.npz", images=images): "has no array arr_0",
         npz("labels.npz", arr_0=images, labels=np.zeros(3, int)): "expected a whole number for each",
+        npz("negative.npz", arr_0=images, labels=np.arange(-2, 2)): "labels holds -2; expected labels",
         npz("objects.npz", arr_0=np.array([{}, {}], dtype=object)): "pickled objects",
     }  # fmt: skip
     whole = npz("whole.npz", arr_0=np.random.default_rng(0).integers(0, 256, images.shape, np.uint8))
