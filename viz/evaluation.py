@@ -50,6 +50,7 @@ def evaluations(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes.set_ylim(len(tables) - 0.5, -0.5)
         axes.set_yticks(range(len(tables)), [legend_label(name) for name in tables])
         axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x")
     for axes in panels[len(metrics) :]:
         axes.set_visible(False)

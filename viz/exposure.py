@@ -27,12 +27,13 @@ _PANELS = (
     ),
     ("code_histogram", "Histogram of codes: TV beyond chance", "total variation"),
 )
+STARTS = 4  # drawn of one model: the bands of more would hide one another
 _COLUMNS = ("measure", "start", "span", "begin", "end", "rollout", "real", "difference", "low", "high")
 
 
 @styled
 def exposure_curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """A line a start of one model's table; of several, a line a model from the first start.
+    """A line a start of one model's table, four at most; of several, a line a model from the first.
 
     Bands are 95 % over images; in the panel of codes, dotted: another real image of the class.
     ``UserError`` on missing columns or without rows.
@@ -79,9 +80,9 @@ def _lines(tables: Mapping[str, pd.DataFrame]) -> dict[str, tuple[pd.DataFrame, 
             for name, table in tables.items()
         }
     (table,) = tables.values()
-    starts = thinned(sorted(table["start"].unique()), 8)
+    starts = thinned(sorted(table["start"].unique()), STARTS)
     colours = LAYER_MAP(np.linspace(0, 1, max(len(starts), 2)))
-    markers = "osD^vP*X"
+    markers = "osD^"
     return {
         str(start): (table[table["start"].eq(start)], {"color": colour, "marker": marker})
         for start, colour, marker in zip(starts, colours, markers, strict=False)
