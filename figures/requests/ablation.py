@@ -31,6 +31,7 @@ class Request(ComparisonRequest):
     layers: str = option(
         "all", "Layers that are cut together: all or 2,4,6; or each: one after the other."
     )
+    random_cuts: int = option(5, "Draws of the random cut; what is said is their mean.")
     at: str | None = option(None, "Steps whose queries are cut, e.g. 12,40,64.", said="all")
     reach: str | None = option(
         None, "Distances d of the curve, e.g. 0,1,2; none.", said="up to 9, 0 to grid - 1"
@@ -44,6 +45,6 @@ class Request(ComparisonRequest):
     )
     probe_images: int = option(2000, "Most images of each split for the probe (ridge).")
     steps: int = option(8, "Number of uniformly spaced steps that are probed.")
-    seed: int = option(0, "Draws the images and the random cut.")
+    seed: int = option(0, "Draws the images and the random cuts.")
     precision: Precision = option("fp32", "Of the model's forward passes.")
     out: Path | None = folder("RUN/ablate")

@@ -85,6 +85,8 @@ class AblationStudy(CheckpointStudy[Request, Plan, Stores, Found]):
                 raise UserError(f"{said} is {getattr(asked, name)}; expected at least 2")
         if "beyond" in asked.cut:
             raise UserError("what is beyond a distance is cut by --reach; leave it out of --cut")
+        if asked.random_cuts < 1:
+            raise UserError(f"random-cuts is {asked.random_cuts}; expected at least 1")
         if asked.strict_steps < 0:
             raise UserError(f"strict-steps is {asked.strict_steps}; expected at least 0")
         if asked.reach == "none" and asked.cut == "none":
@@ -148,9 +150,19 @@ class AblationStudy(CheckpointStudy[Request, Plan, Stores, Found]):
         )
 
     def explained(self, asked: Request, found: Mapping[str, Found]) -> list[Said]:
-        """What each cut hides."""
+        """What each cut hides, and what may be concluded."""
         cut = {name for each in found.values() for one in each.plan.cuts for name in one.names}
-        return [f"{name}: attention to {text}" for name, text in CUTS.items() if name in cut]
+        said: list[Said] = [
+            f"{name}: attention to {text}" for name, text in CUTS.items() if name in cut
+        ]
+        if "random" in cut and asked.random_cuts > 1:
+            said.append(f"random: the mean over {asked.random_cuts} draws")
+        if cut:
+            said.append(
+                "weight: attention that the cut takes away (mean over layers, heads, steps); a model "
+                "trained with masked attention may tolerate cuts better without using less"
+            )
+        return said
 
     def compared(self, asked: Request, found: dict[str, Found], first: str, other: str) -> Finding:
         """Paired differences of two models' changes."""
@@ -182,7 +194,11 @@ def plan(asked: Request, config: ModelConfig) -> Plan:
     groups = [(layer,) for layer in layers] if asked.layers == "each" else [layers]
     steps = None if asked.at is None else tuple(parse_steps(asked.at, config.tokens))
     names = [] if asked.cut == "none" else [name.strip() for name in asked.cut.split(",")]
-    cuts = [Cut(name, group, steps, seed=asked.seed) for name in names for group in groups]
+    cuts = [
+        Cut(name, group, steps, seed=asked.seed, draws=asked.random_cuts)
+        for name in names
+        for group in groups
+    ]
     reaches = _reaches(asked, config.grid)
     reach_cuts(config, layers, reaches)  # refuses what is not on the grid
     half = max(1, config.layers // 2)
@@ -240,12 +256,13 @@ def _said(table: pd.DataFrame, name: str, plan: Plan) -> list[Said]:
     rows = []
     for (cut, layers), group in table[table["reach"].isna()].groupby(["cut", "layers"], sort=False):
         by = group.set_index("measure")
-        cells = [_change(by, "nll", 1), _change(by, "nll_cut_steps", 1)]
+        cells = [_change(by, "nll", 1), _change(by, "nll_cut_steps", 1), *_by_weight(by)]
         cells += [_change(by, f"accuracy_{reading}", 100) for reading in ("refit", "fixed")]
         rows.append([cut, layers, *cells])
     if rows:
-        columns = ["attention cut to", "layers", "NLL", "at cut steps", "probe refit", "fixed"]
-        keep = [i for i in range(6) if any(row[i] for row in rows)]
+        columns = ["attention cut to", "layers", "NLL", "at cut steps", "weight", "NLL / weight"]
+        columns += ["refit", "fixed"]
+        keep = [i for i in range(len(columns)) if any(row[i] for row in rows)]
         where = f"layer {plan.probe_layer}, mean of steps {', '.join(map(str, plan.probe_steps))}"
         of_probe = f" (probe in points: {where})" if plan.probe_layer else ""
         body = [[row[i] for i in keep] for row in rows]
@@ -257,8 +274,18 @@ def _change(by: pd.DataFrame, measure: str, factor: float) -> str:
     if measure not in by.index:
         return ""
     row, digits = by.loc[measure], 1 if factor == 100 else 3
-    half = factor * (row["high"] - row["low"]) / 2
-    return f"{factor * row['difference']:+.{digits}f} ± {half:.{digits}f}"
+    value, low, high = (factor * row[name] for name in ("difference", "low", "high"))
+    if factor == 1:  # Student's t, the same to either side
+        return f"{value:+.{digits}f} ± {(high - low) / 2:.{digits}f}"
+    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _by_weight(by: pd.DataFrame) -> list[str]:
+    """The attention that was cut, and the loss of NLL per unit of it, at the cut steps."""
+    row = by.loc["nll_cut_steps" if "nll_cut_steps" in by.index else "nll"]
+    value, low, high = (row[f"per_weight{end}"] for end in ("", "_low", "_high"))
+    bounds = "" if np.isnan(low) else f" ± {(high - low) / 2:.2f}"
+    return [f"{row['weight']:.3f}", "" if np.isnan(value) else f"{value:+.2f}{bounds}"]
 
 
 def _reach_said(nll: pd.DataFrame, name: str, plan: Plan) -> list[Said]:

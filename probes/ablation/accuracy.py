@@ -48,8 +48,8 @@ def ablate_probe(
     check_probe(model, splits, [layer], steps)
     protocol = ProtocolConfig(name="ridge")
     labels_N = splits.labels("test")
-    patterns = [cut.patterns(model.config) for cut in cuts]
-    total, done = 1 + len(READINGS) * len(cuts), 0
+    patterns = [cut.all_patterns(model.config) for cut in cuts]
+    total, done = 1 + len(READINGS) * sum(map(len, patterns)), 0
 
     def hits(cut: Mapping[int, Tensor] | None = None, parts: Sequence[str] = PARTS) -> np.ndarray:
         nonlocal done
@@ -68,10 +68,12 @@ def ablate_probe(
 
     intact_KN = hits()
     rows = []
-    for cut, pattern in zip(cuts, patterns, strict=True):
+    for cut, drawn in zip(cuts, patterns, strict=True):
         named = cut_name(cut, model.config.layers)
         for reading, parts in READINGS.items():
-            changed_KN = hits(pattern, parts)
+            changed_KN = hits(drawn[0], parts)
+            if len(drawn) > 1:
+                changed_KN = np.mean([changed_KN, *(hits(each, parts) for each in drawn[1:])], axis=0)
             rows.append(Row(*named, reading, intact_KN.mean(0), changed_KN.mean(0)))
             for k, step in enumerate(steps):
                 rows.append(Row(*named, f"{reading}_step_{step}", intact_KN[k], changed_KN[k]))

@@ -34,7 +34,8 @@ CUTS = {
 @dataclass(frozen=True)
 class Cut:
     """One cut. ``what``: names of ``CUTS``, joined by ``+``; ``layers`` from 1; ``steps`` whose queries
-    are cut (None: all); ``reach`` in cells, for ``beyond`` alone; ``seed`` draws ``random``.
+    are cut (None: all); ``reach`` in cells, for ``beyond`` alone; ``seed`` draws ``random``, ``draws``
+    times: what it changes is the mean over them, so that no single draw stands for all.
 
     Raises ``UserError`` for a name that does not exist and a reach that is missing or idle.
     """
@@ -44,6 +45,7 @@ class Cut:
     steps: tuple[int, ...] | None = None
     reach: int | None = None
     seed: int = 0
+    draws: int = 1
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -54,19 +56,26 @@ class Cut:
             )
         if self.reach is not None and self.reach < 0:
             raise UserError(f"reach is {self.reach}; expected at least 0 cells")
+        if self.draws < 1:
+            raise UserError(f"draws of random cuts are {self.draws}; expected at least 1")
 
     @property
     def names(self) -> list[str]:
         """The parts of ``what``."""
         return self.what.split("+")
 
-    def patterns(self, config: ModelConfig) -> dict[int, Tensor]:
+    def all_patterns(self, config: ModelConfig) -> list[dict[int, Tensor]]:
+        """``patterns`` of every draw: one where nothing is random."""
+        draws = self.draws if "random" in self.names else 1
+        return [self.patterns(config, draw) for draw in range(draws)]
+
+    def patterns(self, config: ModelConfig, draw: int = 0) -> dict[int, Tensor]:
         """Layer to (N, N) bool, as ``Transformer.forward`` takes it; ``UserError`` if out of range."""
         check_layers(config, self.layers)
         grid, positions = config.grid, config.tokens + 1
         hidden = torch.zeros(positions, positions, dtype=torch.bool)
         for name in self.names:
-            hidden |= self._pattern(name, grid)
+            hidden |= self._pattern(name, grid, draw)
         if self.steps is not None:
             check_steps(config.tokens, self.steps)
             chosen = torch.zeros(positions, dtype=torch.bool)
@@ -75,21 +84,21 @@ class Cut:
         hidden.fill_diagonal_(False)
         return dict.fromkeys(self.layers, hidden)
 
-    def _pattern(self, name: str, grid: int) -> Tensor:
+    def _pattern(self, name: str, grid: int, draw: int) -> Tensor:
         if name == "beyond":
             assert self.reach is not None
             return cut_beyond(grid, self.reach)
         if name == "random":
-            return _random(grid, self.seed)
+            return _random(grid, self.seed, draw)
         return place_patterns(grid)[name]
 
 
-def _random(grid: int, seed: int) -> Tensor:
+def _random(grid: int, seed: int, draw: int) -> Tensor:
     """As many keys of each query as its neighbours, drawn among the other tokens it sees."""
     patterns = place_patterns(grid)
     near = patterns["neighbourhood"] & ~patterns["self"]
     far = patterns["image"] & ~patterns["neighbourhood"]
-    drawn = torch.rand(far.shape, generator=torch_generator(seed, "random cut"))
+    drawn = torch.rand(far.shape, generator=torch_generator(seed, "random cut", draw))
     order = drawn.masked_fill(~far, -1).argsort(dim=1, descending=True).argsort(dim=1)
     return far & (order < near.sum(1, keepdim=True))
 

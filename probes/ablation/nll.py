@@ -6,6 +6,7 @@ Attention weights say where a model looks, not what it uses; here paths are cut
 Shapes: N images, T tokens, R reaches, K steps.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from probes.ablation.cuts import Cut, strict_window
+from probes.ablation.weights import removed_weight
 from probes.reading.features import check_steps, check_store
+from probes.stats.intervals import ratio_interval
 from probes.stats.paired import paired_row, paired_table
 from star.base.device import autocast
 from star.base.errors import UserError
@@ -31,7 +34,7 @@ __all__ = ["STRICT", "Ablation", "Row", "ablate_nll", "compare_ablations", "cut_
 
 ABLATION_COLUMNS = (
     "cut", "reach", "layers", "steps", "measure", "intact", "value", "difference", "low", "high",
-    "p", "n",
+    "p", "n", "weight", "per_weight", "per_weight_low", "per_weight_high",
 )  # fmt: skip
 KEY = ABLATION_COLUMNS[:5]
 COMPARED_COLUMNS = (
@@ -43,7 +46,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One cut, one measure; ``intact`` and ``changed`` (N,), paired by image."""
+    """One cut, one measure; ``intact`` and ``changed`` (N,), paired by image.
+
+    ``weight`` (N,): the attention that the cut removes at the steps of the measure
+    (``probes.ablation.weights``), or None.
+    """
 
     cut: str
     reach: int | None
@@ -52,6 +59,7 @@ class Row:
     measure: str
     intact: np.ndarray
     changed: np.ndarray
+    weight: np.ndarray | None = None
 
     @property
     def key(self) -> tuple:
@@ -71,11 +79,14 @@ class Row:
     def cells(self) -> tuple:
         """The row of the table."""
         sides = self.intact, self.changed
-        if self.intact.dtype != bool:
+        if not self.intact.dtype == self.changed.dtype == bool:  # else hits, image by image
             sides = self.intact.astype(np.float64), self.changed.astype(np.float64)
         row = paired_row(*sides, largest=self.largest)
         numbers = ("first", "second", "difference", "low", "high", "p", "n")
-        return (*self.key, *(row[number] for number in numbers))
+        removed = (math.nan,) * 4
+        if self.weight is not None:
+            removed = (float(self.weight.mean()), *ratio_interval(self.difference, self.weight))
+        return (*self.key, *(row[number] for number in numbers), *removed)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,11 @@ class Ablation:
     rows: list[Row]
 
     def table(self) -> pd.DataFrame:
-        """Columns ``ABLATION_COLUMNS``: means, the paired difference, its 95 % interval and p."""
+        """Columns ``ABLATION_COLUMNS``: means, the paired difference, its 95 % interval and p.
+
+        ``weight``: mean attention that the cut removes; ``per_weight``: difference per unit of it, with
+        its interval (both of NLL under cuts of attention rows alone).
+        """
         table = pd.DataFrame([row.cells() for row in self.rows], columns=list(ABLATION_COLUMNS))
         return table.astype({"reach": "Int64"})
 
@@ -105,26 +120,37 @@ def ablate_nll(
 ) -> Ablation:
     """Mean NLL a token of each image (its test view, given its class) with each cut, beside without.
 
-    A cut of chosen steps has a second row, ``nll_cut_steps``: the NLL at those steps alone.
-    on_progress(done, total) counts passes over the images. Raises ``UserError`` for codes that do not
+    A cut of chosen steps has a second row, ``nll_cut_steps``: the NLL at those steps alone. A cut that
+    is drawn at random changes the mean over its draws. on_progress(done, total) counts passes over the
+    images. Raises ``UserError`` for codes that do not
     fit and cuts that do not exist in this model.
     """
     check_store(model, store)
     options: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
-    patterns = [cut.patterns(model.config) for cut in cuts]
-    intact_NT = token_nll(model, store, **options)
+    patterns = [cut.all_patterns(model.config) for cut in cuts]
+    total, done = sum(map(len, patterns)) + 2, 0
+
+    def measured(pattern: dict[int, Tensor] | None = None) -> np.ndarray:
+        nonlocal done
+        nll_NT = token_nll(model, store, cut=pattern, **options)
+        done += 1
+        on_progress(done, total)
+        return nll_NT
+
+    intact_NT = measured()
     _check_finite(intact_NT)
-    on_progress(1, len(cuts) + 1)
+    weights = removed_weight(model, store, cuts, precision=precision)
+    on_progress(done := done + 1, total)
     rows = []
-    for done, (cut, pattern) in enumerate(zip(cuts, patterns, strict=True), start=2):
-        changed_NT = token_nll(model, store, cut=pattern, **options)
+    for cut, drawn, weight_NT in zip(cuts, patterns, weights, strict=True):
+        changed_NT = np.mean([measured(pattern) for pattern in drawn], axis=0)
         named = cut_name(cut, model.config.layers)
-        rows.append(Row(*named, "nll", intact_NT.mean(1), changed_NT.mean(1)))
+        whole = (intact_NT.mean(1), changed_NT.mean(1), weight_NT.mean(1))
+        rows.append(Row(*named, "nll", *whole))
         if cut.steps is not None:
             at = np.asarray(cut.steps) - 1
-            pair = (intact_NT[:, at].mean(1), changed_NT[:, at].mean(1))
-            rows.append(Row(*named, "nll_cut_steps", *pair))
-        on_progress(done, len(cuts) + 1)
+            some = (each_NT[:, at].mean(1) for each_NT in (intact_NT, changed_NT, weight_NT))
+            rows.append(Row(*named, "nll_cut_steps", *some))
     return Ablation(rows)
 
 

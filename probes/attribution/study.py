@@ -26,7 +26,7 @@ from probes.attribution.quality import (
 )
 from probes.attribution.scores import StepScores
 from probes.results import Result, checkpoint_facts, provenance
-from probes.stats.intervals import jackknife_interval, mean_interval
+from probes.stats.intervals import mean_interval, ratio_interval
 from star.base.errors import UserError
 from star.model.config import ModelConfig
 from star.model.transformer import check_layers
@@ -204,10 +204,7 @@ def _mean(group: pd.DataFrame, name: str) -> tuple[float, float, float, int]:
     """(value, low, high, n) over the images that have a value."""
     if name in RATIOS:
         over, under = (group[part].abs().to_numpy() for part in RATIOS[name])
-        if not under.sum() > 0:
-            return math.nan, math.nan, math.nan, len(group)
-        left_out = (over.sum() - over) / (under.sum() - under)
-        return *jackknife_interval(float(over.sum() / under.sum()), left_out), len(group)
+        return *ratio_interval(over, under), len(group)
     values = group[name].abs() if name == "gap" else group[name]
     known = values.dropna().to_numpy()  # an image of equal contributions has no ranks to correlate
     return *mean_interval(known), len(known)

@@ -22,6 +22,7 @@ __all__ = [
     "median_interval",
     "neighbours_interval",
     "paired_test",
+    "ratio_interval",
     "share_interval",
     "student_p",
     "student_quantile",
@@ -150,6 +151,16 @@ def jackknife_interval(value: float, left_out_G: np.ndarray) -> tuple[float, flo
     error = math.sqrt((count - 1) / count * float(np.square(left_out_G - left_out_G.mean()).sum()))
     half = student_quantile(count - 1) * error
     return value, value - half, value + half
+
+
+def ratio_interval(over_N: np.ndarray, under_N: np.ndarray) -> tuple[float, float, float]:
+    """(sum / sum, low, high) over images, by the jackknife; NaN where there is nothing to divide by."""
+    over, under = float(over_N.sum()), float(under_N.sum())
+    if not under > 0:
+        return (math.nan,) * 3
+    if len(over_N) < 2:
+        return over / under, math.nan, math.nan
+    return jackknife_interval(over / under, (over - over_N) / (under - under_N))
 
 
 def student_quantile(freedom: float) -> float:

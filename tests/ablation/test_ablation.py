@@ -10,6 +10,7 @@ from helpers import SMALL, fake_store, refused, small_model
 from probes.ablation.accuracy import ablate_probe
 from probes.ablation.cuts import CUTS, Cut, all_layers, reach_cuts, strict_window
 from probes.ablation.nll import STRICT, ablate_nll, compare_ablations, strict_nll
+from probes.ablation.weights import removed_weight
 from probes.linear.protocols import ProtocolConfig, run_protocol
 from probes.linear.sources import ModelSource
 from probes.linear.splits import fewer_images, probe_splits
@@ -136,7 +137,7 @@ def test_the_change_of_nll_is_paired_by_image():
     ]
     reports = []
     found = ablate_nll(model, store, cuts, batch_size=7, on_progress=lambda *at: reports.append(at))
-    assert reports == [(n, 6) for n in range(1, 7)]
+    assert reports == [(n, 7) for n in range(1, 8)]  # intact, weights, five cuts
     table = found.table()
     intact = direct_nll(model, store)
     for row, cut in zip(table.query("measure == 'nll'").itertuples(), cuts, strict=True):
@@ -154,6 +155,70 @@ def test_the_change_of_nll_is_paired_by_image():
     last = table.query("reach == 2").iloc[0]
     assert last.difference == 0 and last.p == 1, "the largest reach sees everything"
     assert table.query("reach == 0").iloc[0].difference != 0
+
+
+def test_a_random_cut_is_the_mean_over_its_draws():
+    model, store = trained_like(), fake_store(images=24)
+    cut = Cut("random", LAYERS, seed=3, draws=4)
+    row = ablate_nll(model, store, [cut]).table().iloc[0]
+    drawn = [cut.patterns(SMALL, draw) for draw in range(4)]
+    assert len({tuple(one[1].flatten().tolist()) for one in drawn}) == 4
+    changed = np.mean([direct_nll(model, store, one) for one in drawn], axis=0)
+    expected = mean_interval((changed - direct_nll(model, store)).mean(1))
+    assert (row.difference, row.low, row.high) == pytest.approx(expected, abs=1e-5)
+    assert len(Cut("class", LAYERS, draws=4).all_patterns(SMALL)) == 1, "nothing to draw"
+    stores = {"train": fake_store(images=60), "test": fake_store(images=40, seed=1)}
+    splits, at = probe_splits(stores), {"layer": 2, "steps": [9]}
+    found = ablate_probe(model, splits, [cut], **at).table().set_index("measure")
+    alone = [ablate_probe(model, splits, [cut_of(cut, one)], **at).table() for one in range(4)]
+    for measure in ("accuracy_refit", "accuracy_fixed", "accuracy_fixed_step_9"):
+        values = [table.set_index("measure").loc[measure, "value"] for table in alone]
+        assert found.loc[measure, "value"] == pytest.approx(np.mean(values))
+    assert len(set(values)) > 1
+
+
+def cut_of(cut, draw):
+    """One draw of a cut as a cut of its own."""
+
+    class OfDraw(Cut):
+        def patterns(self, config, ignored=0):
+            return super().patterns(config, draw)
+
+    return OfDraw(cut.what, cut.layers, seed=cut.seed)
+
+
+def test_the_weight_that_a_cut_removes_is_summed_attention():
+    model, store = trained_like(), fake_store(images=6)
+    cuts = [
+        Cut("class", (1, 3)),
+        Cut("neighbourhood", (2,), steps=(4, 9)),
+        Cut("random", LAYERS, draws=2),
+    ]
+    found = removed_weight(model, store, cuts)
+    tokens, labels = tokens_of(store)
+    names = [f"layers.{layer}.attention" for layer in LAYERS]
+    with torch.no_grad():
+        rows = model(tokens, labels, capture=names).captured
+    for cut, weight_NT in zip(cuts, found, strict=True):
+        for image in range(6):
+            for step in range(1, 10):
+                total, terms = 0.0, 0
+                for pattern in cut.all_patterns(SMALL):
+                    for layer in cut.layers:
+                        for head in range(SMALL.heads):
+                            row = rows[f"layers.{layer}.attention"][image, head, step - 1]
+                            hidden = pattern[layer][step - 1].tolist()
+                            total += sum(row[key].item() for key in range(step) if hidden[key])
+                            terms += 1
+                assert weight_NT[image, step - 1] == pytest.approx(total / terms, abs=1e-5)
+    table = ablate_nll(model, store, cuts).table()
+    row = table[table["cut"].eq("neighbourhood") & table["measure"].eq("nll_cut_steps")].iloc[0]
+    weight = found[1][:, [3, 8]].mean(1)
+    assert row.weight == pytest.approx(weight.mean(), rel=1e-5)
+    assert row.per_weight == pytest.approx(row.difference / row.weight, rel=1e-4)
+    assert row.per_weight_low < row.per_weight < row.per_weight_high
+    whole = table[table["cut"].eq("neighbourhood") & table["measure"].eq("nll")].iloc[0]
+    assert whole.weight == pytest.approx(found[1].mean(), rel=1e-5)
 
 
 def test_the_strict_curve_is_the_nll_at_its_steps():
@@ -227,6 +292,7 @@ def test_refusals_of_cuts():
         (lambda: Cut("class", (1,), reach=1), "beyond needs a reach, no other has one"),
         (lambda: Cut("beyond", (1,)), "beyond needs a reach"),
         (lambda: Cut("beyond", (1,), reach=-1), "reach is -1; expected at least 0"),
+        (lambda: Cut("random", (1,), draws=0), "draws of random cuts are 0; expected at least 1"),
         (lambda: Cut("class", (4,)).patterns(SMALL), "layer 4 does not exist"),
         (lambda: Cut("class", (1,), steps=(10,)).patterns(SMALL), "step 10 does not exist"),
         (lambda: reach_cuts(SMALL, (1,), [3]), "reach 3 is not on the grid; expected 0 to 2"),
@@ -245,7 +311,8 @@ def test_the_command_cuts_probes_compares_and_writes(star, trained, tmp_path, mo
     options = ("--images", "8", "--strict-steps", "2", "--reach", "0,7", "--steps", "2")
     code, out, err = star("ablate", trained, trained, *options, "--out", "a")
     assert code == 0, err
-    assert "NLL" in out and "probe refit" in out and "by no route" in out
+    assert "NLL" in out and "refit" in out and "by no route" in out
+    assert "random: the mean over 5 draws" in out and "weight: attention that the cut takes away" in out
     assert "class cut in layers all, nll: ST-AR star again" in out and "difference +0.000" in out
     own = "ablate-layers-all-teacher-st-ar-star"
     table = pd.read_csv(tmp_path / "a" / f"{own}.csv")
@@ -278,6 +345,7 @@ def test_command_refusals(star, trained, tmp_path):
         (("--probe-layer", "3"), "layer 3 does not exist"),
         (("--images", "1"), "images is 1; expected at least 2"),
         (("--strict-steps", "-1"), "strict-steps is -1"),
+        (("--random-cuts", "0"), "random-cuts is 0; expected at least 1"),
         (("--strict-steps", "65"), "steps is 65; expected 1 to 64"),
     ):
         assert refused(star("ablate", trained, *options, "--out", "x"), message), options

@@ -9,6 +9,7 @@ from probes.stats.intervals import (
     median_interval,
     neighbours_interval,
     paired_test,
+    ratio_interval,
     share_interval,
     student_p,
     student_quantile,
@@ -156,3 +157,16 @@ def test_the_interval_of_neighbours_covers_where_images_are_shared(shared):
             covered[place] += low <= 0 <= high
     assert 0.93 <= covered[0] / times <= 0.98
     assert (covered[1] / times < 0.9) == (shared > 0)
+
+
+def test_a_ratio_of_sums_leaves_each_image_out():
+    rng = np.random.default_rng(8)
+    over, under = rng.normal(2, 1, 30), rng.random(30) + 0.5
+    left = [sum(np.delete(over, i)) / sum(np.delete(under, i)) for i in range(30)]
+    error = (29 / 30 * sum((each - np.mean(left)) ** 2 for each in left)) ** 0.5
+    value, low, high = ratio_interval(over, under)
+    assert value == pytest.approx(over.sum() / under.sum())
+    half = student_quantile(29) * error
+    assert (low, high) == pytest.approx((value - half, value + half))
+    assert np.isnan(ratio_interval(over, np.zeros(30))).all()
+    assert np.isnan(ratio_interval(over[:1], under[:1])[1:]).all()
