@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from figures.checkpoints import CheckpointStudy, Subject
 from figures.opening import held_out_stores
 from figures.requests.ablation import Request
-from figures.sentences import few_images
+from figures.sentences import OTHER_RUNS, few_images
 from figures.study import Finding
 from figures.work import Rows, Said, Work
 from probes.ablation.accuracy import ablate_probe
@@ -174,7 +174,7 @@ class AblationStudy(CheckpointStudy[Request, Plan, Stores, Found]):
             "names": list(names),
             "ablations": infos,
         }
-        return Finding(results={"": Result(table, info)}, said=_compared(table, names))
+        return Finding(results={"": Result(table, info)}, said=[*_compared(table, names), OTHER_RUNS])
 
     def together(self, asked: Request, found: dict[str, Found]) -> Finding:
         """All models in the pictures of one."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from figures.checkpoints import CheckpointStudy, Subject
 from figures.opening import chosen_steps, held_out_stores
 from figures.requests.attention_stats import Request
-from figures.sentences import few_images
+from figures.sentences import OTHER_RUNS, few_images
 from figures.study import Finding
 from figures.work import Rows, Said, Work
 from probes.attention.compare import attention_sentences, compare_attention
@@ -139,7 +139,7 @@ class AttentionStudy(CheckpointStudy[Request, Plan, CodeStore, Found]):
         return Finding(
             results={"": Result(table, info)},
             figures={"": attention_difference(table, names)},
-            said=sentences,
+            said=[*sentences, OTHER_RUNS],
         )
 
     def together(self, asked: Request, found: dict[str, Found]) -> Finding:

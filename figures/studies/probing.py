@@ -18,6 +18,7 @@ from figures.features import features_stem, layers_and_steps
 from figures.opening import run_data
 from figures.requests.probing import Request
 from figures.said.probing import atlas_said, few_updates
+from figures.sentences import OTHER_RUNS
 from figures.studies.probing_drawn import atlas_figures, compared_figures, difference_figures
 from figures.study import Finding
 from figures.work import Work
@@ -175,7 +176,7 @@ class ProbingStudy(CheckpointStudy[Request, AtlasConfig, Material, Found]):
         return Finding(
             results={"": Result(result.table, info)},
             figures=difference_figures(atlases, result.table, first, other),
-            said=result.sentences(),
+            said=[*result.sentences(), OTHER_RUNS],
         )
 
     def together(self, asked: Request, found: dict[str, Found]) -> Finding:

@@ -33,62 +33,45 @@ COMPARE_COLUMNS = (
 class Comparison:
     """``second`` against ``first``, the two ``names``.
 
-    ``table``: columns ``COMPARE_COLUMNS``, one row per layer and step, and per layer one row of step 0,
-    the mean over its steps. ``first``, ``second`` (accuracies), ``difference`` (second minus first),
-    ``low`` and ``high`` are fractions; ``only_first`` and ``only_second`` are McNemar's b and c;
-    ``higher`` is the name of the model ahead, or "neither", and is blank where nothing was tested
-    (step 0). ``gains_LKN``: hits of the second minus hits of the first, summed over ``seeds`` seeds.
+    ``table``: columns ``COMPARE_COLUMNS``, one row per layer and step, per layer one row of step 0, the
+    mean over its steps, and one of layer 0 and step 0, the mean over all. ``first``, ``second``
+    (accuracies), ``difference`` (second minus first), ``low`` and ``high`` are fractions;
+    ``only_first`` and ``only_second`` are McNemar's b and c; ``higher`` is the name of the model ahead,
+    or "neither", and is blank where nothing was tested (step 0).
     """
 
     table: pd.DataFrame
     names: tuple[str, str]
     layers: tuple[int, ...]
     steps: tuple[int, ...]
-    seeds: int
-    gains_LKN: np.ndarray
 
     def sentences(self) -> list[str]:
-        """Where the models differ, in words: at most one sentence for each model and one for neither.
+        """The difference over all cells; then, as a map to explore, where a test finds who ahead.
 
-        A model is called better only at cells whose corrected test says so; layers with the same
-        pattern over the steps share a clause. The averages are over cells that the test chose, so they
-        lean to large differences; the rows of step 0 in ``table`` do not choose.
+        Of cells that a test has chosen no average is said: it leans to large differences (a true +3
+        points at 360 images looks like +10). Layers with the same pattern over steps share a clause.
         """
+        whole = self.table[self.table["layer"].eq(0)].iloc[0]
         cells = self.table[self.table["step"] > 0]
-        shape = (len(self.layers), len(self.steps))
-        better_LK = cells["higher"].to_numpy(dtype=object).reshape(shape)
-        found = []
-        for winner, loser in (self.names[::-1], self.names):
-            groups = _groups(better_LK == winner)
-            if groups:
-                clauses = [self._where(*group) + self._gain(winner, *group) for group in groups]
-                count, each = int((better_LK == winner).sum()), "there"
-                if count > 1:
-                    each = f"at each of these {count} of {better_LK.size} cells"
-                found.append(
-                    f"{winner} reads the class better than {loser} at {'; '.join(clauses)}; "
-                    f"Holm-corrected McNemar p < {ALPHA:g} {each}, "
-                    "95 % intervals over images in brackets."
-                )
-        undecided = better_LK == NEITHER
-        if undecided.any():
-            where = "; ".join(self._where(*group) for group in _groups(undecided))
-            where = "any layer and step" if undecided.all() else where
-            rest = cells[undecided.ravel()]
-            found.append(
-                f"No difference between {self.names[0]} and {self.names[1]} was found at {where} (95 % "
-                f"intervals of {self.names[1]} minus {self.names[0]} there lie within "
-                f"{100 * rest['low'].min():+.1f} to {100 * rest['high'].max():+.1f} points)."
-            )
+        of_cells = f"mean of all {len(cells)} cells" if len(cells) > 1 else "one cell"
+        found = [
+            f"{self.names[1]} less {self.names[0]}, {of_cells}: {100 * whole['difference']:+.1f} "
+            f"points [{100 * whole['low']:+.1f}, {100 * whole['high']:+.1f}] "
+            f"({100 * whole['second']:.1f} less {100 * whole['first']:.1f} %) on these "
+            f"{whole['n']} images"
+        ]
+        ahead_LK = cells["higher"].to_numpy(dtype=object).reshape(len(self.layers), len(self.steps))
+        clauses = []
+        for name in self.names[::-1]:
+            chosen_LK = ahead_LK == name
+            if chosen_LK.any():
+                where = "; ".join(self._where(*group) for group in _groups(chosen_LK))
+                clauses.append(f"{name} ahead at {chosen_LK.sum()} ({where})")
+        found.append(
+            f"cell by cell, to explore: {', '.join(clauses) or 'neither ahead anywhere'}, of "
+            f"{ahead_LK.size} cells (McNemar's exact test, Holm-corrected p < {ALPHA:g})"
+        )
         return found
-
-    def _gain(self, winner: str, rows: list[int], columns: list[int]) -> str:
-        """The winner's lead over the cells rows x columns, with its interval."""
-        sign = 1 if winner == self.names[1] else -1
-        mean_N = sign * self.gains_LKN[np.ix_(rows, columns)].mean((0, 1)) / self.seeds
-        _, low, high, _ = averaged_hits_test(mean_N)
-        average = " on average" if len(rows) * len(columns) > 1 else ""
-        return f" ({100 * mean_N.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]{average})"
 
     def _where(self, rows: list[int], columns: list[int]) -> str:
         steps = _runs("step", self.steps, columns) if len(columns) < len(self.steps) else "every step"
@@ -110,39 +93,41 @@ def compare_hits(
     ``UserError`` if the shapes differ.
     """
     _check(first_SLKN, second_SLKN, layers, steps, names)
-    seeds, _, _, images = first_SLKN.shape
-    first_LKN, second_LKN = (hits.sum(0, dtype=np.int16) for hits in (first_SLKN, second_SLKN))
-    gains_LKN = second_LKN - first_LKN
+    sides = first_SLKN, second_SLKN
     only_first_LK = (first_SLKN[0] & ~second_SLKN[0]).sum(-1)
     only_second_LK = (second_SLKN[0] & ~first_SLKN[0]).sum(-1)
     p_LK = np.asarray(mcnemar(only_first_LK, only_second_LK))
     rows, means = [], []
     for a, layer in enumerate(layers):
         for k, step in enumerate(steps):
-            b, c = only_first_LK[a, k], only_second_LK[a, k]
-            if seeds == 1:
-                _, low, high = paired_share_interval(first_SLKN[0, a, k], second_SLKN[0, a, k])
-            else:
-                _, low, high, _ = averaged_hits_test(gains_LKN[a, k] / seeds)
-            rows.append({
-                "layer": layer, "step": step, "low": low, "high": high, "only_first": b,
-                "only_second": c, "p": p_LK[a, k],
-                "first": first_LKN[a, k].mean() / seeds, "second": second_LKN[a, k].mean() / seeds,
-            })  # fmt: skip
-        _, low, high, _ = averaged_hits_test(gains_LKN[a].mean(0) / seeds)
-        means.append({
-            "layer": layer, "step": 0, "low": low, "high": high,
-            "first": first_LKN[a].mean() / seeds, "second": second_LKN[a].mean() / seeds,
-        })  # fmt: skip
-    rows = [row | {"difference": row["second"] - row["first"], "n": images} for row in rows + means]
-    table = paired_table(rows, COMPARE_COLUMNS, names)
+            tested = {
+                "only_first": only_first_LK[a, k], "only_second": only_second_LK[a, k], "p": p_LK[a, k],
+            }  # fmt: skip
+            numbers = _numbers(*(side[:, a, k] for side in sides))
+            rows.append({"layer": layer, "step": step, **numbers, **tested})
+        means.append({"layer": layer, "step": 0, **_numbers(*(side[:, a] for side in sides))})
+    means.append({"layer": 0, "step": 0, **_numbers(*sides)})
+    table = paired_table([*rows, *means], COMPARE_COLUMNS, names)
     side = (table["low"] > 0).astype(int) - (table["high"] < 0)
     agree = side == np.sign(table["only_second"] - table["only_first"])
     table.loc[table["p"].notna() & ~agree, "higher"] = NEITHER
     return Comparison(
         table=table, names=(names[0], names[1]), layers=tuple(layers),
-        steps=tuple(steps), seeds=seeds, gains_LKN=gains_LKN,
+        steps=tuple(steps),
     )  # fmt: skip
+
+
+def _numbers(first: np.ndarray, second: np.ndarray) -> dict:
+    """Accuracies, difference and interval of hits (.., N), averaged within an image first."""
+    one, two = (hits.reshape(-1, hits.shape[-1]) for hits in (first, second))
+    if len(one) == 1:
+        difference, low, high = paired_share_interval(one[0], two[0])
+    else:
+        difference, low, high, _ = averaged_hits_test(two.mean(0) - one.mean(0))
+    return {
+        "first": one.mean(), "second": two.mean(), "difference": difference, "low": low, "high": high,
+        "n": one.shape[1],
+    }  # fmt: skip
 
 
 def _check(

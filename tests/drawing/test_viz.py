@@ -78,7 +78,7 @@ DRAWINGS = {
         lambda: probe_heatmap_difference(
             made_table(0.1), made_table(), ("ST-AR", "AR"), tested=made_tested({(5, 8): "ST-AR"})
         ),
-        2, ("+10.0", "step\n•  one is better: McNemar's test, Holm-corrected, p < 0.05"), 5.6,
+        2, ("+10.0", "step\n•  one is ahead: McNemar's test, Holm-corrected, p < 0.05"), 5.6,
     ),
     "confusion": (
         lambda: confusion_matrix(made_counts(10), made_names(10)),

@@ -172,7 +172,7 @@ def _heatmap(
         inks = [text_colour(colours(norm(value))) for value in values[marked]]
         y, x = np.nonzero(marked)
         axes.scatter(x + aside, y - up, s=9, c=inks, linewidths=0)
-        axes.set_xlabel("step\n•  one is better: McNemar's test, Holm-corrected, p < 0.05")
+        axes.set_xlabel("step\n•  one is ahead: McNemar's test, Holm-corrected, p < 0.05")
     bar = figure.colorbar(image, ax=axes, label=unit, pad=0.02, fraction=0.06)
     bar.outline.set_visible(False)
     return figure
