@@ -33,8 +33,8 @@ def reproduce(
     with more --seeds it trains those that are missing.
     """
     from cli.terminal.screen import Stages, console, print_rows
-    from figures.reproduce import plan_for
-    from figures.reproduce import reproduce as run
+    from figures.reproduction.reproduce import plan_for
+    from figures.reproduction.reproduce import reproduce as run
     from star.base.device import resolve_device
     from star.runs.metrics import RUNS
 

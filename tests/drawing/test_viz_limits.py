@@ -15,8 +15,8 @@ from made_up import (
 )
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from figures.material import Material
-from figures.recipes import _attention_figures
+from figures.reproduction.material import Material
+from figures.reproduction.recipes import _attention_figures
 from probes.attention.maps import AttentionMaps
 from star.base.errors import UserError
 from viz.attention.maps import attention_compare, attention_grid

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from figures.compare import Measured, comparison, differences, verdict
-from figures.reproduce import Plan, plan_for, reproduce
+from figures.reproduction.compare import Measured, comparison, differences, verdict
+from figures.reproduction.reproduce import Plan, plan_for, reproduce
 from star import load_model
 from star.base.errors import UserError
 from star.model.config import ModelConfig

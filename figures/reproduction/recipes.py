@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.material import Material
+from figures.reproduction.material import Material
 from probes.attention.maps import AttentionMaps
 from viz.attention.maps import attention_grid, attention_row
 from viz.base.panel import heat_scale

@@ -12,11 +12,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from figures.compare import Measured, comparison, verdict
-from figures.material import PARTS, measured_material
 from figures.paper import LINEAR_PROBE
-from figures.plan import IMPROVED, PLAIN, PLAN_FILE, Plan, check_plan, check_source, plan_for
-from figures.recipes import draw_all
+from figures.reproduction.compare import Measured, comparison, verdict
+from figures.reproduction.material import PARTS, measured_material
+from figures.reproduction.plan import (
+    IMPROVED,
+    PLAIN,
+    PLAN_FILE,
+    Plan,
+    check_plan,
+    check_source,
+    plan_for,
+)
+from figures.reproduction.recipes import draw_all
 from probes.attention.stats import attention_stats
 from probes.linear.atlas import Atlas, AtlasConfig, probe_atlas
 from probes.linear.protocols import ProtocolConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from figures.plan import PLAIN, Plan
+from figures.reproduction.plan import PLAIN, Plan
 from probes.attention.maps import AttentionMaps, attention_maps
 from probes.reading.features import scattered_steps
 from probes.tokens.augmentations import chosen_views

@@ -1,0 +1,1 @@
+"""The whole chain on one source: what it does, measures, draws and compares."""
